@@ -1,0 +1,281 @@
+"""The artifact: one zstd frame holding one POSIX (ustar) tar. Everything in it is hostile.
+
+The reader is strict and complete: every byte of the file belongs to a member, to its padding or to the end
+mark, and anything else is refused in one sentence that names the member and the rule. Nothing is written to
+disk, and no code of the artifact runs here.
+"""
+
+import hashlib
+import io
+import json
+import re
+import tarfile
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import Any
+
+import zstandard
+
+from pgolf import rules
+from pgolf.errors import EnvironmentBroken, Refused, UsageError
+
+MANIFEST = "submission.json"
+REQUIRED = (MANIFEST, "predict.py", "train.py")
+
+_BLOCK = 512
+_CHUNK = 1024  # one chunk of compressed input grows to at most 32 MiB, so the cap is checked in time
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """What `submission.json` declares. The scorer takes nothing from it on trust but names."""
+
+    name: str
+    author: str
+    track: str
+    vocab_size: int
+    bos: int
+    """Id of the token that begins each document and, as the next one's first token, ends it."""
+    context: int
+    """Longest window in tokens."""
+    tokenizer: str
+    """Member name of a SentencePiece model, or "bytes" (ids 0..255 are the bytes)."""
+    window: str = "packed"
+    """"packed": windows over the concatenated documents; "document": each document from its own start."""
+    stride: int | None = None
+    """Sliding window: how many new tokens each window scores; None: `context`, windows do not overlap."""
+    form: str = "simple"
+    adapts: bool = False
+    packages: tuple[str, ...] = ()
+    """Python packages that the submission imports beyond the standard library."""
+
+
+@dataclass(frozen=True)
+class Artifact:
+    """A checked artifact, in memory."""
+
+    sha256: str
+    bytes: int
+    manifest: Manifest
+    members: Mapping[str, bytes]
+
+
+def pack(members: Mapping[str, bytes], path: Path, limit: int) -> int:
+    """Write `members` as an artifact and return its size in bytes; same members, same bytes.
+
+    The result is read back before it takes its name. Raises Refused when it is over `limit` bytes or would be
+    refused by `read`; nothing is left at `path` then.
+    """
+    tar = io.BytesIO()
+    with tarfile.open(fileobj=tar, mode="w", format=tarfile.USTAR_FORMAT) as archive:
+        for name, data in sorted(members.items()):
+            try:
+                info = tarfile.TarInfo(name)
+                info.size = len(data)
+                archive.addfile(info, io.BytesIO(data))
+            except ValueError:
+                raise Refused(f"{name}: this member name does not fit a POSIX tar; shorten it") from None
+    raw = tar.getvalue()
+    parameters = zstandard.ZstdCompressionParameters.from_level(22, source_size=len(raw), write_checksum=True)
+    data = zstandard.ZstdCompressor(compression_params=parameters).compress(raw)
+    parse(data, limit)
+    part = path.with_name(path.name + ".part")
+    part.write_bytes(data)
+    part.replace(path)
+    return len(data)
+
+
+def read(path: Path, limit: int) -> Artifact:
+    """Read and check the artifact at `path`.
+
+    Raises UsageError when there is no such file, Refused when it breaks a rule.
+    """
+    try:
+        with path.open("rb") as file:
+            data = file.read(limit + 1)
+            size = path.stat().st_size
+    except FileNotFoundError:
+        raise UsageError(f"{path}: no such artifact") from None
+    except OSError as error:
+        raise UsageError(f"{path}: cannot be read ({error.strerror})") from None
+    if size > limit or len(data) > limit:
+        raise Refused(f"the artifact has {max(size, len(data)):,} bytes; the limit is {limit:,}")
+    return parse(data, limit)
+
+
+def parse(data: bytes, limit: int) -> Artifact:
+    """Check the bytes of an artifact (see `read`)."""
+    if len(data) > limit:
+        raise Refused(f"the artifact has {len(data):,} bytes; the limit is {limit:,}")
+    members = dict(_tar_members(_decompress(data)))
+    for name in REQUIRED:
+        if name not in members:
+            raise Refused(f"{name} is missing from the artifact")
+    manifest = _parse_manifest(members[MANIFEST])
+    if len(data) > (own := rules.track(manifest.track).artifact_bytes):
+        raise Refused(
+            f"the artifact has {len(data):,} bytes; the limit of track {manifest.track} is {own:,}"
+        )
+    if manifest.tokenizer != "bytes" and manifest.tokenizer not in members:
+        raise Refused(f"{MANIFEST} names the tokenizer {manifest.tokenizer!r}, which is not in the artifact")
+    return Artifact(hashlib.sha256(data).hexdigest(), len(data), manifest, members)
+
+
+def _decompress(data: bytes) -> bytes:
+    """Exactly one zstd frame, its output and its window bounded."""
+    frame = zstandard.ZstdDecompressor(max_window_size=rules.ZSTD_WINDOW_BYTES).decompressobj()
+    parts: list[bytes] = []
+    total = offset = 0
+    try:
+        while offset < len(data) and not frame.eof:
+            parts.append(frame.decompress(data[offset : offset + _CHUNK]))
+            offset += _CHUNK
+            total += len(parts[-1])
+            if total > rules.UNPACKED_BYTES:
+                raise Refused(f"the artifact unpacks to more than {rules.UNPACKED_BYTES:,} bytes")
+    except zstandard.ZstdError as error:
+        raise Refused(f"the artifact is not a sound zstd frame ({error})") from None
+    if not frame.eof:
+        raise Refused("the artifact is truncated: its zstd frame does not end")
+    if frame.unused_data or offset < len(data):
+        raise Refused("the artifact has bytes after the end of its zstd frame")
+    return b"".join(parts)
+
+
+def _tar_members(tar: bytes) -> Iterator[tuple[str, bytes]]:
+    """The regular files of a tar, each name checked."""
+    seen: dict[str, bool] = {}  # name -> is it a folder
+    offset = 0
+    while tar[offset : offset + _BLOCK].strip(b"\0"):
+        name, size, is_folder = _tar_header(tar[offset : offset + _BLOCK], offset)
+        if len(seen) >= rules.MEMBERS:
+            raise Refused(f"{name}: the artifact has more than {rules.MEMBERS} members")
+        if name in seen:
+            raise Refused(f"{name}: the artifact holds this member twice")
+        parents = ["/".join(name.split("/")[:depth]) for depth in range(1, name.count("/") + 1)]
+        if any(seen.get(parent) is False for parent in parents):
+            raise Refused(f"{name}: one of its folders is a file of the artifact")
+        if not is_folder and any(other.startswith(name + "/") for other in seen):
+            raise Refused(f"{name}: is a folder of the artifact and a file")
+        seen[name] = is_folder
+        start, end = offset + _BLOCK, offset + _BLOCK + size
+        offset = end + -size % _BLOCK
+        if offset > len(tar):
+            raise Refused(f"{name}: the tar ends inside this member")
+        if tar[end:offset].strip(b"\0"):
+            raise Refused(f"{name}: bytes are hidden in the padding after this member")
+        if not is_folder:
+            yield name, tar[start:end]
+    if len(tar) - offset < 2 * _BLOCK or len(tar) % _BLOCK:
+        raise Refused("the tar ends without its end mark of two zero blocks")
+    if tar[offset:].strip(b"\0"):
+        raise Refused("bytes are hidden after the tar's end mark")
+
+
+def _tar_header(header: bytes, offset: int) -> tuple[str, int, bool]:
+    """Name, size in bytes, and whether it is a folder, of one ustar header."""
+    where = f"the tar header at byte {offset}"
+    if len(header) < _BLOCK:
+        raise Refused(f"{where} is cut off")
+    if header[257:265] != b"ustar\x0000":
+        raise Refused(f"{where} is not POSIX ustar; pack with `pgolf pack` or `tar --format=ustar`")
+    checksum = sum(header) - sum(header[148:156]) + 8 * ord(" ")
+    if _octal(header[148:156], where) != checksum:
+        raise Refused(f"{where} has a wrong checksum")
+    parts = [header[345:500], header[:100]]
+    raw = b"/".join(part.split(b"\0", 1)[0] for part in parts if part[0])
+    name = _member_name(raw, where)
+    kind = header[156:157]
+    if kind not in (b"0", b"\0", b"5"):
+        raise Refused(f"{name}: only regular files and folders may be in an artifact (tar type {kind!r})")
+    size = _octal(header[124:136], name)
+    if kind == b"5" and size:
+        raise Refused(f"{name}: a folder with contents of its own")
+    return name, size, kind == b"5"
+
+
+def _octal(field: bytes, where: str) -> int:
+    if not (match := re.fullmatch(rb" *([0-7]+)[ \0]*", field)):
+        raise Refused(f"{where}: a number of the tar header is not octal")
+    return int(match[1], 8)
+
+
+def _member_name(raw: bytes, where: str) -> str:
+    """A relative path without tricks; a folder's closing slash is dropped."""
+    try:
+        name = raw.decode("utf-8")
+    except UnicodeDecodeError:
+        raise Refused(f"{where}: the member name {raw!r} is not UTF-8") from None
+    if not name.isprintable() or "\\" in name:
+        raise Refused(f"{name!r}: control characters and backslashes are not allowed in member names")
+    name = name.removesuffix("/")
+    if name.startswith("/"):
+        raise Refused(f"{name}: absolute paths are not allowed")
+    if any(part in ("", ".", "..") for part in name.split("/")):
+        raise Refused(f"{name!r}: empty, '.' and '..' path parts are not allowed")
+    return name
+
+
+def _parse_manifest(data: bytes) -> Manifest:
+    """Check every field of `submission.json`; an unknown one is refused, since it is most likely a slip."""
+    try:
+        values = json.loads(data)
+    except (ValueError, RecursionError):
+        raise Refused(f"{MANIFEST} is not JSON") from None
+    if not isinstance(values, dict):
+        raise Refused(f"{MANIFEST} is not a JSON object")
+    known = {field.name for field in fields(Manifest)}
+    if unknown := sorted(set(values) - known):
+        raise Refused(f"{MANIFEST}: unknown field {unknown[0]!r}; known are {', '.join(sorted(known))}")
+    for key in ("name", "author", "track", "tokenizer"):
+        _require(key, values, isinstance(value := values.get(key), str) and 0 < len(value) <= 100)
+        _require(key, values, values[key].isprintable())
+    _require("track", values, values["track"] in rules.TRACKS)
+    for key, least, most in (("vocab_size", 2, rules.VOCAB_SIZE), ("context", 1, rules.CONTEXT)):
+        _require(key, values, _is_int(values.get(key)) and least <= values[key] <= most)
+    if values["vocab_size"] * values["context"] > rules.WINDOW_LOGITS:
+        raise Refused(f"{MANIFEST}: vocab_size times context is over {rules.WINDOW_LOGITS:,}")
+    _require("bos", values, _is_int(values.get("bos")) and 0 <= values["bos"] < values["vocab_size"])
+    if values["tokenizer"] == "bytes":
+        _require("bos", values, values["bos"] >= 256)
+    stride = values.get("stride")
+    _require("stride", values, stride is None or (_is_int(stride) and 1 <= stride <= values["context"]))
+    _require("window", values, values.get("window", "packed") in ("packed", "document"))
+    _require("form", values, values.get("form", "simple") == "simple")
+    _require("adapts", values, values.get("adapts", False) is False)
+    packages = values.get("packages", [])
+    _require("packages", values, isinstance(packages, list) and len(packages) <= 100)
+    _require("packages", values, all(isinstance(p, str) and re.fullmatch(r"[\w.-]+", p) for p in packages))
+    return Manifest(**{**values, "packages": tuple(packages)})
+
+
+def _is_int(value: Any) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool)
+
+
+def _require(key: str, values: dict[str, Any], holds: bool) -> None:
+    if not holds:
+        shown = f"{values[key]!r:.60}" if key in values else "missing"
+        raise Refused(f"{MANIFEST}: {key} is {shown}, which the format does not allow (docs/artifact.md)")
+
+
+def folder_members(folder: Path) -> dict[str, bytes]:
+    """Contents of a submission's folder, ready for `pack`; caches and hidden files stay out.
+
+    Raises UsageError when `folder` is none, EnvironmentBroken when a file cannot be read.
+    """
+    if not folder.is_dir():
+        raise UsageError(f"{folder}: no such folder")
+    members: dict[str, bytes] = {}
+    for path in sorted(folder.rglob("*")):
+        name = path.relative_to(folder)
+        if any(part.startswith(".") or part == "__pycache__" for part in name.parts) or path.is_dir():
+            continue
+        if path.is_symlink():
+            raise UsageError(f"{path}: is a link; put the file itself into the folder")
+        try:
+            members[name.as_posix()] = path.read_bytes()
+        except OSError as error:
+            raise EnvironmentBroken(f"{path}: cannot be read ({error.strerror})") from None
+    return members

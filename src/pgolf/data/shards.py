@@ -1,0 +1,82 @@
+"""Token shards: the contest's `.bin` files.
+
+A header of 256 little-endian int32 (magic 20240520, version 1, token count, zeros), then the tokens as
+little-endian uint16. Documents follow each other; each begins with the tokenizer's BOS token.
+"""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+
+from pgolf.errors import EnvironmentBroken
+
+MAGIC = 20240520
+VERSION = 1
+HEADER_BYTES = 256 * 4
+
+Tokens = npt.NDArray[np.uint16]
+
+_SCAN_TOKENS = 1 << 22
+
+
+def write_shard(path: Path, tokens: Tokens) -> None:
+    """Write `tokens` (N,) as one shard. It appears under `path` whole or not at all."""
+    header = np.zeros(256, dtype="<i4")
+    header[:3] = MAGIC, VERSION, len(tokens)
+    part = path.with_name(path.name + ".part")
+    with part.open("wb") as file:
+        file.write(header.tobytes())
+        file.write(tokens.astype("<u2", copy=False).tobytes())
+    part.replace(path)
+
+
+def read_shard(path: Path, vocab_size: int) -> Tokens:
+    """The tokens (N,) of a shard, memory-mapped.
+
+    Raises EnvironmentBroken, naming file and byte offset, when the header is wrong, the size does not
+    match the header's count, or a token is not below `vocab_size`.
+    """
+    if not path.is_file():
+        raise EnvironmentBroken(f"{path}: no such shard")
+    size = path.stat().st_size
+    if size < HEADER_BYTES:
+        raise EnvironmentBroken(f"{path}: offset {size}: the file ends inside the {HEADER_BYTES}-byte header")
+    header = np.fromfile(path, dtype="<i4", count=256)
+    for index, (field, expected) in enumerate((("magic number", MAGIC), ("version", VERSION))):
+        if header[index] != expected:
+            raise EnvironmentBroken(
+                f"{path}: offset {4 * index}: {field} is {header[index]}, expected {expected}; "
+                "this is not a token shard"
+            )
+    count = int(header[2])
+    expected_size = HEADER_BYTES + 2 * count
+    if count < 1 or size != expected_size:
+        raise EnvironmentBroken(
+            f"{path}: offset 8: the header promises {count} tokens ({expected_size} bytes) "
+            f"but the file has {size} bytes; fetch or build it again"
+        )
+    tokens = np.memmap(path, dtype="<u2", mode="r", offset=HEADER_BYTES, shape=(count,))
+    for start in range(0, count, _SCAN_TOKENS):
+        chunk = tokens[start : start + _SCAN_TOKENS]
+        if int(chunk.max()) >= vocab_size:
+            first = start + int(np.argmax(chunk >= vocab_size))
+            raise EnvironmentBroken(
+                f"{path}: offset {HEADER_BYTES + 2 * first}: token {tokens[first]} is outside the "
+                f"vocabulary of {vocab_size}; the shard is damaged or belongs to another tokenizer"
+            )
+    return tokens
+
+
+def split_documents(path: Path, tokens: Tokens, bos: int) -> Iterator[Tokens]:
+    """The documents of a shard, each without its leading BOS.
+
+    Raises EnvironmentBroken when the shard does not begin with a document.
+    """
+    starts = np.flatnonzero(tokens == bos)
+    if len(starts) == 0 or starts[0] != 0:
+        raise EnvironmentBroken(f"{path}: offset {HEADER_BYTES}: the first token is not BOS ({bos})")
+    ends = np.append(starts[1:], len(tokens))
+    for start, end in zip(starts, ends, strict=True):
+        yield tokens[start + 1 : end]

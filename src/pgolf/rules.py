@@ -1,0 +1,51 @@
+"""The rules in numbers. Limits appear here and nowhere else."""
+
+from dataclasses import dataclass
+
+from pgolf.errors import UsageError
+
+
+@dataclass(frozen=True)
+class Track:
+    """One competition: what an artifact may weigh and how long it may take."""
+
+    name: str
+    artifact_bytes: int
+    """Largest size of the artifact on disk, in bytes (decimal megabytes, not MiB)."""
+    train_seconds: float | None
+    """Wall clock from the first training token to the finished artifact; None: no limit."""
+    eval_seconds: float
+    """Wall clock of everything the submission does while it is scored: encode, predict, decode."""
+    hardware: str
+
+
+TRACKS = {
+    track.name: track
+    for track in (
+        Track("main", 16_000_000, 600.0, 600.0, "8xH100 SXM"),
+        Track("unlimited", 16_000_000, None, 600.0, "8xH100 SXM"),
+        Track("laptop", 1_000_000, 60.0, 120.0, "CPU"),
+    )
+}
+
+# What an artifact may unpack to. Generous for honest entries, small enough that none can harm the scorer.
+UNPACKED_BYTES = 256 * 1024 * 1024
+MEMBERS = 256
+ZSTD_WINDOW_BYTES = 128 * 1024 * 1024  # what zstd's highest level asks for
+
+# What a worker may use while it is scored.
+WORKER_MEMORY_BYTES = 16 * 1024**3
+WORKER_PROCESSES = 512  # threads count
+WORKER_DISK_BYTES = 1024**3
+WORKER_OUTPUT_BYTES = 1024 * 1024  # stdout and stderr together
+VOCAB_SIZE = 1 << 20
+CONTEXT = 1 << 20
+WINDOW_LOGITS = 1 << 28  # vocab_size times context: one window's logits
+TOKENS_PER_BYTE = 4  # a tokenizer may not flood the scorer; plain bytes need 1
+
+
+def track(name: str) -> Track:
+    """The track called `name`. Raises UsageError when there is none."""
+    if name not in TRACKS:
+        raise UsageError(f"there is no track {name!r}; choose one of {', '.join(TRACKS)}")
+    return TRACKS[name]
