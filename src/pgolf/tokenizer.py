@@ -1,0 +1,90 @@
+"""Any tokenizer, proven lossless on the text that is scored.
+
+Encoding and decoding run in separate boxes: the decoder receives nothing but ids, and what it returns must be
+the canonical text, byte for byte, document by document. So the ids carry the whole text, and no byte count is
+ever taken from a submission.
+"""
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from itertools import pairwise
+
+import numpy as np
+
+from pgolf import rules, wire
+from pgolf.artifact import Artifact, Manifest
+from pgolf.errors import Refused
+from pgolf.sandbox import Worker
+from pgolf.wire import Ids, Kind
+
+
+def encode(artifact: Artifact, documents: Sequence[bytes], deadline: float, isolated: bool) -> list[Ids]:
+    """Ids (n,) of each document. Raises Refused for ids that are out of range, spell BOS, or are too many."""
+    if artifact.manifest.tokenizer == "bytes":
+        return [np.frombuffer(document, dtype=np.uint8).astype(np.int32) for document in documents]
+    encoded: list[Ids] = []
+    with _worker("encode", artifact, deadline, isolated) as worker:
+        for begin, end in _groups([len(document) for document in documents]):
+            group = list(documents[begin:end])
+            tokens = rules.TOKENS_PER_BYTE * sum(map(len, group)) + len(group)
+            worker.send(Kind.TEXTS, wire.encode_texts(group))
+            reply = wire.decode_tokens(worker.receive(Kind.TOKENS, 4 * (1 + len(group) + tokens)))
+            if len(reply) != len(group):
+                raise Refused(f"the tokenizer gave {len(reply)} documents back for {len(group)}")
+            for number, ids in enumerate(reply, begin):
+                _check_ids(ids, number, artifact.manifest)
+            encoded += reply
+    return encoded
+
+
+def check_decoding(
+    artifact: Artifact, documents: Sequence[bytes], encoded: Sequence[Ids], deadline: float, isolated: bool
+) -> None:
+    """Decode the ids in a fresh box. Raises Refused at the first byte that differs from the canonical text."""
+    if artifact.manifest.tokenizer == "bytes":
+        return
+    with _worker("decode", artifact, deadline, isolated) as worker:
+        for begin, end in _groups([len(document) for document in documents]):
+            group = documents[begin:end]
+            most = 2 * sum(map(len, group)) + 8 * len(group) + wire.TEXT_FRAME_BYTES
+            worker.send(Kind.TOKENS, wire.encode_tokens(list(encoded[begin:end])))
+            decoded = wire.decode_texts(worker.receive(Kind.TEXTS, most))
+            if len(decoded) != len(group):
+                raise Refused(f"the tokenizer gave {len(decoded)} documents back for {len(group)}")
+            for number, (text, back) in enumerate(zip(group, decoded, strict=True), begin):
+                if back != text:
+                    raise Refused(_difference(number, text, back))
+
+
+@contextmanager
+def _worker(role: str, artifact: Artifact, deadline: float, isolated: bool) -> Iterator[Worker]:
+    """A box that holds the tokenizer's file and nothing else of the artifact."""
+    name = artifact.manifest.tokenizer
+    files = {name: artifact.members[name]}
+    with Worker(role, files, deadline=deadline, isolated=isolated, tokenizer=name) as worker:
+        worker.receive(Kind.READY, 0)
+        yield worker
+
+
+def _groups(sizes: Sequence[int]) -> Iterator[tuple[int, int]]:
+    """Ranges of neighbouring documents, each of about one frame."""
+    frames = np.cumsum(sizes) // wire.TEXT_FRAME_BYTES if len(sizes) else np.zeros(0, dtype=np.int64)
+    edges = np.flatnonzero(np.diff(frames, prepend=-1, append=-1))
+    yield from pairwise(edges.tolist())
+
+
+def _check_ids(ids: Ids, number: int, manifest: Manifest) -> None:
+    if len(ids) and not (0 <= int(ids.min()) and int(ids.max()) < manifest.vocab_size):
+        raise Refused(
+            f"document {number}: the tokenizer gave id {int(ids.max())}, but vocab_size is {manifest.vocab_size}"
+        )
+    if np.any(ids == manifest.bos):
+        raise Refused(f"document {number}: the tokenizer used BOS ({manifest.bos}) inside a document")
+
+
+def _difference(number: int, text: bytes, back: bytes) -> str:
+    at = next((i for i, (a, b) in enumerate(zip(text, back, strict=False)) if a != b), min(len(text), len(back)))
+    return (
+        f"the tokenizer is lossy: document {number} differs from the canonical text at byte {at} "
+        f"({text[at : at + 12]!r} became {back[at : at + 12]!r})"
+    )

@@ -1,0 +1,170 @@
+"""Small datasets and artifacts that the tests are made of."""
+
+import json
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import sentencepiece as spm
+
+from pgolf.artifact import pack
+from pgolf.data.dataset import FORMAT, INDEX, file_digest, text_digest
+from pgolf.data.shards import write_shard
+
+ROOT = Path(__file__).parent.parent
+SHARED = ROOT.parent / "shared" / "data"
+
+needs_fineweb = pytest.mark.skipif(not SHARED.is_dir(), reason="real FineWeb pieces are not beside the checkout")
+
+DOCUMENTS = (
+    "The quick brown fox jumps over the lazy dog.\nAnd then it rests.\n",
+    "",
+    "x",
+    "Ünïcödé, naïve café; 漢字とかな交じり文, русский текст, العربية, हिन्दी.",
+    "emoji 👩‍👩‍👧‍👦 🏳️‍🌈 and \t tabs,  double  spaces \r\n and <s> that is no token",
+    " ".join(f"sentence {i} of a long document about numbers like {i * i}." for i in range(60)),
+    "short",
+    "last one, with a trailing space ",
+)
+
+UNIFORM = """
+import torch
+
+class Uniform(torch.nn.Module):
+    def forward(self, ids):
+        return torch.zeros(*ids.shape, VOCAB)
+
+def load(root, device):
+    return Uniform()
+"""
+
+# A causal model of fixed random weights: looks at the token, its position in the window, and the mean before it.
+CAUSAL = """
+import torch
+
+class Model(torch.nn.Module):
+    def __init__(self):
+        super().__init__()
+        generator = torch.Generator().manual_seed(7)
+        self.table = torch.randn(VOCAB, 32, generator=generator)
+        self.head = torch.randn(32, VOCAB, generator=generator) / 4
+
+    def forward(self, ids):
+        x = self.table[ids]
+        steps = torch.arange(1, ids.shape[1] + 1)[None, :, None]
+        x = x + x.cumsum(1) / steps + torch.sin(steps / 7.0)
+        return x @ self.head
+
+def load(root, device):
+    return Model()
+"""
+
+
+@pytest.fixture(scope="session")
+def tokenizer_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A lossless SentencePiece model with byte fallback, small enough to train in a moment."""
+    path = tmp_path_factory.mktemp("tokenizer") / "tokenizer.model"
+    with path.open("wb") as file:
+        spm.SentencePieceTrainer.train(
+            sentence_iterator=iter(DOCUMENTS[5].split(".")),
+            model_writer=file,
+            vocab_size=320,
+            model_type="bpe",
+            byte_fallback=True,
+            normalization_rule_name="identity",
+            remove_extra_whitespaces=False,
+            add_dummy_prefix=False,
+            hard_vocab_limit=False,
+            minloglevel=2,
+        )
+    return path
+
+
+def write_dataset(root: Path, documents: Sequence[str], tokenizer: Path) -> Path:
+    """A dataset folder in pgolf's layout whose validation text is `documents`."""
+    root.mkdir(parents=True)
+    processor = spm.SentencePieceProcessor(model_file=str(tokenizer))
+    bos = processor.bos_id()
+    tokens = [t for d in documents for t in (bos, *processor.encode(d))]
+    (root / "tokenizer.model").write_bytes(tokenizer.read_bytes())
+    for name in ("train_000000.bin", "val_000000.bin"):
+        write_shard(root / name, np.array(tokens, dtype=np.uint16))
+    lines = "".join(json.dumps({"text": document}) + "\n" for document in documents)
+    (root / "val_documents.jsonl").write_text(lines, encoding="utf-8")
+    encoded = [document.encode() for document in documents]
+    index = {
+        "format": FORMAT,
+        "name": root.name,
+        "tokenizer": {
+            "file": "tokenizer.model",
+            "sha256": file_digest(tokenizer),
+            "vocab_size": processor.vocab_size(),
+            "bos": bos,
+        },
+        "shards": [
+            {"file": name, "sha256": file_digest(root / name), "tokens": len(tokens)}
+            for name in ("train_000000.bin", "val_000000.bin")
+        ],
+        "text": {
+            "file": "val_documents.jsonl",
+            "sha256": text_digest(encoded),
+            "bytes": sum(map(len, encoded)),
+            "documents": len(encoded),
+        },
+    }
+    (root / INDEX).write_text(json.dumps(index))
+    return root
+
+
+@pytest.fixture(scope="session")
+def dataset(tmp_path_factory: pytest.TempPathFactory, tokenizer_model: Path) -> Path:
+    """The folder of a small dataset full of awkward text."""
+    return write_dataset(tmp_path_factory.mktemp("data") / "tiny", DOCUMENTS, tokenizer_model)
+
+
+Members = Mapping[str, bytes | None]
+MakeArtifact = Callable[..., Path]
+
+
+@pytest.fixture
+def make_artifact(tmp_path: Path, tokenizer_model: Path) -> MakeArtifact:
+    """A function that packs an artifact around the source of a `predict.py`."""
+    vocab = spm.SentencePieceProcessor(model_file=str(tokenizer_model)).vocab_size()
+
+    def make(predict: str, members: Members | None = None, name: str = "a.zst", **manifest: Any) -> Path:
+        path = tmp_path / name
+        path.write_bytes(artifact_bytes(tmp_path, predict, vocab, tokenizer_model, members or {}, manifest))
+        return path
+
+    return make
+
+
+def artifact_bytes(
+    folder: Path, predict: str, vocab: int, tokenizer: Path, members: Members, manifest: dict[str, Any]
+) -> bytes:
+    """The bytes of an artifact; VOCAB in `predict` becomes the vocabulary size, a None member is left out."""
+    fields: dict[str, Any] = {
+        "name": "test",
+        "author": "tests",
+        "track": "laptop",
+        "vocab_size": vocab,
+        "bos": 1,
+        "context": 64,
+        "tokenizer": "tokenizer.model",
+        "packages": ["torch"],
+    } | manifest
+    predict = predict.replace("VOCAB", str(fields["vocab_size"]))
+    content: dict[str, bytes | None] = {
+        "submission.json": json.dumps(fields).encode(),
+        "predict.py": predict.encode(),
+        "train.py": b"# nothing to train\n",
+        "tokenizer.model": tokenizer.read_bytes(),
+        **members,
+    }
+    path = folder / "packed.part"
+    pack({k: v for k, v in content.items() if v is not None}, path, 16_000_000)
+    data = path.read_bytes()
+    path.unlink()
+    return data
