@@ -13,7 +13,13 @@ from pgolf.score import negative_log_likelihood, score
 
 
 def reference(
-    predict: str, documents: Sequence[Sequence[int]], text_bytes: int, vocab: int, context: int, stride: int, mode: str
+    predict: str,
+    documents: Sequence[Sequence[int]],
+    text_bytes: int,
+    vocab: int,
+    context: int,
+    stride: int,
+    mode: str,
 ) -> tuple[float, float, int]:
     """nats per token, bpb, tokens: one window at a time, token by token, in double precision at the end."""
     namespace: dict[str, object] = {}
@@ -44,7 +50,13 @@ def reference(
 
 @pytest.mark.parametrize(
     ("mode", "context", "stride"),
-    [("packed", 64, 64), ("packed", 64, 16), ("document", 32, 32), ("document", 48, 7), ("packed", 4096, 4096)],
+    [
+        ("packed", 64, 64),
+        ("packed", 64, 16),
+        ("document", 32, 32),
+        ("document", 48, 7),
+        ("packed", 4096, 4096),
+    ],
 )
 def test_agrees_with_reference(
     make_artifact: MakeArtifact, dataset: Path, tokenizer_model: Path, mode: str, context: int, stride: int
@@ -65,7 +77,7 @@ def test_agrees_with_reference(
 
 
 def test_bytes_tokenizer(make_artifact: MakeArtifact, dataset: Path) -> None:
-    """Plain bytes: a uniform model over 257 symbols costs log2(257) bits for every byte and every document end."""
+    """Plain bytes: a uniform model over 257 symbols costs log2(257) bits per byte and per document end."""
     record = score(make_artifact(UNIFORM, tokenizer="bytes", vocab_size=257, bos=256), dataset)
     size = sum(len(document.encode()) for document in DOCUMENTS)
     assert record["status"] == "ok", record["reason"]

@@ -56,7 +56,8 @@ class Artifact:
     """A checked artifact, in memory."""
 
     sha256: str
-    bytes: int
+    size: int
+    """Bytes on disk."""
     manifest: Manifest
     members: Mapping[str, bytes]
 
@@ -114,9 +115,7 @@ def parse(data: bytes, limit: int) -> Artifact:
             raise Refused(f"{name} is missing from the artifact")
     manifest = _parse_manifest(members[MANIFEST])
     if len(data) > (own := rules.track(manifest.track).artifact_bytes):
-        raise Refused(
-            f"the artifact has {len(data):,} bytes; the limit of track {manifest.track} is {own:,}"
-        )
+        raise Refused(f"the artifact has {len(data):,} bytes; the limit of track {manifest.track} is {own:,}")
     if manifest.tokenizer != "bytes" and manifest.tokenizer not in members:
         raise Refused(f"{MANIFEST} names the tokenizer {manifest.tokenizer!r}, which is not in the artifact")
     return Artifact(hashlib.sha256(data).hexdigest(), len(data), manifest, members)
@@ -185,10 +184,13 @@ def _tar_header(header: bytes, offset: int) -> tuple[str, int, bool]:
         raise Refused(f"{where} has a wrong checksum")
     parts = [header[345:500], header[:100]]
     raw = b"/".join(part.split(b"\0", 1)[0] for part in parts if part[0])
-    name = _member_name(raw, where)
     kind = header[156:157]
     if kind not in (b"0", b"\0", b"5"):
-        raise Refused(f"{name}: only regular files and folders may be in an artifact (tar type {kind!r})")
+        raise Refused(
+            f"{raw.decode(errors='replace')!r}: only regular files and folders may be in an artifact, "
+            f"not tar type {kind!r}"
+        )
+    name = _member_name(raw, where)
     size = _octal(header[124:136], name)
     if kind == b"5" and size:
         raise Refused(f"{name}: a folder with contents of its own")

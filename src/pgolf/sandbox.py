@@ -209,7 +209,7 @@ class Worker:
             for pid in pids:
                 with contextlib.suppress(OSError, ValueError, IndexError):
                     resident += page * int(Path(f"/proc/{pid}/statm").read_text().split()[1])
-                    threads += len(os.listdir(f"/proc/{pid}/task"))
+                    threads += len(list(Path(f"/proc/{pid}/task").iterdir()))
             if resident > memory_limit():
                 self._stop(_over_memory())
             elif threads > rules.WORKER_PROCESSES:
@@ -231,8 +231,8 @@ def _descendants(pid: int) -> Iterator[int]:
     """`pid` and all processes below it. Orphans stay below: the box's init adopts them."""
     yield pid
     with contextlib.suppress(OSError):
-        for task in os.listdir(f"/proc/{pid}/task"):
-            for child in Path(f"/proc/{pid}/task/{task}/children").read_text().split():
+        for task in Path(f"/proc/{pid}/task").iterdir():
+            for child in (task / "children").read_text().split():
                 yield from _descendants(int(child))
 
 
@@ -261,14 +261,27 @@ def _bubblewrap(
     stack: contextlib.ExitStack | None, members: Mapping[str, bytes], fds: list[int], device: str = "cpu"
 ) -> list[str]:
     """The bwrap command line up to the command it runs; descriptors it needs are added to `fds`."""
-    command = ["bwrap", "--unshare-all", "--unshare-user", "--disable-userns", "--die-with-parent", "--new-session"]
+    command = [
+        "bwrap",
+        "--unshare-all",
+        "--unshare-user",
+        "--disable-userns",
+        "--die-with-parent",
+        "--new-session",
+    ]
     command += ["--cap-drop", "ALL", "--uid", "65534", "--gid", "65534", "--hostname", "box"]
     for path in _system_folders():
-        command += ["--symlink", os.readlink(path), str(path)] if path.is_symlink() else ["--ro-bind", *[str(path)] * 2]
+        command += (
+            ["--symlink", str(path.readlink()), str(path)] if path.is_symlink() else ["--ro-bind", *[str(path)] * 2]
+        )
     command += ["--proc", "/proc", "--dev", "/dev", "--tmpfs", "/dev/shm", "--remount-ro", "/dev/shm"]
     if device.startswith("cuda"):
         nodes = [*Path("/dev").glob("nvidia*"), Path("/sys")]
-        command += [word for node in nodes for word in ("--dev-bind" if node != Path("/sys") else "--ro-bind", str(node), str(node))]
+        command += [
+            word
+            for node in nodes
+            for word in ("--dev-bind" if node != Path("/sys") else "--ro-bind", str(node), str(node))
+        ]
     command += ["--size", str(rules.WORKER_DISK_BYTES), "--tmpfs", "/tmp"]
     for name in _HARNESS_FILES:
         command += ["--ro-bind", str(Path(__file__).parent / name), str(_HARNESS / "pgolf" / name)]

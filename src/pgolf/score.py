@@ -235,7 +235,7 @@ def _score(
     track = rules.track(result["track"] or manifest.track)
     result["track"] = track.name
     result["submission"] = {"name": manifest.name, "author": manifest.author}
-    result["artifact"] = {"sha256": artifact.sha256, "bytes": artifact.bytes}
+    result["artifact"] = {"sha256": artifact.sha256, "bytes": artifact.size}
     _check_packages(manifest.packages)
     result["isolation"] = check_isolation() if isolated else "none"
     dataset = open_dataset(data)

@@ -74,7 +74,7 @@ def _groups(sizes: Sequence[int]) -> Iterator[tuple[int, int]]:
 
 
 def _check_ids(ids: Ids, number: int, manifest: Manifest) -> None:
-    if len(ids) and not (0 <= int(ids.min()) and int(ids.max()) < manifest.vocab_size):
+    if len(ids) and not (int(ids.min()) >= 0 and int(ids.max()) < manifest.vocab_size):
         raise Refused(
             f"document {number}: the tokenizer gave id {int(ids.max())}, but vocab_size is {manifest.vocab_size}"
         )

@@ -1,0 +1,231 @@
+"""Whatever a submission does, it gets one clear sentence, and nothing is left behind."""
+
+import os
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from conftest import SHARED, UNIFORM, MakeArtifact, needs_fineweb
+from pgolf import rules, sandbox
+from pgolf.score import score
+
+EVIL = "import torch\ndef load(root, device):\n    return torch.nn.Identity()\n"
+
+
+def evil(body: str) -> str:
+    """A predictor whose forward runs `body` and then answers honestly."""
+    return UNIFORM.replace("        return torch.zeros", f"        {body}\n        return torch.zeros")
+
+
+@pytest.fixture(autouse=True)
+def nothing_left_behind() -> Iterator[None]:
+    """No process of a box, control group, mount or temporary file outlives the score."""
+
+    def traces() -> set[str]:
+        found = {str(p) for p in Path("/tmp").glob("pgolf-*")}
+        found |= {str(p) for p in Path("/sys/fs/cgroup").glob(f"**/pgolf-{os.getpid()}-*")}
+        for process in Path("/proc").glob("[0-9]*"):
+            try:
+                command = (process / "cmdline").read_bytes()
+            except OSError:
+                continue
+            if b"pgolf.worker" in command and b"bash" not in command:
+                found.add(process.name)
+        return found
+
+    before = traces()
+    yield
+    for _ in range(50):
+        if not traces() - before:
+            break
+        time.sleep(0.1)
+    assert traces() - before == set()
+
+
+PREDICTORS = {
+    "nan": (evil("return torch.full((*ids.shape, VOCAB), float('nan'))"), "NaN or infinity"),
+    "infinity": (
+        UNIFORM.replace("VOCAB)", "VOCAB).index_fill(2, torch.tensor([3]), float('-inf'))"),
+        "NaN or infinity",
+    ),
+    "wrong width": (evil("return torch.zeros(*ids.shape, VOCAB + 1)"), "logits, but vocab_size is"),
+    "too few rows": (evil("return torch.zeros(ids.shape[0], ids.shape[1] - 1, VOCAB)"), "logits of shape"),
+    "two dimensions": (evil("return torch.zeros(ids.numel(), VOCAB)"), "logits of shape"),
+    "integers": (evil("return torch.zeros(*ids.shape, VOCAB, dtype=torch.int32)"), "logits are torch.int32"),
+    "import error": (
+        "import no_such_module\n" + UNIFORM,
+        "No module named 'no_such_module' (predict.py, line 1)",
+    ),
+    "syntax error": ("def load(:\n", "SyntaxError"),
+    "no load": ("x = 1\n", "has no attribute 'load'"),
+    "exit": ("import sys\nsys.exit(0)\n", "SystemExit"),
+    "dies": (evil("import os; os._exit(7)"), "ended before it answered (exit status 7)"),
+    "crashes": (evil("import ctypes; ctypes.string_at(0)"), "SIGSEGV"),
+    "eats memory": (evil("x = [bytearray(b'x' * 2**26) for _ in range(10**6)]"), "GiB of memory"),
+    "forks": (evil("import os\n        while True: os.fork()"), ""),
+    "spawns threads": (
+        evil("import threading, time\n        while True: threading.Thread(target=time.sleep, args=(99,)).start()"),
+        "",
+    ),
+    "fills disk": (
+        evil("f = open('/tmp/x', 'wb')\n        while True: f.write(bytes(2**24))"),
+        "No space left on device",
+    ),
+    "writes artifact": (evil("open('/artifact/x', 'wb')"), "Read-only file system"),
+    "writes root": (evil("open('/x', 'wb')"), "Read-only file system"),
+    "floods stdout": (evil("while True: print('x' * 10**5)"), "printed more than"),
+    "opens a socket": (
+        evil("import socket; socket.create_connection(('127.0.0.1', PORT), 2)"),
+        "Connection refused",
+    ),
+    "asks the network": (evil("import socket; socket.create_connection(('1.1.1.1', 53), 2)"), "OSError"),
+    "looks for the text": (evil("open('DATA/val_documents.jsonl')"), "No such file or directory"),
+    "ptrace": (
+        evil("import ctypes; c = ctypes.CDLL(None, use_errno=True); assert c.ptrace(0, 0, 0, 0) == 0, 'denied'"),
+        "denied",
+    ),
+    "new namespace": (
+        evil("import ctypes; c = ctypes.CDLL(None); assert c.unshare(0x10000000) == 0, 'denied'"),
+        "denied",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", PREDICTORS)
+def test_hostile_predictor(
+    name: str, make_artifact: MakeArtifact, dataset: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each misbehaviour is refused with a sentence that says what it was."""
+    source, expected = PREDICTORS[name]
+    monkeypatch.setattr(rules, "WORKER_MEMORY_BYTES", 2 * 1024**3)
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        source = source.replace("DATA", str(dataset)).replace("PORT", str(server.getsockname()[1]))
+        record = score(make_artifact(source), dataset)
+    assert record["status"] == "refused", record
+    assert expected in record["reason"]
+    assert record["reason"].isprintable() and len(record["reason"]) < 500
+    assert record["bpb"] is None
+
+
+def test_hang_is_ended_by_the_clock(
+    make_artifact: MakeArtifact, dataset: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A predictor that never answers costs its time limit and no more."""
+    monkeypatch.setitem(rules.TRACKS, "laptop", rules.Track("laptop", 1_000_000, 60.0, 6.0, "CPU"))
+    start = time.monotonic()
+    record = score(make_artifact(evil("import time; time.sleep(10**6)")), dataset)
+    assert time.monotonic() - start < 6 + 10
+    assert record["status"] == "refused" and "longer than its 6 s" in record["reason"]
+
+
+def test_child_does_not_outlive_its_worker(make_artifact: MakeArtifact, dataset: Path) -> None:
+    """A process that left the session and the group dies with the box (checked by the fixture)."""
+    body = (
+        "import subprocess, sys; subprocess.Popen([sys.executable, '-c', "
+        "'import time; marker=\"pgolf.worker\"; time.sleep(600)'], start_new_session=True, close_fds=False)"
+    )
+    assert score(make_artifact(evil(body)), dataset)["status"] == "ok"
+
+
+def test_killed_scorer_leaves_nothing(make_artifact: MakeArtifact, dataset: Path, tmp_path: Path) -> None:
+    """SIGKILL while the box runs: no orphan, no record, no half-written file."""
+    path = make_artifact(evil("import time; time.sleep(10**6)"))
+    command = [sys.executable, "-m", "pgolf.score", str(path), "--data", str(dataset)]
+    process = subprocess.Popen(command, stderr=subprocess.DEVNULL)
+    time.sleep(8)
+    process.kill()
+    process.wait()
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["a.zst"]
+
+
+@needs_fineweb
+def test_lossy_tokenizer(make_artifact: MakeArtifact) -> None:
+    """A participant's real tokenizer without byte fallback is refused at the first byte that it loses."""
+    model = (SHARED / "tokenizers" / "lossy_1024_bpe.model").read_bytes()
+    path = make_artifact(UNIFORM, {"tokenizer.model": model}, vocab_size=1024)
+    record = score(path, SHARED / "fineweb10B_sp1024")
+    assert record["status"] == "refused"
+    assert "the tokenizer is lossy: document" in record["reason"] and "at byte" in record["reason"]
+
+
+def test_damaged_tokenizer(make_artifact: MakeArtifact, dataset: Path) -> None:
+    """A tokenizer file that is none is the submission's fault."""
+    record = score(make_artifact(UNIFORM, {"tokenizer.model": b"nonsense"}), dataset)
+    assert record["status"] == "refused" and record["reason"].startswith("encode: ")
+
+
+def test_tokenizer_larger_than_declared(make_artifact: MakeArtifact, dataset: Path) -> None:
+    """Ids outside the declared vocabulary are refused before any model runs."""
+    record = score(make_artifact(UNIFORM, vocab_size=270), dataset)
+    assert record["status"] == "refused" and "vocab_size is 270" in record["reason"]
+
+
+def test_missing_package(make_artifact: MakeArtifact, dataset: Path) -> None:
+    """A package that is not here is named."""
+    record = score(make_artifact(UNIFORM, packages=["no-such-package"]), dataset)
+    assert record["status"] == "refused" and "no-such-package" in record["reason"]
+
+
+def command(*args: object, path: str | None = None) -> subprocess.CompletedProcess[str]:
+    """Run `python -m pgolf.score` as a user would."""
+    env = dict(os.environ, **({"PATH": path} if path is not None else {}))
+    return subprocess.run(
+        [sys.executable, "-m", "pgolf.score", *map(str, args)],
+        capture_output=True,
+        text=True,
+        env=env,
+        check=False,
+    )
+
+
+def test_exit_codes_and_single_sentences(make_artifact: MakeArtifact, dataset: Path, tmp_path: Path) -> None:
+    """1 refused, 2 wrong usage, 3 broken environment; one line each, no traceback."""
+    artifact = make_artifact(UNIFORM)
+    (tmp_path / "big.zst").write_bytes(bytes(16_000_001))
+    (tmp_path / "cut.zst").write_bytes(artifact.read_bytes()[:-9])
+    cases = [
+        (command(tmp_path / "big.zst", "--data", dataset), 1, "16,000,001 bytes; the limit is 16,000,000"),
+        (command(tmp_path / "cut.zst", "--data", dataset), 1, "truncated"),
+        (command(tmp_path / "none.zst", "--data", dataset), 2, "no such artifact"),
+        (command(artifact, "--data", tmp_path / "nowhere"), 2, "no such dataset"),
+        (command(artifact, "--data", dataset, "--device", "tpu"), 2, "no device 'tpu'"),
+        (command(artifact, "--data", dataset, "--device", "cuda:99"), 2, "is not here"),
+        (command(artifact, "--data", dataset, path=str(tmp_path)), 3, "bubblewrap is not installed"),
+    ]
+    for done, code, sentence in cases:
+        assert done.returncode == code, done.stderr
+        assert sentence in done.stderr
+        assert "Traceback" not in done.stderr and done.stdout == ""
+        assert len(done.stderr.strip().splitlines()) == 1
+
+
+def test_output_of_a_good_run(make_artifact: MakeArtifact, dataset: Path) -> None:
+    """The table ends in the score, and the record lies beside the artifact."""
+    artifact = make_artifact(UNIFORM)
+    done = command(artifact, "--data", dataset)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.strip().splitlines()[-1].startswith("score ")
+    assert artifact.with_suffix(".score.json").is_file()
+
+
+def test_changed_text_is_a_broken_environment(
+    make_artifact: MakeArtifact, tokenizer_model: Path, tmp_path: Path
+) -> None:
+    """A dataset whose text does not match its digest gives no score, and the submission is not blamed."""
+    from conftest import DOCUMENTS, write_dataset
+
+    root = write_dataset(tmp_path / "changed", DOCUMENTS, tokenizer_model)
+    text = root / "val_documents.jsonl"
+    text.write_text(text.read_text().replace("quick", "slow"))
+    record = score(make_artifact(UNIFORM), root)
+    assert record["status"] == "failed" and "digest" in record["reason"]
+
+
+def test_isolation_is_described() -> None:
+    """The sandbox is really there on the machine that runs these tests."""
+    assert sandbox.check_isolation().startswith("bubblewrap")

@@ -1,0 +1,91 @@
+"""The wire parser takes any bytes: it gives the message back or raises WireError, and nothing else."""
+
+import socket
+import time
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from pgolf import wire
+from pgolf.wire import Channel, Dtype, Kind, Ring, WireError
+
+PARSERS = (wire.decode_texts, wire.decode_tokens, wire.Batch.decode, wire.Rows.decode)
+
+
+@given(st.lists(st.binary(max_size=30), max_size=8))
+def test_texts_round_trip(texts: list[bytes]) -> None:
+    """Groups of byte strings, empty ones too."""
+    assert wire.decode_texts(wire.encode_texts(texts)) == texts
+
+
+@given(st.lists(st.lists(st.integers(-(2**31), 2**31 - 1), max_size=30), max_size=8))
+def test_tokens_round_trip(documents: list[list[int]]) -> None:
+    """Groups of id arrays, empty ones too."""
+    back = wire.decode_tokens(wire.encode_tokens([np.array(ids, dtype=np.int32) for ids in documents]))
+    assert [ids.tolist() for ids in back] == documents
+
+
+def test_batch_and_rows_round_trip() -> None:
+    """Headers carry their numbers."""
+    batch = wire.Batch.decode(wire.Batch(3, 1, 2, np.arange(12, dtype=np.int32).reshape(3, 4)).encode())
+    assert (batch.number, batch.slot, batch.first, batch.ids.tolist()[2]) == (3, 1, 2, [8, 9, 10, 11])
+    rows = wire.Rows(9, 0, 5, 7, Dtype.BFLOAT16)
+    assert wire.Rows.decode(rows.encode()) == rows
+
+
+@given(st.sampled_from(PARSERS), st.binary(max_size=64))
+def test_parsers_survive_anything(parser: object, payload: bytes) -> None:
+    """Hostile payloads end in WireError."""
+    try:
+        parser(payload)  # type: ignore[operator]
+    except WireError as error:
+        assert str(error)
+
+
+@given(st.binary(max_size=64), st.integers(0, 2**32 - 1))
+def test_group_lengths_must_fill_the_payload(tail: bytes, count: int) -> None:
+    """A count that the payload cannot hold costs no memory and is refused."""
+    with pytest.raises(WireError):
+        wire.decode_texts((count | 1 << 20).to_bytes(4, "little") + tail)
+
+
+def pair(seconds: float = 5.0) -> tuple[Channel, socket.socket]:
+    ours, theirs = socket.socketpair()
+    return Channel(ours, time.monotonic() + seconds), theirs
+
+
+def test_channel_refuses_what_it_did_not_ask_for() -> None:
+    """Wrong kind, too long, hung up: WireError; silence: TimeoutError at the deadline."""
+    channel, other = pair()
+    other.sendall(bytes([Kind.TOKENS]) + bytes(4))
+    with pytest.raises(WireError, match="kind 4"):
+        channel.receive(Kind.ROWS, 20)
+    other.sendall(bytes([Kind.ROWS]) + (2**32 - 1).to_bytes(4, "little"))
+    with pytest.raises(WireError, match="at most 20"):
+        channel.receive(Kind.ROWS, 20)
+    other.sendall(bytes([Kind.FAILED]) + (2**32 - 1).to_bytes(4, "little") + b"x" * wire.MESSAGE_BYTES)
+    with pytest.raises(WireError, match="xxx"):
+        channel.receive(Kind.ROWS, 20)
+    other.close()
+    with pytest.raises(WireError, match="gone"):
+        channel.receive(Kind.ROWS, 20)
+    channel, other = pair(0.2)
+    other.sendall(b"\x06")
+    with pytest.raises(TimeoutError):
+        channel.receive(Kind.ROWS, 20)
+
+
+def test_ring_cannot_be_shrunk_and_slots_are_bounded() -> None:
+    """A worker that truncates the file would crash the scorer; the seal forbids it."""
+    import os
+
+    ring = Ring.create(100)
+    with pytest.raises(OSError):
+        os.ftruncate(ring.fd, 0)
+    assert len(ring.slot(1, 100)) == 100
+    for number, count in ((2, 1), (-1, 1), (0, ring.slot_bytes + 1), (0, -1)):
+        with pytest.raises(WireError):
+            ring.slot(number, count)
+    ring.close()
