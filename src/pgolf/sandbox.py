@@ -36,6 +36,10 @@ _BOOT = (
     "import json, sys; c = json.loads(sys.argv[1]); sys.path[:0] = c['harness']; sys.path += c['packages']; "
     "from pgolf.worker import main; main()"
 )
+_NAMESPACES = (
+    *("--unshare-all", "--unshare-user", "--disable-userns", "--die-with-parent", "--new-session"),
+    *("--cap-drop", "ALL", "--uid", "65534", "--gid", "65534", "--hostname", "box"),
+)
 _HARNESS_FILES = ("__init__.py", "wire.py", "worker.py")
 _POLL_SECONDS = 0.1
 _TAIL_BYTES = 16_384
@@ -51,8 +55,10 @@ def check_isolation() -> str:
     version = tuple(map(int, re.findall(r"\d+", printed)[:2]))
     if version < MINIMUM_BWRAP:
         raise EnvironmentBroken(f"{printed.strip() or 'bwrap'} is too old, 0.8 is needed; {fix}")
-    probe = [*_bubblewrap(None, {}, []), "true"]
-    done = subprocess.run(probe, capture_output=True, text=True, check=False)
+    with contextlib.ExitStack() as stack:
+        fds: list[int] = []
+        probe = [*_bubblewrap(stack, {}, fds), "true"]
+        done = subprocess.run(probe, capture_output=True, text=True, pass_fds=fds, check=False)
     if done.returncode != 0:
         reason = done.stderr.strip().splitlines()[-1:] or ["no reason given"]
         raise EnvironmentBroken(f"bubblewrap cannot make a sandbox here ({reason[0]}); {fix}")
@@ -258,42 +264,28 @@ def _environment(device: str) -> dict[str, str]:
 
 
 def _bubblewrap(
-    stack: contextlib.ExitStack | None, members: Mapping[str, bytes], fds: list[int], device: str = "cpu"
+    stack: contextlib.ExitStack, members: Mapping[str, bytes], fds: list[int], device: str = "cpu"
 ) -> list[str]:
     """The bwrap command line up to the command it runs; descriptors it needs are added to `fds`."""
-    command = [
-        "bwrap",
-        "--unshare-all",
-        "--unshare-user",
-        "--disable-userns",
-        "--die-with-parent",
-        "--new-session",
-    ]
-    command += ["--cap-drop", "ALL", "--uid", "65534", "--gid", "65534", "--hostname", "box"]
+    command = ["bwrap", *_NAMESPACES]
     for path in _system_folders():
-        command += (
-            ["--symlink", str(path.readlink()), str(path)] if path.is_symlink() else ["--ro-bind", *[str(path)] * 2]
-        )
+        command += ["--symlink", str(path.readlink())] if path.is_symlink() else ["--ro-bind", str(path)]
+        command += [str(path)]
     command += ["--proc", "/proc", "--dev", "/dev", "--tmpfs", "/dev/shm", "--remount-ro", "/dev/shm"]
-    if device.startswith("cuda"):
-        nodes = [*Path("/dev").glob("nvidia*"), Path("/sys")]
-        command += [
-            word
-            for node in nodes
-            for word in ("--dev-bind" if node != Path("/sys") else "--ro-bind", str(node), str(node))
-        ]
     command += ["--size", str(rules.WORKER_DISK_BYTES), "--tmpfs", "/tmp"]
+    if device.startswith("cuda"):
+        command += ["--ro-bind", "/sys", "/sys"]
+        for node in sorted(Path("/dev").glob("nvidia*")):
+            command += ["--dev-bind", str(node), str(node)]
     for name in _HARNESS_FILES:
         command += ["--ro-bind", str(Path(__file__).parent / name), str(_HARNESS / "pgolf" / name)]
     command += ["--dir", str(_ARTIFACT)]
-    if stack is not None:
-        for name, data in members.items():
-            fd = _memory_file(stack, data)
-            fds.append(fd)
-            command += ["--perms", "0444", "--file", str(fd), str(_ARTIFACT / name)]
-        if filter_program := seccomp.program():
-            fds.append(_memory_file(stack, filter_program))
-            command += ["--seccomp", str(fds[-1])]
+    for name, data in members.items():
+        fds.append(_memory_file(stack, data))
+        command += ["--perms", "0444", "--file", str(fds[-1]), str(_ARTIFACT / name)]
+    if program := seccomp.program():
+        fds.append(_memory_file(stack, program))
+        command += ["--seccomp", str(fds[-1])]
     return [*command, "--remount-ro", "/dev", "--remount-ro", "/", "--chdir", str(_ARTIFACT), "--"]
 
 
