@@ -1,0 +1,68 @@
+"""The processes of a run and what they say to each other."""
+
+import os
+from collections.abc import Callable
+from typing import cast
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+
+
+class Team:
+    """One process per GPU, or any number on CPUs. Rank 0 talks and writes."""
+
+    def __init__(self) -> None:
+        self.rank, self.world = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
+        self.gpu = torch.cuda.is_available()
+        self.device = torch.device(f"cuda:{os.environ.get('LOCAL_RANK', 0)}" if self.gpu else "cpu")
+
+    def join(self) -> None:
+        """Meet the other ranks."""
+        if self.gpu:
+            torch.cuda.set_device(self.device)
+            torch.backends.cuda.enable_cudnn_sdp(False)  # leaves flash attention as the one choice for bf16
+        if self.world > 1:
+            dist.init_process_group("cpu:gloo,cuda:nccl" if self.gpu else "gloo")
+
+    def leave(self) -> None:
+        if dist.is_initialized():
+            dist.destroy_process_group()
+
+    def most(self, *values: float) -> list[float]:
+        """The largest of each value over all ranks. Goes from host to host and waits for no device."""
+        agreed = torch.tensor(values, dtype=torch.float64)
+        if self.world > 1:
+            dist.all_reduce(agreed, op=dist.ReduceOp.MAX)
+        return cast(list[float], agreed.tolist())
+
+    def average(self, model: nn.Module, loss: Tensor) -> Tensor:
+        """Average the gradients over all ranks in one message, the loss being its last number."""
+        if self.world == 1:
+            return loss
+        parameters = list(model.parameters())
+        flat = torch.cat([*(p.grad.flatten() for p in parameters if p.grad is not None), loss.reshape(1)])
+        dist.all_reduce(flat)
+        flat /= self.world
+        for parameter, grad in zip(parameters, flat[:-1].split([p.numel() for p in parameters]), strict=True):
+            parameter.grad = grad.view_as(parameter)
+        return flat[-1]
+
+    def settle(self) -> None:
+        """Wait until the device has done its work."""
+        if self.gpu:
+            torch.cuda.synchronize()
+
+    def read_later(self, number: Tensor) -> Callable[[], float]:
+        """A function that gives the number; on a GPU it waits for the work queued until now and for no later one."""
+        if not self.gpu:
+            return lambda: float(number)
+        host = number.to("cpu", non_blocking=True)
+        event = torch.cuda.Event()
+        event.record()
+
+        def read() -> float:
+            event.synchronize()
+            return float(host)
+
+        return read
