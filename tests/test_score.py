@@ -9,7 +9,8 @@ import sentencepiece as spm
 import torch
 
 from conftest import CAUSAL, DOCUMENTS, UNIFORM, MakeArtifact
-from pgolf.score import negative_log_likelihood, score
+from pgolf.predictor import negative_log_likelihood
+from pgolf.score import score
 
 
 def reference(

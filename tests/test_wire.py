@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from pgolf import wire
 from pgolf.wire import Channel, Dtype, Kind, Ring, WireError
 
-PARSERS = (wire.decode_texts, wire.decode_tokens, wire.Batch.decode, wire.Rows.decode)
+PARSERS = (wire.decode_texts, wire.decode_tokens, wire.Batch.decode, wire.Rows.decode, wire.Round.decode)
 
 
 @given(st.lists(st.binary(max_size=30), max_size=8))
@@ -29,8 +29,12 @@ def test_tokens_round_trip(documents: list[list[int]]) -> None:
 
 def test_batch_and_rows_round_trip() -> None:
     """Headers carry their numbers."""
-    batch = wire.Batch.decode(wire.Batch(3, 1, 2, np.arange(12, dtype=np.int32).reshape(3, 4)).encode())
-    assert (batch.number, batch.slot, batch.first, batch.ids.tolist()[2]) == (3, 1, 2, [8, 9, 10, 11])
+    first, ids = np.array([0, 2, 1], dtype=np.int32), np.arange(12, dtype=np.int32).reshape(3, 4)
+    batch = wire.Batch.decode(wire.Batch(3, 1, 2, first, ids).encode())
+    assert (batch.number, batch.slot, batch.count) == (3, 1, 2)
+    assert (batch.first.tolist(), batch.ids.tolist()) == (first.tolist(), ids.tolist())
+    asked = wire.Round.decode(wire.Round(wire.Wanted.LAST, [ids[0], ids[1, :0]]).encode())
+    assert (asked.wanted, [d.tolist() for d in asked.documents]) == (wire.Wanted.LAST, [ids[0].tolist(), []])
     rows = wire.Rows(9, 0, 5, 7, Dtype.BFLOAT16)
     assert wire.Rows.decode(rows.encode()) == rows
 

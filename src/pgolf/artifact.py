@@ -37,16 +37,20 @@ class Manifest:
     vocab_size: int
     bos: int
     """Id of the token that begins each document and, as the next one's first token, ends it."""
-    context: int
-    """Longest window in tokens."""
     tokenizer: str
-    """Member name of a SentencePiece model, or "bytes" (ids 0..255 are the bytes)."""
+    """Member name of a SentencePiece model or of a Python module, or "bytes" (ids 0..255 are the bytes)."""
+    form: str = "simple"
+    """"simple": a module from windows to logits; "streaming": a predictor that is shown round after round."""
+    context: int = 0
+    """Simple form: longest window in tokens."""
     window: str = "packed"
     """"packed": windows over the concatenated documents; "document": each document from its own start."""
     stride: int | None = None
     """Sliding window: how many new tokens each window scores; None: `context`, windows do not overlap."""
-    form: str = "simple"
+    round: int = 0
+    """Streaming form: most tokens in a round."""
     adapts: bool = False
+    """Streaming form: whether it learns from the rounds that were scored."""
     packages: tuple[str, ...] = ()
     """Python packages that the submission imports beyond the standard library."""
 
@@ -234,22 +238,38 @@ def _parse_manifest(data: bytes) -> Manifest:
         _require(key, values, isinstance(value := values.get(key), str) and 0 < len(value) <= 100)
         _require(key, values, values[key].isprintable())
     _require("track", values, values["track"] in rules.TRACKS)
-    for key, least, most in (("vocab_size", 2, rules.VOCAB_SIZE), ("context", 1, rules.CONTEXT)):
-        _require(key, values, _is_int(values.get(key)) and least <= values[key] <= most)
-    if values["vocab_size"] * values["context"] > rules.WINDOW_LOGITS:
-        raise Refused(f"{MANIFEST}: vocab_size times context is over {rules.WINDOW_LOGITS:,}")
+    _require("vocab_size", values, _is_int(values.get("vocab_size")) and 2 <= values["vocab_size"] <= rules.VOCAB_SIZE)
     _require("bos", values, _is_int(values.get("bos")) and 0 <= values["bos"] < values["vocab_size"])
     if values["tokenizer"] == "bytes":
         _require("bos", values, values["bos"] >= 256)
-    stride = values.get("stride")
-    _require("stride", values, stride is None or (_is_int(stride) and 1 <= stride <= values["context"]))
-    _require("window", values, values.get("window", "packed") in ("packed", "document"))
-    _require("form", values, values.get("form", "simple") == "simple")
-    _require("adapts", values, values.get("adapts", False) is False)
+    _check_form(values)
     packages = values.get("packages", [])
     _require("packages", values, isinstance(packages, list) and len(packages) <= 100)
     _require("packages", values, all(isinstance(p, str) and re.fullmatch(r"[\w.-]+", p) for p in packages))
-    return Manifest(**{**values, "packages": tuple(packages)})
+    given = {key: value for key, value in values.items() if value is not None}
+    return Manifest(**{**given, "packages": tuple(packages)})
+
+
+def _check_form(values: dict[str, Any]) -> None:
+    """Windows belong to the simple form, rounds and adaptation to the streaming one."""
+    _require("form", values, values.get("form", "simple") in ("simple", "streaming"))
+    streaming = values.get("form") == "streaming"
+    for key in ("context", "window", "stride") if streaming else ("round", "adapts"):
+        if values.get(key) not in (None, False):
+            raise Refused(
+                f"{MANIFEST}: {key} has no meaning for a {values.get('form', 'simple')} predictor; leave it out"
+            )
+    if streaming:
+        least, most = rules.ROUND
+        _require("round", values, _is_int(values.get("round")) and least <= values["round"] <= most)
+        _require("adapts", values, isinstance(values.get("adapts", False), bool))
+        return
+    _require("context", values, _is_int(values.get("context")) and 1 <= values["context"] <= rules.CONTEXT)
+    if values["vocab_size"] * values["context"] > rules.WINDOW_LOGITS:
+        raise Refused(f"{MANIFEST}: vocab_size times context is over {rules.WINDOW_LOGITS:,}")
+    stride = values.get("stride")
+    _require("stride", values, stride is None or (_is_int(stride) and 1 <= stride <= values["context"]))
+    _require("window", values, values.get("window", "packed") in ("packed", "document"))
 
 
 def _is_int(value: Any) -> bool:

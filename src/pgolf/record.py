@@ -10,6 +10,7 @@ from typing import Any
 import torch
 
 import pgolf
+from pgolf import rules
 
 Record = dict[str, Any]
 
@@ -39,6 +40,34 @@ def write(record: Record, path: Path) -> None:
         file.flush()
         os.fsync(file.fileno())
     part.replace(path)
+
+
+def table(record: Record) -> str:
+    """The record for people: a short table, or one line when there is no score."""
+    if record["status"] != "ok":
+        return f"{record['status']}: {record['reason']}"
+    limits = rules.track(record["track"])
+    seconds = {name: value for name, value in record["seconds"].items() if name not in ("audit", "total")}
+    phases = ", ".join(f"{name} {value:.1f}" for name, value in seconds.items())
+    lines = {
+        "submission": f"{record['submission']['name']} by {record['submission']['author']}, track {limits.name}",
+        "artifact": f"{record['artifact']['bytes']:,} of {limits.artifact_bytes:,} bytes, "
+        f"sha256 {record['artifact']['sha256'][:16]}",
+        "text": f"{record['data']['name']}: {record['documents']:,} documents, {record['bytes']:,} bytes",
+        "tokens": f"{record['tokens']:,} scored, {record['bytes'] / record['tokens']:.3f} bytes per token",
+        "seconds": f"{sum(seconds.values()):.1f} of {limits.eval_seconds:g} ({phases})",
+        "isolation": record["isolation"],
+        "audit": "none",
+        "loss": f"{record['nats_per_token']:.6f} nats per token",
+        "score": f"{record['bpb']:.6f} bpb" + ("" if record["eligible"] else "  (not eligible: a trial)"),
+    }
+    if audit := record["audit"]:
+        low, high = audit["interval"]
+        lines["audit"] = (
+            f"{audit['positions']:,} tokens blind: mean {audit['mean']:+.1e} nats [{low:+.1e}, {high:+.1e}], "
+            f"largest {audit['largest']:+.1e}, {record['seconds']['audit']:.1f} s"
+        )
+    return "\n".join(f"{name:<11} {value}" for name, value in lines.items())
 
 
 def _processor() -> str:

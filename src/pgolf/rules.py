@@ -41,7 +41,15 @@ WORKER_OUTPUT_BYTES = 1024 * 1024  # stdout and stderr together
 VOCAB_SIZE = 1 << 20
 CONTEXT = 1 << 20
 WINDOW_LOGITS = 1 << 28  # vocab_size times context: one window's logits
+ROUND = (64, 1 << 17)  # fewest and most tokens that a streaming predictor may ask for in a round
 TOKENS_PER_BYTE = 4  # a tokenizer may not flood the scorer; plain bytes need 1
+
+# The blind audit (see `audit` for what these mean, docs/security.md for what they detect).
+AUDIT_SHARE = 0.09  # tokens that the audit hands over, per token that scoring did
+AUDIT_TOKENS = 1 << 16  # but at least so many: a small validation set is audited more closely
+AUDIT_TOLERANCE = 5e-4  # nats per token that a peek may be worth, as far as the audit can tell
+AUDIT_CONFIDENCE = 0.99
+AUDIT_SECONDS = 30.0  # time for the audit: this, or half of what scoring took if that is more
 
 
 def track(name: str) -> Track:

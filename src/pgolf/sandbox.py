@@ -81,6 +81,7 @@ class Worker:
         tokenizer: str = "",
         device: str = "cpu",
         ring: Ring | None = None,
+        streaming: bool = False,
     ) -> None:
         """Start `role` with `members` as its files.
 
@@ -108,6 +109,7 @@ class Worker:
             "socket": theirs.fileno(),
             "tokenizer": tokenizer,
             "device": "cuda" if device.startswith("cuda") else device,
+            "streaming": streaming,
             "ring": ring.fd if ring else -1,
             "slot_bytes": ring.slot_bytes if ring else 0,
             "limits": {"RLIMIT_CORE": 0, "RLIMIT_NPROC": rules.WORKER_PROCESSES} if isolated else {},

@@ -58,9 +58,9 @@ def check_decoding(
 
 @contextmanager
 def _worker(role: str, artifact: Artifact, deadline: float, isolated: bool) -> Iterator[Worker]:
-    """A box that holds the tokenizer's file and nothing else of the artifact."""
+    """A box that holds the tokenizer's file, or the whole artifact where the tokenizer is code."""
     name = artifact.manifest.tokenizer
-    files = {name: artifact.members[name]}
+    files = artifact.members if name.endswith(".py") else {name: artifact.members[name]}
     with Worker(role, files, deadline=deadline, isolated=isolated, tokenizer=name) as worker:
         worker.receive(Kind.READY, 0)
         yield worker

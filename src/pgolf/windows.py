@@ -12,6 +12,8 @@ from itertools import pairwise
 import numpy as np
 import numpy.typing as npt
 
+from pgolf.artifact import Manifest
+
 Ids = npt.NDArray[np.int32]
 Index = npt.NDArray[np.int64]
 
@@ -36,6 +38,35 @@ class Batch:
     def positions(self) -> Index:
         """Stream positions (B, length) of the inputs; a row's target is one further."""
         return self.start[:, None] + np.arange(self.length)
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What is scored, and how it is shown to the predictor."""
+
+    stream: Ids
+    """(N + 1,): BOS d1 BOS d2 ... BOS dn BOS; every token but the first is scored."""
+    rounds: tuple[Windows, ...]
+    """Streaming form: the pieces of each round. Simple form: one entry, all windows."""
+
+    @staticmethod
+    def make(manifest: Manifest, documents: Sequence[Ids]) -> "Plan":
+        """The plan that the manifest asks for, for documents of ids (n,)."""
+        tokens, boundaries = stream(documents, manifest.bos)
+        if manifest.form == "streaming":
+            return Plan(tokens, tuple(rounds(boundaries, manifest.round)))
+        stride = manifest.stride or manifest.context
+        return Plan(tokens, (plan(boundaries, manifest.window, manifest.context, stride),))
+
+    def windows(self) -> Windows:
+        """All windows, or the pieces of all rounds."""
+        columns = ((r.start, r.length, r.first) for r in self.rounds)
+        return Windows(*(np.concatenate(column) for column in zip(*columns, strict=True)))
+
+    def show(self, number: int) -> list[Ids]:
+        """The tokens of each piece of a round."""
+        pieces = self.rounds[number]
+        return [self.stream[s : s + n] for s, n in zip(pieces.start.tolist(), pieces.length.tolist(), strict=True)]
 
 
 def stream(documents: Sequence[Ids], bos: int) -> tuple[Ids, Index]:
@@ -65,6 +96,26 @@ def _plan_segment(begin: int, end: int, context: int, stride: int) -> tuple[Inde
     stop = np.minimum(start + context, end)
     first = np.concatenate([[0], stop[:-1] - start[1:]]).astype(np.int64)
     return start, stop - start, first
+
+
+def rounds(boundaries: Index, most: int) -> list[Windows]:
+    """The stream in rounds of at most `most` inputs: whole documents as far as they fit, a longer one in pieces.
+
+    A round is the pieces that it shows, as windows all of whose rows count. A piece that does not begin with BOS
+    is the first of its round and continues the last one of the round before.
+    """
+    parts: list[list[tuple[int, int]]] = [[]]
+    room = most
+    for begin, end in pairwise(boundaries.tolist()):
+        for start in range(begin, end, most):
+            length = min(most, end - start)
+            if length > room:
+                parts.append([])
+                room = most
+            parts[-1].append((start, length))
+            room -= length
+    columns = [np.array(pieces, dtype=np.int64).reshape(-1, 2).T for pieces in parts if pieces]
+    return [Windows(start, length, np.zeros_like(start)) for start, length in columns]
 
 
 def batches(windows: Windows, most_inputs: int) -> Iterator[Batch]:

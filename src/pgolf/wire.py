@@ -48,6 +48,8 @@ class Kind(IntEnum):
     TOKENS = 4  # a group of id arrays
     BATCH = 5  # scorer: windows to run
     ROWS = 6  # worker: a block of logits lies in a slot
+    TAKEN = 7  # scorer: a block was copied, its slot is free again
+    ROUND = 8  # scorer: documents for a streaming predictor
 
 
 class Dtype(IntEnum):
@@ -63,26 +65,56 @@ DTYPE_BYTES = {Dtype.FLOAT32: 4, Dtype.FLOAT16: 2, Dtype.BFLOAT16: 2}
 
 @dataclass(frozen=True)
 class Batch:
-    """Windows of one length: the worker answers with rows `first`.. of each, in order."""
+    """Windows of one length: the worker answers with rows `first[b]` to `first[b] + count` of each, in order."""
 
     number: int
     slot: int
-    first: int
+    count: int
+    first: Ids  # (B,)
     ids: Ids  # (B, T)
 
     def encode(self) -> bytes:
         """The payload of a BATCH frame."""
         b, t = self.ids.shape
-        return _BATCH.pack(self.number, self.slot, b, t, self.first) + self.ids.astype("<i4").tobytes()
+        header = _BATCH.pack(self.number, self.slot, b, t, self.count)
+        return header + self.first.astype("<i4").tobytes() + self.ids.astype("<i4").tobytes()
 
     @staticmethod
     def decode(payload: bytes) -> "Batch":
         """Read a BATCH payload."""
-        number, slot, b, t, first = _unpack(_BATCH, payload)
-        ids = np.frombuffer(payload, dtype="<i4", offset=_BATCH.size)
-        if len(ids) != b * t:
-            raise WireError(f"a batch of {b} x {t} ids came with {len(ids)}")
-        return Batch(number, slot, first, ids.reshape(b, t))
+        number, slot, b, t, count = _unpack(_BATCH, payload)
+        values = payload[_BATCH.size :]
+        if len(values) != 4 * (b + b * t):
+            raise WireError(f"a batch of {b} x {t} ids came with {len(values)} bytes")
+        numbers = np.frombuffer(values, dtype="<i4")
+        return Batch(number, slot, count, numbers[:b], numbers[b:].reshape(b, t))
+
+
+class Wanted(IntEnum):
+    """What a streaming predictor is to do with the documents of a round."""
+
+    ROWS = 0  # answer with a row for each of their tokens
+    LAST = 1  # answer with the last row of each
+    UPDATE = 2  # learn from them: every row was scored
+
+
+@dataclass(frozen=True)
+class Round:
+    """Documents, each with its leading BOS; the first may continue the last one of the round before, without."""
+
+    wanted: Wanted
+    documents: list[Ids]
+
+    def encode(self) -> bytes:
+        """The payload of a ROUND frame."""
+        return bytes([self.wanted]) + encode_tokens(self.documents)
+
+    @staticmethod
+    def decode(payload: bytes) -> "Round":
+        """Read a ROUND payload."""
+        if payload[:1] not in [bytes([wanted]) for wanted in Wanted]:
+            raise WireError("a round that wants something unknown")
+        return Round(Wanted(payload[0]), decode_tokens(payload[1:]))
 
 
 @dataclass(frozen=True)

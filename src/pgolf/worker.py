@@ -5,17 +5,21 @@ into ids, `decode` turns ids into texts, `predict` turns batches of ids into log
 the scorer; this is only the honest way to answer it.
 """
 
+import importlib
 import json
 import os
 import resource
 import socket
 import sys
 import traceback
+from collections.abc import Callable, Iterable, Iterator
+from functools import partial
+from itertools import accumulate
 from pathlib import Path
 from typing import Any
 
 from pgolf import wire
-from pgolf.wire import Channel, Kind
+from pgolf.wire import Channel, Kind, Ring
 
 
 def main() -> None:
@@ -42,34 +46,42 @@ def _describe(error: BaseException, root: Path) -> str:
 
 
 def _encode(channel: Channel, root: Path, config: dict[str, Any]) -> None:
-    """SentencePiece: texts to ids."""
+    """Texts to ids."""
     import numpy as np
-    import sentencepiece as spm
 
-    processor = spm.SentencePieceProcessor(model_file=str(root / config["tokenizer"]))
-    threads = os.cpu_count() or 1
+    encode, _ = _tokenizer(root, config["tokenizer"])
     channel.send(Kind.READY)
     while True:
         texts = wire.decode_texts(channel.receive(Kind.TEXTS, sys.maxsize))
-        documents = processor.encode([text.decode() for text in texts], num_threads=threads)
+        documents = encode([text.decode() for text in texts])
         channel.send(Kind.TOKENS, wire.encode_tokens([np.array(ids, dtype=np.int32) for ids in documents]))
 
 
 def _decode(channel: Channel, root: Path, config: dict[str, Any]) -> None:
-    """SentencePiece: ids to texts."""
-    import sentencepiece as spm
-
-    processor = spm.SentencePieceProcessor(model_file=str(root / config["tokenizer"]))
-    threads = os.cpu_count() or 1
+    """Ids to texts."""
+    _, decode = _tokenizer(root, config["tokenizer"])
     channel.send(Kind.READY)
     while True:
         documents = wire.decode_tokens(channel.receive(Kind.TOKENS, sys.maxsize))
-        texts = processor.decode([ids.tolist() for ids in documents], num_threads=threads)
+        texts = decode([ids.tolist() for ids in documents])
         channel.send(Kind.TEXTS, wire.encode_texts([text.encode() for text in texts]))
 
 
+def _tokenizer(root: Path, member: str) -> tuple[Callable[[list[str]], Any], Callable[[list[list[int]]], Any]]:
+    """Functions from texts to ids and back: a SentencePiece model, or a module with `encode` and `decode`."""
+    if member.endswith(".py"):
+        sys.path.insert(0, str((root / member).parent))
+        module = importlib.import_module(Path(member).stem)
+        return lambda texts: [module.encode(t) for t in texts], lambda documents: [module.decode(d) for d in documents]
+    import sentencepiece as spm
+
+    processor = spm.SentencePieceProcessor(model_file=str(root / member))
+    threads = os.cpu_count() or 1
+    return partial(processor.encode, num_threads=threads), partial(processor.decode, num_threads=threads)
+
+
 def _predict(channel: Channel, root: Path, config: dict[str, Any]) -> None:
-    """The simple form: `predict.load(root, device)` gives a module from ids (B, T) to logits (B, T, V)."""
+    """`predict.load(root, device)` gives a module from windows to logits, or a streaming predictor."""
     import torch
 
     sys.path.insert(0, str(root))
@@ -77,9 +89,15 @@ def _predict(channel: Channel, root: Path, config: dict[str, Any]) -> None:
 
     device = torch.device(config["device"])
     ring = wire.Ring(config["ring"], config["slot_bytes"])
-    codes = {getattr(torch, dtype.name.lower()): dtype for dtype in wire.Dtype}
-    module = predict.load(root, device)
+    predictor = predict.load(root, device)
     channel.send(Kind.READY)
+    (_answer_rounds if config["streaming"] else _answer_batches)(channel, ring, predictor, device)
+
+
+def _answer_batches(channel: Channel, ring: Ring, module: Any, device: Any) -> None:
+    """Simple form: module(ids (B, T)) -> logits (B, T, V)."""
+    import torch
+
     while True:
         batch = wire.Batch.decode(channel.receive(Kind.BATCH, sys.maxsize))
         ids = torch.from_numpy(batch.ids.astype("int64")).to(device)  # (B, T)
@@ -87,14 +105,65 @@ def _predict(channel: Channel, root: Path, config: dict[str, Any]) -> None:
             logits = module(ids)  # (B, T, V)
             if logits.ndim != 3 or logits.shape[:2] != ids.shape:
                 raise ValueError(f"logits of shape {tuple(logits.shape)} for ids of shape {tuple(ids.shape)}")
-            if logits.dtype not in codes:
-                raise ValueError(f"logits are {logits.dtype}; allowed are float32, float16 and bfloat16")
-            rows = logits[:, batch.first :]  # (B, R, V)
-            slot = ring.slot(batch.slot, rows.numel() * rows.element_size())
-            torch.frombuffer(slot, dtype=rows.dtype).view(rows.shape).copy_(rows)
-        b, r, width = rows.shape
-        reply = wire.Rows(batch.number, batch.slot, b * r, width, codes[logits.dtype])
-        channel.send(Kind.ROWS, reply.encode())
+            if (batch.first == batch.first[0]).all():
+                rows = logits[:, batch.first[0] : batch.first[0] + batch.count]
+            else:
+                wanted = torch.from_numpy(batch.first.astype("int64"))[:, None] + torch.arange(batch.count)
+                rows = logits[torch.arange(len(ids))[:, None], wanted.to(device)]
+            _write(channel, ring, batch.number, batch.slot, rows.flatten(0, 1))
+
+
+def _answer_rounds(channel: Channel, ring: Ring, predictor: Any, device: Any) -> None:
+    """Streaming form: predict(documents) yields logits (R, V), a row a token; update(documents) may learn."""
+    import torch
+
+    while True:
+        asked = wire.Round.decode(channel.receive(Kind.ROUND, sys.maxsize))
+        documents = [torch.from_numpy(ids.astype("int64")).to(device) for ids in asked.documents]
+        if asked.wanted == wire.Wanted.UPDATE:
+            predictor.update(documents)
+            channel.send(Kind.READY)
+            continue
+        blocks = predictor.predict(documents)
+        if asked.wanted == wire.Wanted.LAST:
+            blocks = _last_rows(blocks, [len(ids) for ids in asked.documents])
+        sent = 0
+        for block in blocks:
+            most = max(1, ring.slot_bytes // (block.shape[-1] * block.element_size()))
+            for rows in block.detach().split(most):
+                if sent >= wire.SLOTS:
+                    channel.receive(Kind.TAKEN, 0)
+                _write(channel, ring, sent, sent % wire.SLOTS, rows)
+                sent += 1
+        for _ in range(min(sent, wire.SLOTS)):
+            channel.receive(Kind.TAKEN, 0)
+
+
+def _last_rows(blocks: Iterable[Any], lengths: list[int]) -> Iterator[Any]:
+    """Of blocks of rows laid end to end, the rows at the ends of parts of these lengths."""
+    ends = [end - 1 for end in accumulate(lengths)]
+    done = 0
+    for block in blocks:
+        inside = [end - done for end in ends if done <= end < done + len(block)]
+        done += len(block)
+        if inside:
+            yield block[inside]
+
+
+def _write(channel: Channel, ring: Ring, number: int, slot: int, rows: Any) -> None:
+    """Put rows (R, V) into a slot and announce them."""
+    import torch
+
+    codes = {getattr(torch, dtype.name.lower()): dtype for dtype in wire.Dtype}
+    if rows.ndim != 2:
+        raise ValueError(f"logits of shape {tuple(rows.shape)} where rows of logits were due")
+    if rows.dtype not in codes:
+        raise ValueError(f"logits are {rows.dtype}; allowed are float32, float16 and bfloat16")
+    memory = ring.slot(slot, rows.numel() * rows.element_size())
+    if rows.numel():
+        torch.frombuffer(memory, dtype=rows.dtype).view(rows.shape).copy_(rows)
+    reply = wire.Rows(number, slot, rows.shape[0], rows.shape[1], codes[rows.dtype])
+    channel.send(Kind.ROWS, reply.encode())
 
 
 if __name__ == "__main__":

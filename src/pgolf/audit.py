@@ -1,0 +1,202 @@
+"""The blind audit: sampled tokens are scored again by a fresh worker that never receives their future.
+
+Each audited token is asked for with the tokens that were before it when it was scored, and nothing else: its
+window is cut behind its prefix, or, in the streaming form, the documents are shown again round by round with the
+audited ones cut. What a predictor gained by looking ahead, by memory of other windows or by the shape of its
+input is missing there, so the token costs more. The verdict compares the two code lengths of each token.
+
+No audited token is among the tokens that the worker was shown before it answered, so not even a predictor that
+keeps everything it sees, and knows that it is being audited, can do better than without the future.
+"""
+
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from statistics import NormalDist
+
+import numpy as np
+
+from pgolf import rules
+from pgolf.artifact import Artifact
+from pgolf.predictor import SLOT_BYTES, Floats, Lane, Question, answers, code_lengths
+from pgolf.windows import Index, Plan, Windows
+
+_LAST_SHARE = 1 / 32  # of the samples, at the end of a window: there its length can give something away
+_FLOOR = 0.02  # nats; smaller differences are never called outliers
+_CEILING = 0.5  # nats; larger ones always are, however noisy the predictor
+_SIGMAS = 10.0  # an outlier is so many times the noise,
+_CHANCE = 1e-5  # which an honest predictor's rounding reaches with at most this probability,
+_TAIL = 6  # falling at least with this power beyond
+_FALSE_ALARM = 1e-4  # chance of refusing an honest predictor for its outliers
+
+
+@dataclass(frozen=True)
+class Sample:
+    """K audited rows, in the order of the stream."""
+
+    start: Index
+    """(K,) position of the first token handed over."""
+    row: Index
+    """(K,) position of the last token handed over; audited is the token after it."""
+    weight: Floats
+    """(K,) scored tokens that each one stands for, up to a common factor."""
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """What the paired differences (blind code length minus scored code length, in nats) say."""
+
+    accepted: bool
+    positions: int
+    mean: float
+    """Weighted: an estimate of what looking ahead was worth per token of the whole text."""
+    interval: tuple[float, float]
+    """For the mean, at `rules.AUDIT_CONFIDENCE`."""
+    largest: float
+    noise: float
+    """Root mean square of numeric noise, told by the negative differences, which nobody gains from."""
+    outlier: float
+    """Differences above this are outliers."""
+    outliers: int
+    allowed: int
+    """Outliers that noise may explain."""
+
+    def reason(self) -> str:
+        """One sentence for a refusal."""
+        return (
+            f"the blind audit refuses it: of {self.positions:,} tokens scored again without their future, "
+            f"{self.outliers} cost over {self.outlier:.2g} nats more ({self.allowed} allowed), the mean is "
+            f"{self.mean:+.5f} nats [{self.interval[0]:+.5f}, {self.interval[1]:+.5f}] "
+            f"({rules.AUDIT_TOLERANCE:g} allowed); the probabilities depend on more than the tokens before"
+        )
+
+
+def draw(windows: Windows, tokens: int, rng: np.random.Generator) -> Sample:
+    """Draw rows to audit, at most one a window, until their prefixes hold `tokens` tokens.
+
+    The chance of row o of a window falls with 1 / (o + 1): every octave of prefix lengths costs the same, and there
+    are several times as many samples as with equal chances. No drawn token is part of another one's prefix.
+    """
+    harmonic = np.concatenate([[0.0], np.cumsum(1.0 / np.arange(1, int(windows.length.max()) + 1))])
+    end = int((windows.start + windows.length).max())
+    shown, secret = np.zeros(end + 1, dtype=bool), np.zeros(end + 1, dtype=bool)
+    drawn: list[tuple[int, int, float]] = []
+    for index in rng.permutation(len(windows.start)):
+        start, length, first = (int(a[index]) for a in (windows.start, windows.length, windows.first))
+        total = harmonic[length] - harmonic[first]
+        if rng.random() < _LAST_SHARE:
+            offset = length - 1
+        else:
+            at = harmonic[first] + rng.random() * total
+            offset = min(max(int(np.searchsorted(harmonic, at, side="right")) - 1, first), length - 1)
+        chance = (1 - _LAST_SHARE) / (offset + 1) / total + _LAST_SHARE * (offset == length - 1)
+        row = start + offset
+        if shown[row + 1] or secret[start : row + 1].any():
+            continue
+        shown[start : row + 1] = True
+        secret[row + 1] = True
+        drawn.append((row, start, 1 / chance))
+        tokens -= padded(offset + 1, length)
+        if tokens <= 0:
+            break
+    rows, starts, weights = zip(*sorted(drawn), strict=True)
+    return Sample(np.array(starts), np.array(rows), np.array(weights))
+
+
+def padded(length: int, most: int) -> int:
+    """`length` rounded up to one of four steps per octave, so that equal lengths can be batched; at most `most`."""
+    step = 1 << max(0, length.bit_length() - 3)
+    return min(-(-length // step) * step, max(length, most))
+
+
+def verdict(difference: Floats, weight: Floats) -> Verdict:
+    """Judge differences (K,), blind minus scored, of tokens with sampling weights (K,).
+
+    Two tests, each one-sided: the mean, by its normal interval with a survey sample's standard error (Hájek); and the
+    number of outliers, by a Poisson bound. docs/security.md has their power and their false alarms.
+    """
+    count = len(difference)
+    mean = float(np.average(difference, weights=weight))
+    error = float(np.sqrt(np.sum((weight * (difference - mean)) ** 2)) / np.sum(weight))
+    half = NormalDist().inv_cdf((1 + rules.AUDIT_CONFIDENCE) / 2) * error
+    noise = math.sqrt(2 * float(np.mean(np.minimum(difference, 0) ** 2)))
+    outlier = min(max(_FLOOR, _SIGMAS * noise), _CEILING)
+    chance = _CHANCE * min(1.0, _SIGMAS * noise / outlier) ** _TAIL
+    outliers, allowed = int(np.sum(difference > outlier)), _poisson_allowance(count * chance)
+    return Verdict(
+        accepted=mean - half <= rules.AUDIT_TOLERANCE and outliers <= allowed,
+        positions=count,
+        mean=mean,
+        interval=(mean - half, mean + half),
+        largest=float(difference.max()),
+        noise=noise,
+        outlier=outlier,
+        outliers=outliers,
+        allowed=allowed,
+    )
+
+
+def _poisson_allowance(expected: float) -> int:
+    """The most events that a Poisson variable exceeds with a chance of no more than _FALSE_ALARM."""
+    allowed, term = 0, math.exp(-expected)
+    beyond = -math.expm1(-expected)
+    while beyond > _FALSE_ALARM:
+        allowed += 1
+        term *= expected / allowed
+        beyond -= term
+    return allowed
+
+
+def blind(artifact: Artifact, plan: Plan, sample: Sample, lanes: Sequence[Lane]) -> Floats:
+    """Code lengths in nats (K,) of the sampled tokens, from fresh workers that are shown only what was before them."""
+    nll = np.full(len(sample.row), np.nan)
+    if artifact.manifest.form == "streaming":
+        parts = _blind_streaming(artifact, plan, sample, lanes[0])
+    else:
+        parts = _blind_simple(artifact, plan, sample, lanes)
+    for part, values in parts:
+        nll[part] = values
+    return nll
+
+
+def _blind_simple(
+    artifact: Artifact, plan: Plan, sample: Sample, lanes: Sequence[Lane]
+) -> Iterator[tuple[Index, Floats]]:
+    """Indices into the sample and their code lengths, from windows cut behind the sampled row.
+
+    A cut window is filled up to a common length with its own tokens again, which tell nothing new.
+    """
+    lengths = sample.row - sample.start + 1
+    full = np.array([padded(int(n), artifact.manifest.context) for n in lengths])
+    groups: list[Index] = []
+    for length in np.unique(full):
+        members = np.flatnonzero(full == length)
+        size = max(1, SLOT_BYTES // (4 * artifact.manifest.vocab_size) // int(length))
+        groups += [members[at : at + size] for at in range(0, len(members), size)]
+
+    def questions() -> Iterator[Question]:
+        for group in groups:
+            prefixes = [plan.stream[sample.start[i] : sample.row[i] + 1] for i in group]
+            ids = np.stack([np.resize(prefix, full[group[0]]) for prefix in prefixes])
+            yield Question(ids, (lengths[group] - 1).astype(np.int32), 1)
+
+    for number, logits in answers(lanes, questions()):
+        yield groups[number], code_lengths(logits, plan.stream, sample.row[groups[number]])
+
+
+def _blind_streaming(artifact: Artifact, plan: Plan, sample: Sample, lane: Lane) -> Iterator[tuple[Index, Floats]]:
+    """The same round by round: first the audited documents, cut, then the whole round to learn from."""
+    done = 0
+    for number, pieces in enumerate(plan.rounds):
+        end = int(pieces.start[-1] + pieces.length[-1])
+        here = np.arange(done, int(np.searchsorted(sample.row, end)))
+        done += len(here)
+        if len(here):
+            cut = [plan.stream[sample.start[i] : sample.row[i] + 1] for i in here]
+            for logits in lane.show(number, cut, last=True):
+                part, here = here[: len(logits)], here[len(logits) :]
+                yield part, code_lengths(logits, plan.stream, sample.row[part])
+        if done == len(sample.row):
+            return
+        if artifact.manifest.adapts:
+            lane.update(plan.show(number))
