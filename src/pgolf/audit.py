@@ -120,9 +120,12 @@ def verdict(difference: Floats, weight: Floats) -> Verdict:
     error = float(np.sqrt(np.sum((weight * (difference - mean)) ** 2)) / np.sum(weight))
     half = NormalDist().inv_cdf((1 + rules.AUDIT_CONFIDENCE) / 2) * error
     noise = math.sqrt(2 * float(np.mean(np.minimum(difference, 0) ** 2)))
-    outlier = min(max(_FLOOR, _SIGMAS * noise), _CEILING)
-    chance = _CHANCE * min(1.0, _SIGMAS * noise / outlier) ** _TAIL
-    outliers, allowed = int(np.sum(difference > outlier)), _poisson_allowance(count * chance)
+    # Also at the ceiling: fewer outliers settle it there, since noise reaches it more rarely.
+    for outlier in (min(max(_FLOOR, _SIGMAS * noise), _CEILING), _CEILING):
+        chance = _CHANCE * min(1.0, _SIGMAS * noise / outlier) ** _TAIL
+        outliers, allowed = int(np.sum(difference > outlier)), _poisson_allowance(count * chance)
+        if outliers > allowed:
+            break
     return Verdict(
         accepted=mean - half <= rules.AUDIT_TOLERANCE and outliers <= allowed,
         positions=count,
