@@ -149,7 +149,11 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def parse(argv: Sequence[str] | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description="Train the naive baseline under the clock and pack the artifact.")
+    parser = argparse.ArgumentParser(
+        description="Train the naive baseline under the clock and pack the artifact.",
+        epilog="example:\n  python baselines/naive/train.py --track laptop --data data/demo --out runs/a.zst --set dim=160",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
     parser.add_argument("--data", type=Path, required=True, metavar="DIR", help="dataset folder")
     parser.add_argument("--out", type=Path, default=Path("artifact.zst"), metavar="FILE")
     parser.add_argument("--track", default="main", choices=list(PRESETS))

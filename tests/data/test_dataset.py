@@ -1,0 +1,166 @@
+"""Dataset folders: both layouts open, and whatever is off is named with its file and offset."""
+
+import json
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+import sentencepiece as spm
+
+from conftest import DOCUMENTS, SHARED, MakeArtifact, needs_fineweb
+from pgolf.data.dataset import open_dataset, overlap
+from pgolf.data.shards import HEADER_BYTES, read_shard, split_documents, write_shard
+from pgolf.errors import EnvironmentBroken, UsageError
+from pgolf.score import score
+
+FINEWEB = SHARED / "fineweb10B_sp1024"
+
+
+def test_text_is_what_was_written(dataset: Path) -> None:
+    """The canonical text comes back with its boundaries; empty documents count."""
+    text = open_dataset(dataset).canonical_text()
+    assert [document.decode() for document in text.documents] == list(DOCUMENTS)
+    assert text.bytes == sum(len(document.encode()) for document in DOCUMENTS)
+
+
+def test_overlap_counts_training_documents_that_are_validated(dataset: Path) -> None:
+    """The fixture's training shard is its validation shard, so every document is seen."""
+    assert overlap(open_dataset(dataset)) == len(DOCUMENTS)
+
+
+def shard(path: Path, tokens: list[int]) -> Path:
+    write_shard(path, np.array(tokens, dtype=np.uint16))
+    return path
+
+
+def damage(path: Path, offset: int, value: bytes) -> None:
+    data = bytearray(path.read_bytes())
+    data[offset : offset + len(value)] = value
+    path.write_bytes(data)
+
+
+@pytest.mark.parametrize(
+    ("offset", "value", "expected"),
+    [
+        (0, b"\0\0\0\0", "offset 0: magic number is 0"),
+        (4, b"\7\0\0\0", "offset 4: version is 7"),
+        (8, b"\xff\xff\0\0", "offset 8: the header promises 65535 tokens"),
+        (8, b"\xff\xff\xff\xff", "offset 8: the header promises -1 tokens"),
+        (HEADER_BYTES + 6, b"\x40\0", f"offset {HEADER_BYTES + 6}: token 64 is outside the vocabulary of 64"),
+    ],
+)
+def test_damaged_shards_are_named(tmp_path: Path, offset: int, value: bytes, expected: str) -> None:
+    """Each damage is one sentence with file and byte offset."""
+    path = shard(tmp_path / "val_000000.bin", [1, 5, 6, 7, 1, 9])
+    damage(path, offset, value)
+    with pytest.raises(EnvironmentBroken) as caught:
+        read_shard(path, 64)
+    assert f"{path}: {expected}" in str(caught.value)
+
+
+@pytest.mark.parametrize("size", [0, 100, HEADER_BYTES, HEADER_BYTES + 11])
+def test_truncated_shards_are_named(tmp_path: Path, size: int) -> None:
+    """A shard cut anywhere is refused."""
+    path = shard(tmp_path / "val_000000.bin", [1, 5, 6, 7, 1, 9])
+    path.write_bytes(path.read_bytes()[:size])
+    with pytest.raises(EnvironmentBroken, match=r"val_000000\.bin: offset"):
+        read_shard(path, 64)
+
+
+def test_shard_that_begins_inside_a_document(tmp_path: Path) -> None:
+    """Documents are told apart by BOS, so a shard without one at its start belongs to something else."""
+    path = shard(tmp_path / "val_000000.bin", [5, 1, 6])
+    with pytest.raises(EnvironmentBroken, match="the first token is not BOS"):
+        list(split_documents(path, read_shard(path, 64), 1))
+
+
+@pytest.mark.parametrize("content", ["", "[]", "{}", '{"format": 99}', '{"format": 1, "shards": 3}'])
+def test_broken_index(dataset: Path, tmp_path: Path, content: str) -> None:
+    """A dataset.json that is none is one sentence."""
+    root = tmp_path / "copy"
+    shutil.copytree(dataset, root)
+    (root / "dataset.json").write_text(content)
+    with pytest.raises(EnvironmentBroken, match=r"dataset\.json"):
+        open_dataset(root)
+
+
+def test_exchanged_tokenizer(dataset: Path, tmp_path: Path) -> None:
+    """The tokenizer is part of the dataset: another file under its name is noticed."""
+    root = tmp_path / "copy"
+    shutil.copytree(dataset, root)
+    damage(root / "tokenizer.model", 100, b"?")
+    with pytest.raises(EnvironmentBroken, match=r"tokenizer.model: missing or not the file"):
+        open_dataset(root)
+
+
+def test_folder_without_data(tmp_path: Path) -> None:
+    """Neither layout: wrong usage."""
+    with pytest.raises(UsageError, match="is no dataset"):
+        open_dataset(tmp_path)
+
+
+def contest_folder(root: Path, model: str) -> Path:
+    """The contest's layout, with a tokenizer of our choice under the contest's name."""
+    root.mkdir()
+    for path in FINEWEB.glob("*.bin"):
+        (root / path.name).symlink_to(path)
+    shutil.copy(SHARED / "tokenizers" / model, root / "fineweb_1024_bpe.model")
+    return root
+
+
+@needs_fineweb
+def test_contest_folder_counts() -> None:
+    """Documents, tokens and bytes of the contest's text; its own byte table counts the same bytes."""
+    data = open_dataset(FINEWEB)
+    text = data.canonical_text()
+    tokens = read_shard(data.val_shards[0], 1024)
+    assert (len(text.documents), len(tokens), text.bytes) == (901, 1_040_060, 2_504_310)
+    processor = spm.SentencePieceProcessor(model_file=str(data.tokenizer))
+    assert int(table_bytes(processor, tokens[:-1], tokens[1:]).sum()) == text.bytes
+    assert overlap(data) == 0
+
+
+def table_bytes(processor: spm.SentencePieceProcessor, before: np.ndarray, tokens: np.ndarray) -> np.ndarray:
+    """Bytes per token by the contest's rule: the piece's, and one for a leading space unless a control is before."""
+    vocab = range(processor.vocab_size())
+    special = [processor.is_control(i) or processor.is_unknown(i) or processor.is_unused(i) for i in vocab]
+    pieces = [processor.id_to_piece(i) for i in vocab]
+    space = [not s and p.startswith("▁") for p, s in zip(pieces, special, strict=True)]
+    size = [
+        0 if s else 1 if processor.is_byte(i) else len(p.removeprefix("▁").encode())
+        for i, (p, s) in enumerate(zip(pieces, special, strict=True))
+    ]
+    return np.array(size)[tokens] + (np.array(space)[tokens] & ~np.array(special)[before])
+
+
+@needs_fineweb
+@pytest.mark.parametrize("model", ["lossy_1024_bpe.model", "fineweb_4096_bpe.model"])
+def test_contest_shards_beside_a_wrong_tokenizer(tmp_path: Path, make_artifact: MakeArtifact, model: str) -> None:
+    """It decodes to nonsense without any error; the folder is refused, the submission is not blamed."""
+    root = contest_folder(tmp_path / "fineweb10B_sp1024", model)
+    with pytest.raises(EnvironmentBroken, match="is not the tokenizer that made"):
+        open_dataset(root).canonical_text()
+    artifact = make_artifact("def load(root, device): ...\n")
+    record = score(artifact, root)
+    assert record["status"] == "failed" and "is not the tokenizer that made" in record["reason"]
+
+
+@needs_fineweb
+def test_contest_folder_without_tokenizer(tmp_path: Path) -> None:
+    """The sentence says which file is missing and where to put it."""
+    root = contest_folder(tmp_path / "fineweb10B_sp1024", "fineweb_1024_bpe.model")
+    (root / "fineweb_1024_bpe.model").unlink()
+    with pytest.raises(EnvironmentBroken, match=r"put fineweb_1024_bpe.model into the folder"):
+        open_dataset(root)
+
+
+def test_changed_text(dataset: Path, tmp_path: Path) -> None:
+    """A text that does not match its digest gives no score."""
+    root = tmp_path / "copy"
+    shutil.copytree(dataset, root)
+    lines = (root / "val_documents.jsonl").read_text().splitlines()
+    lines[6] = json.dumps({"text": "shorter"})
+    (root / "val_documents.jsonl").write_text("\n".join(lines) + "\n")
+    with pytest.raises(EnvironmentBroken, match="digest"):
+        open_dataset(root).canonical_text()
