@@ -151,7 +151,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         description="Train the naive baseline under the clock and pack the artifact.",
-        epilog="example:\n  python baselines/naive/train.py --track laptop --data data/demo --out runs/a.zst --set dim=160",
+        epilog="example:\n  python baselines/naive/train.py --track laptop --data data/demo --out a.zst",
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("--data", type=Path, required=True, metavar="DIR", help="dataset folder")
