@@ -21,13 +21,18 @@ Tokens = npt.NDArray[np.uint16]
 _SCAN_TOKENS = 1 << 22
 
 
+def header_bytes(count: int) -> bytes:
+    """The header of a shard of `count` tokens."""
+    header = np.zeros(256, dtype="<i4")
+    header[:3] = MAGIC, VERSION, count
+    return header.tobytes()
+
+
 def write_shard(path: Path, tokens: Tokens) -> None:
     """Write `tokens` (N,) as one shard. It appears under `path` whole or not at all."""
-    header = np.zeros(256, dtype="<i4")
-    header[:3] = MAGIC, VERSION, len(tokens)
     part = path.with_name(path.name + ".part")
     with part.open("wb") as file:
-        file.write(header.tobytes())
+        file.write(header_bytes(len(tokens)))
         file.write(tokens.astype("<u2", copy=False).tobytes())
     part.replace(path)
 
