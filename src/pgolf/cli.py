@@ -8,13 +8,16 @@ import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from pgolf import artifact, record, rules
+from pgolf import artifact, codec, prove, record, rules
 from pgolf.data import cli as data_cli
 from pgolf.data.dataset import default_dataset, open_dataset
 from pgolf.errors import EnvironmentBroken, PgolfError, Refused, UsageError
-from pgolf.score import score
+from pgolf.sandbox import check_isolation
+from pgolf.score import find_devices, score
 
 Commands = argparse._SubParsersAction  # argparse has no public name for it
+
+_STANDARD = Path("-")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -46,6 +49,9 @@ def _parser() -> argparse.ArgumentParser:
     data_cli.add_parser(commands)
     _add_pack(commands)
     _add_score(commands)
+    _add_compress(commands)
+    _add_decompress(commands)
+    _add_prove(commands)
     return parser
 
 
@@ -136,7 +142,134 @@ def _score(args: argparse.Namespace) -> int:
         print(json.dumps(result, indent=2))
     else:
         print(record.table(result), file=sys.stdout if result["status"] == "ok" else sys.stderr)
+    return _exit_code(result)
+
+
+def _exit_code(result: record.Record) -> int:
     return {"ok": 0, "refused": Refused.exit_code, "failed": EnvironmentBroken.exit_code}[result["status"]]
+
+
+def _add_compress(commands: "Commands[argparse.ArgumentParser]") -> None:
+    parser = _command(
+        commands,
+        "compress",
+        _compress,
+        "compress a text with an artifact's predictor",
+        "Compress one UTF-8 file, which is one document, with the predictor of an artifact; every token costs a run of "
+        "the model over the tokens before it.",
+        "example:\n  pgolf compress artifact.zst story.txt -o story.pgz",
+    )
+    parser.add_argument("artifact", type=Path, help="the submission: one .zst file")
+    parser.add_argument("text", type=Path, help="a UTF-8 file")
+    parser.add_argument("-o", "--out", type=Path, required=True, help="the compressed file")
+    _add_box(parser)
+
+
+def _add_box(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--device", default="auto", help="cpu, cuda or cuda:N (default: what is there)")
+    parser.add_argument("--no-sandbox", action="store_true", help="run code you trust unboxed")
+
+
+def _compress(args: argparse.Namespace) -> int:
+    """Compress and report the sizes."""
+    device = _prepare_coding(args)
+    text = _read(args.text, codec.MOST_BYTES)
+    done = codec.compress(_read_artifact(args.artifact), [text], device, isolated=not args.no_sandbox)
+    file = done.packet.encode()
+    codec.write(file, args.out)
+    print(codec.table(done, len(file)))
+    return 0
+
+
+def _add_decompress(commands: "Commands[argparse.ArgumentParser]") -> None:
+    parser = _command(
+        commands,
+        "decompress",
+        _decompress,
+        "get the text back",
+        "Decompress a file of `pgolf compress` with the same artifact, on the same kind of machine. Several documents "
+        'are written as lines of JSON, {"text": ...} each.',
+        "example:\n  pgolf decompress artifact.zst story.pgz -o story.txt",
+    )
+    parser.add_argument("artifact", type=Path, help="the submission that compressed it")
+    parser.add_argument("packed", type=Path, help="the compressed file; - is standard input")
+    parser.add_argument("-o", "--out", type=Path, required=True, help="the text; - is standard output")
+    _add_box(parser)
+
+
+def _decompress(args: argparse.Namespace) -> int:
+    """Decompress, or leave nothing."""
+    device = _prepare_coding(args)
+    packet = codec.Packet.decode(_read(args.packed, codec.MOST_BYTES), str(args.packed))
+    texts = codec.decompress(_read_artifact(args.artifact), packet, device, isolated=not args.no_sandbox)
+    if args.out == _STANDARD:
+        sys.stdout.buffer.write(codec.text_file(texts))
+        return 0
+    codec.write(codec.text_file(texts), args.out)
+    print(f"{args.out}: {packet.text_bytes:,} bytes of text, byte for byte")
+    return 0
+
+
+def _prepare_coding(args: argparse.Namespace) -> str:
+    """The device. Raises the errors that can be known before a model runs for long."""
+    if not args.out.parent.is_dir():
+        raise UsageError(f"{args.out.parent}: no such folder")
+    sources = [args.artifact, args.text if "text" in args else args.packed]
+    if args.out.exists() and any(source.exists() and args.out.samefile(source) for source in sources):
+        raise UsageError(f"{args.out}: would overwrite what it is made from")
+    if not args.no_sandbox:
+        check_isolation()
+    return find_devices(args.device)[0]
+
+
+def _read_artifact(path: Path) -> artifact.Artifact:
+    return artifact.read(path, max(track.artifact_bytes for track in rules.TRACKS.values()))
+
+
+def _read(path: Path, most: int) -> bytes:
+    try:
+        with open(0, "rb", closefd=False) if path == _STANDARD else path.open("rb") as file:
+            data = file.read(most + 1)
+    except OSError as error:
+        raise UsageError(f"{path}: cannot be read ({error.strerror})") from None
+    if len(data) > most:
+        raise UsageError(f"{path}: has more than {most:,} bytes")
+    return data
+
+
+def _add_prove(commands: "Commands[argparse.ArgumentParser]") -> None:
+    parser = _command(
+        commands,
+        "prove",
+        _prove,
+        "prove a score by compressing text to it",
+        "Draw documents of the validation text, score them, compress them, and let another process, which has nothing "
+        "but the artifact and the compressed file, get them back. The figures go into artifact.score.json.",
+        "example:\n  pgolf prove artifact.zst --data data/demo\n\n"
+        "exit codes: 0 proven, 1 refused, 2 wrong usage, 3 this machine or the data is broken",
+    )
+    parser.add_argument("artifact", type=Path, help="the submission: one .zst file")
+    parser.add_argument("--data", type=Path, help="dataset folder (default: the only one in ./data)")
+    parser.add_argument("--bytes", type=_positive, default=rules.PROOF_BYTES, metavar="N", help="default: %(default)s")
+    parser.add_argument(
+        "--seed", type=int, metavar="N", help="draws the documents (default: a secret seed, told by the record)"
+    )
+    _add_box(parser)
+    parser.add_argument("--json", action="store_true", help="print the figures to standard output")
+
+
+def _prove(args: argparse.Namespace) -> int:
+    """Prove, put the figures into the record, print them."""
+    data = args.data or default_dataset()
+    open_dataset(data)
+    result = prove.prove(args.artifact, data, args.bytes, args.seed, args.device, isolated=not args.no_sandbox)
+    out, known = prove.find_record(args.artifact)
+    record.write({**known, "proof": result}, out)
+    if args.json:
+        print(json.dumps(result, indent=2))
+    else:
+        print(prove.table(result), file=sys.stdout if result["status"] == "ok" else sys.stderr)
+    return _exit_code(result)
 
 
 def _positive(text: str) -> int:

@@ -39,7 +39,7 @@ WORKER_PROCESSES = 512  # threads count
 WORKER_DISK_BYTES = 1024**3
 WORKER_OUTPUT_BYTES = 1024 * 1024  # stdout and stderr together
 VOCAB_SIZE = 1 << 20
-CONTEXT = 1 << 20
+CONTEXT = 1 << 14  # the audit of a row costs the window before it: of longer ones it could afford too few
 WINDOW_LOGITS = 1 << 28  # vocab_size times context: one window's logits
 ROUND = (64, 1 << 17)  # fewest and most tokens that a streaming predictor may ask for in a round
 TOKENS_PER_BYTE = 4  # a tokenizer may not flood the scorer; plain bytes need 1
@@ -47,9 +47,17 @@ TOKENS_PER_BYTE = 4  # a tokenizer may not flood the scorer; plain bytes need 1
 # The blind audit (see `audit` for what these mean, docs/security.md for what they detect).
 AUDIT_SHARE = 0.09  # tokens that the audit hands over, per token that scoring did
 AUDIT_TOKENS = 1 << 16  # but at least so many: a small validation set is audited more closely
-AUDIT_TOLERANCE = 5e-4  # nats per token that a peek may be worth, as far as the audit can tell
+AUDIT_TOLERANCE = 5e-4  # nats per token that a peek may be worth, as far as the audit can tell,
+AUDIT_BYTES = 2.0  # for tokens of so many bytes or more; less in proportion for shorter ones
+AUDIT_NOISE = 0.05  # nats by which a token may differ when it is scored again, root mean square
 AUDIT_CONFIDENCE = 0.99
 AUDIT_SECONDS = 30.0  # time for the audit: this, or half of what scoring took if that is more
+
+# Compression (see `codec`).
+CODED_TOKENS = 1 << 24  # most tokens in one file, so that a hostile one ends
+CODING_SECONDS = 600.0  # most that one answer takes: loading, one batch of rows, the tokenizer, scoring the text
+PROOF_BYTES = 20_000  # text that a proof compresses
+PROOF_TOLERANCE = 0.01  # how much longer than the scored code length the code may be
 
 
 def track(name: str) -> Track:

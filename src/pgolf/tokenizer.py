@@ -5,8 +5,8 @@ the canonical text, byte for byte, document by document. So the ids carry the wh
 ever taken from a submission.
 """
 
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Generator, Iterator, Sequence
+from contextlib import closing, contextmanager
 from itertools import pairwise
 
 import numpy as np
@@ -43,17 +43,35 @@ def check_decoding(
     """Decode the ids in a fresh box. Raises Refused at the first byte that differs from the canonical text."""
     if artifact.manifest.tokenizer == "bytes":
         return
+    sizes = [len(text) for text in documents]
+    with closing(decode(artifact, encoded, sizes, deadline, isolated)) as decoded:
+        for number, (text, back) in enumerate(zip(documents, decoded, strict=True)):
+            if back != text:
+                raise Refused(_difference(number, text, back))
+
+
+def decode(
+    artifact: Artifact, encoded: Sequence[Ids], sizes: Sequence[int], deadline: float, isolated: bool
+) -> Generator[bytes, None, None]:
+    """The text of each document, from a fresh box that receives nothing but the ids.
+
+    `sizes`: bytes that each text has, or at most has. Raises Refused when the box sends more than twice as much.
+    """
+    if artifact.manifest.tokenizer == "bytes":
+        for number, ids in enumerate(encoded):
+            if len(ids) and int(ids.max()) > 255:
+                raise Refused(f"document {number}: id {int(ids.max())} is no byte")
+            yield ids.astype(np.uint8).tobytes()
+        return
     with _worker("decode", artifact, deadline, isolated) as worker:
-        for begin, end in _groups([len(document) for document in documents]):
-            group = documents[begin:end]
-            most = 2 * sum(map(len, group)) + 8 * len(group) + wire.TEXT_FRAME_BYTES
-            worker.send(Kind.TOKENS, wire.encode_tokens(list(encoded[begin:end])))
+        for begin, end in _groups(sizes):
+            group = list(encoded[begin:end])
+            most = 2 * sum(sizes[begin:end]) + 8 * len(group) + wire.TEXT_FRAME_BYTES
+            worker.send(Kind.TOKENS, wire.encode_tokens(group))
             decoded = wire.decode_texts(worker.receive(Kind.TEXTS, most))
             if len(decoded) != len(group):
                 raise Refused(f"the tokenizer gave {len(decoded)} documents back for {len(group)}")
-            for number, (text, back) in enumerate(zip(group, decoded, strict=True), begin):
-                if back != text:
-                    raise Refused(_difference(number, text, back))
+            yield from decoded
 
 
 @contextmanager

@@ -7,7 +7,7 @@ input) those from `first` on count. Every target counts exactly once.
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from itertools import pairwise
+from itertools import chain, pairwise
 
 import numpy as np
 import numpy.typing as npt
@@ -58,6 +58,20 @@ class Plan:
         stride = manifest.stride or manifest.context
         return Plan(tokens, (plan(boundaries, manifest.window, manifest.context, stride),))
 
+    @staticmethod
+    def separate(manifest: Manifest, documents: Sequence[Ids]) -> "Plan":
+        """The same with each document by itself: windows begin with it, and a round holds only one.
+
+        So the tokens that are shown for a row, and the rounds before it, follow from the tokens before it: a decoder,
+        which learns the length of a document at its end, can keep to this plan.
+        """
+        tokens, boundaries = stream(documents, manifest.bos)
+        if manifest.form == "streaming":
+            own = (rounds(np.array(edges), manifest.round) for edges in pairwise(boundaries))
+            return Plan(tokens, tuple(chain.from_iterable(own)))
+        stride = manifest.stride or manifest.context
+        return Plan(tokens, (plan(boundaries, "document", manifest.context, stride),))
+
     def windows(self) -> Windows:
         """All windows, or the pieces of all rounds."""
         columns = ((r.start, r.length, r.first) for r in self.rounds)
@@ -96,6 +110,11 @@ def _plan_segment(begin: int, end: int, context: int, stride: int) -> tuple[Inde
     stop = np.minimum(start + context, end)
     first = np.concatenate([[0], stop[:-1] - start[1:]]).astype(np.int64)
     return start, stop - start, first
+
+
+def window_start(row: int, context: int, stride: int) -> int:
+    """Where the window starts whose row `row` counts; both from the segment's start (see `plan`)."""
+    return stride * max(0, -(-(row + 1 - context) // stride))
 
 
 def rounds(boundaries: Index, most: int) -> list[Windows]:
