@@ -3,6 +3,7 @@
 import io
 import json
 import tarfile
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pgolf import rules
-from pgolf.artifact import folder_members, pack, parse, read
+from pgolf.artifact import Manifest, folder_members, pack, parse, read
 from pgolf.errors import Refused, UsageError
 
 LIMIT = 16_000_000
@@ -207,6 +208,39 @@ def test_manifest_that_is_no_object(tmp_path: Path, text: bytes) -> None:
     """Broken JSON is refused in a sentence."""
     with pytest.raises(Refused, match="JSON"):
         pack(GOOD | {"submission.json": text}, tmp_path / "a.zst", LIMIT)
+
+
+JSON = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=120),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=3), inner, max_size=3),
+)
+NAMES = st.sampled_from([field.name for field in fields(Manifest)]) | st.text(min_size=1, max_size=120)
+SENSIBLE = st.sampled_from(
+    ["streaming", "simple", "packed", "document", "bytes", "p.py", "main", 1, 64, 256, 300, True]
+)
+STREAMING = {key: value for key, value in MANIFEST.items() if key != "context"} | {"form": "streaming", "round": 64}
+
+
+@settings(max_examples=500, deadline=None)
+@given(st.sampled_from([MANIFEST, STREAMING]), st.dictionaries(NAMES, JSON | SENSIBLE, max_size=3))
+def test_any_manifest_is_refused_or_sound(base: dict[str, Any], changes: dict[str, Any]) -> None:
+    """Whatever the fields hold: one short sentence, or a manifest that the scorer can rely upon."""
+    members = GOOD | {"submission.json": json.dumps(base | changes).encode()}
+    buffer = io.BytesIO()
+    with tarfile.open(fileobj=buffer, mode="w", format=tarfile.USTAR_FORMAT) as archive:
+        for name, content in members.items():
+            archive.addfile(info(name, len(content)), io.BytesIO(content))
+    try:
+        manifest = parse(compressed(buffer.getvalue()), LIMIT).manifest
+    except Refused as error:
+        assert str(error).isprintable() and len(str(error)) < 500
+    else:
+        assert 0 <= manifest.bos < manifest.vocab_size <= rules.VOCAB_SIZE
+        assert manifest.name.isprintable() and manifest.tokenizer in ("bytes", *members)
+        if manifest.form == "streaming":
+            assert rules.ROUND[0] <= manifest.round <= rules.ROUND[1] and not manifest.context
+        else:
+            assert 1 <= (manifest.stride or manifest.context) <= manifest.context <= rules.CONTEXT
 
 
 @settings(max_examples=300, deadline=None)

@@ -65,6 +65,7 @@ PREDICTORS = {
     "no load": ("x = 1\n", "has no attribute 'load'"),
     "exit": ("import sys\nsys.exit(0)\n", "SystemExit"),
     "dies": (evil("import os; os._exit(7)"), "ended before it answered (exit status 7)"),
+    "dies of no signal": (evil("import os; os._exit(255)"), "ended before it answered (exit status 255)"),
     "crashes": (evil("import ctypes; ctypes.string_at(0)"), "SIGSEGV"),
     "eats memory": (evil("x = [bytearray(b'x' * 2**26) for _ in range(10**6)]"), "GiB of memory"),
     "forks": (evil("import os\n        while True: os.fork()"), ""),

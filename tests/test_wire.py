@@ -39,6 +39,48 @@ def test_batch_and_rows_round_trip() -> None:
     assert wire.Rows.decode(rows.encode()) == rows
 
 
+IDS = st.integers(-(2**31), 2**31 - 1)
+NUMBERS = st.integers(0, 2**32 - 1)
+
+
+def array(values: list[int]) -> wire.Ids:
+    return np.array(values, dtype=np.int32)
+
+
+@st.composite
+def batches(draw: st.DrawFn) -> wire.Batch:
+    b, t = draw(st.integers(0, 4)), draw(st.integers(0, 5))
+    first = draw(st.lists(IDS, min_size=b, max_size=b))
+    ids = draw(st.lists(IDS, min_size=b * t, max_size=b * t))
+    return wire.Batch(draw(NUMBERS), draw(NUMBERS), draw(NUMBERS), array(first), array(ids).reshape(b, t))
+
+
+ROUNDS = st.builds(wire.Round, st.sampled_from(wire.Wanted), st.lists(st.lists(IDS, max_size=9).map(array), max_size=5))
+ROWS = st.builds(wire.Rows, NUMBERS, NUMBERS, NUMBERS, NUMBERS, st.sampled_from(Dtype))
+
+
+@given(st.one_of(batches(), ROUNDS, ROWS), st.data())
+def test_a_message_has_one_spelling(message: wire.Batch | wire.Round | wire.Rows, data: st.DataObject) -> None:
+    """Encoded and decoded it is the same; damaged bytes are another message, spelled like that, or a WireError."""
+    payload = message.encode()
+    assert type(message).decode(payload).encode() == payload
+    damaged = bytearray(payload)
+    at = data.draw(st.integers(0, len(payload) - 1))
+    match data.draw(st.sampled_from(["flip", "cut", "grow"])):
+        case "flip":
+            damaged[at] ^= data.draw(st.integers(1, 255))
+        case "cut":
+            del damaged[at:]
+        case _:
+            damaged[at:at] = data.draw(st.binary(min_size=1, max_size=8))
+    try:
+        back = type(message).decode(bytes(damaged))
+    except WireError as error:
+        assert str(error).isprintable()
+    else:
+        assert back.encode() == damaged
+
+
 @given(st.sampled_from(PARSERS), st.binary(max_size=64))
 def test_parsers_survive_anything(parser: object, payload: bytes) -> None:
     """Hostile payloads end in WireError."""
@@ -71,6 +113,9 @@ def test_channel_refuses_what_it_did_not_ask_for() -> None:
         channel.receive(Kind.ROWS, 20)
     other.sendall(bytes([Kind.FAILED]) + (2**32 - 1).to_bytes(4, "little") + b"x" * wire.MESSAGE_BYTES)
     with pytest.raises(WireError, match="xxx"):
+        channel.receive(Kind.ROWS, 20)
+    other.sendall(bytes([Kind.FAILED]) + bytes(4))
+    with pytest.raises(WireError, match="without a word"):
         channel.receive(Kind.ROWS, 20)
     other.close()
     with pytest.raises(WireError, match="gone"):

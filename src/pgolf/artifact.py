@@ -233,7 +233,7 @@ def _parse_manifest(data: bytes) -> Manifest:
         raise Refused(f"{MANIFEST} is not a JSON object")
     known = {field.name for field in fields(Manifest)}
     if unknown := sorted(set(values) - known):
-        raise Refused(f"{MANIFEST}: unknown field {unknown[0]!r}; known are {', '.join(sorted(known))}")
+        raise Refused(f"{MANIFEST}: unknown field {unknown[0]!r:.60}; known are {', '.join(sorted(known))}")
     for key in ("name", "author", "track", "tokenizer"):
         _require(key, values, isinstance(value := values.get(key), str) and 0 < len(value) <= 100)
         _require(key, values, values[key].isprintable())
@@ -245,7 +245,7 @@ def _parse_manifest(data: bytes) -> Manifest:
     _check_form(values)
     packages = values.get("packages", [])
     _require("packages", values, isinstance(packages, list) and len(packages) <= 100)
-    _require("packages", values, all(isinstance(p, str) and re.fullmatch(r"[\w.-]+", p) for p in packages))
+    _require("packages", values, all(isinstance(p, str) and re.fullmatch(r"[\w.-]{1,100}", p) for p in packages))
     given = {key: value for key, value in values.items() if value is not None}
     return Manifest(**{**given, "packages": tuple(packages)})
 

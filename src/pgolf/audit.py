@@ -27,6 +27,7 @@ _CEILING = 0.5  # nats; larger ones always are, however noisy the predictor
 _SIGMAS = 10.0  # an outlier is so many times the noise,
 _CHANCE = 1e-5  # which an honest predictor's rounding reaches with at most this probability,
 _TAIL = 6  # falling at least with this power beyond
+_LEEWAY = 5.0  # standard errors of the noise of few samples
 _FALSE_ALARM = 1e-4  # chance of refusing an honest predictor for its outliers
 
 
@@ -60,14 +61,25 @@ class Verdict:
     outliers: int
     allowed: int
     """Outliers that noise may explain."""
+    tolerance: float
+    """What the mean may be, in nats."""
+    quiet: bool
+    """Whether the noise is small enough for the mean to tell something."""
 
     def reason(self) -> str:
         """One sentence for a refusal."""
+        if not self.quiet and self.outliers <= self.allowed and self.interval[0] <= self.tolerance:
+            return (
+                f"the blind audit refuses it: {self.positions:,} tokens scored again differ by {self.noise:.2g} nats "
+                f"of noise ({rules.AUDIT_NOISE:g} allowed), in which a peek can hide; the same tokens must give the "
+                "same rows"
+            )
         return (
             f"the blind audit refuses it: of {self.positions:,} tokens scored again without their future, "
             f"{self.outliers} cost over {self.outlier:.2g} nats more ({self.allowed} allowed), the mean is "
             f"{self.mean:+.5f} nats [{self.interval[0]:+.5f}, {self.interval[1]:+.5f}] "
-            f"({rules.AUDIT_TOLERANCE:g} allowed); the probabilities depend on more than the tokens before"
+            f"({self.tolerance:g} allowed), the largest {self.largest:+.2g}; the probabilities depend on more than the "
+            "tokens before"
         )
 
 
@@ -109,25 +121,28 @@ def padded(length: int, most: int) -> int:
     return min(-(-length // step) * step, max(length, most))
 
 
-def verdict(difference: Floats, weight: Floats) -> Verdict:
+def verdict(difference: Floats, weight: Floats, tolerance: float = rules.AUDIT_TOLERANCE) -> Verdict:
     """Judge differences (K,), blind minus scored, of tokens with sampling weights (K,).
 
     Two tests, each one-sided: the mean, by its normal interval with a survey sample's standard error (Hájek); and the
-    number of outliers, by a Poisson bound. docs/security.md has their power and their false alarms.
+    number of outliers, by Poisson bounds. docs/security.md has their power and their false alarms. Both lose power to
+    noise, which a cheat can add in the audit alone at no cost, so there is a limit to that as well.
     """
     count = len(difference)
     mean = float(np.average(difference, weights=weight))
     error = float(np.sqrt(np.sum((weight * (difference - mean)) ** 2)) / np.sum(weight))
     half = NormalDist().inv_cdf((1 + rules.AUDIT_CONFIDENCE) / 2) * error
     noise = math.sqrt(2 * float(np.mean(np.minimum(difference, 0) ** 2)))
-    # Also at the ceiling: fewer outliers settle it there, since noise reaches it more rarely.
-    for outlier in (min(max(_FLOOR, _SIGMAS * noise), _CEILING), _CEILING):
+    # Also at the ceiling and beyond: fewer outliers settle it there, since noise reaches it more rarely.
+    for outlier in (min(max(_FLOOR, _SIGMAS * noise), _CEILING), _CEILING, 2 * _CEILING):
         chance = _CHANCE * min(1.0, _SIGMAS * noise / outlier) ** _TAIL
         outliers, allowed = int(np.sum(difference > outlier)), _poisson_allowance(count * chance)
         if outliers > allowed:
             break
+    spoiling = math.sqrt(2 * float(np.average(np.minimum(difference, 0) ** 2, weights=weight**2)))  # as in `error`
+    quiet = max(noise, spoiling) <= rules.AUDIT_NOISE * (1 + _LEEWAY / math.sqrt(count))
     return Verdict(
-        accepted=mean - half <= rules.AUDIT_TOLERANCE and outliers <= allowed,
+        accepted=mean - half <= tolerance and outliers <= allowed and quiet,
         positions=count,
         mean=mean,
         interval=(mean - half, mean + half),
@@ -136,6 +151,8 @@ def verdict(difference: Floats, weight: Floats) -> Verdict:
         outlier=outlier,
         outliers=outliers,
         allowed=allowed,
+        tolerance=tolerance,
+        quiet=quiet,
     )
 
 

@@ -122,7 +122,10 @@ class Lane:
 
     def _rows(self, where: str, number: int, slot: int) -> Tensor:
         """A private copy of the next block of logits, on this lane's device: it cannot change once checked."""
-        reply = wire.Rows.decode(self.worker.receive(Kind.ROWS, wire.ROWS_BYTES))
+        try:
+            reply = wire.Rows.decode(self.worker.receive(Kind.ROWS, wire.ROWS_BYTES))
+        except Refused as error:
+            raise Refused(f"{where}: {error}") from None
         if (reply.number, reply.slot) != (number, slot):
             raise Refused(f"{where}: the predictor answered something else ({reply.number} in slot {reply.slot})")
         if reply.width != self.width:

@@ -144,9 +144,7 @@ class Worker:
 
     def close(self) -> None:
         """Kill everything in the box and wait until it is gone."""
-        with contextlib.suppress(ProcessLookupError):
-            os.killpg(self._process.pid, signal.SIGKILL)
-        self._process.kill()
+        self._kill()
         self._process.wait()
         for thread in self._threads:
             thread.join()
@@ -186,14 +184,22 @@ class Worker:
         status = self._process.poll()
         if gone and status is not None:
             number = status - 128 if status > 128 else -status
-            ended = f"killed by {signal.Signals(number).name}" if number > 0 else f"exit status {status}"
+            names = {known.value: known.name for known in signal.Signals}
+            ended = f"killed by {names[number]}" if number in names else f"exit status {status}"
             return f"{self.role}: the process ended before it answered ({ended})"
         words = "".join(c if c.isprintable() else " " for c in str(error))
         return f"{self.role}: {words[:_WORDS]}"
 
+    def _kill(self) -> None:
+        """Kill every process of the box; its own init, which hostile code lives beside, is not relied upon."""
+        if self._process.poll() is None:
+            for kill, pid in [(os.killpg, self._process.pid), *((os.kill, p) for p in _descendants(self._process.pid))]:
+                with contextlib.suppress(ProcessLookupError):
+                    kill(pid, signal.SIGKILL)
+
     def _stop(self, verdict: str) -> None:
         self._verdict = verdict
-        self._process.kill()
+        self._kill()
 
     def _read(self) -> None:
         """Drain what the box prints, keep the end, and stop a flood."""
@@ -223,6 +229,13 @@ class Worker:
             elif threads > rules.WORKER_PROCESSES:
                 self._stop(f"started more than {rules.WORKER_PROCESSES} processes")
             time.sleep(_POLL_SECONDS)
+
+
+def check_hidden(path: Path) -> None:
+    """Raises EnvironmentBroken when boxed code could read `path`."""
+    for folder in _system_folders():
+        if path.resolve().is_relative_to(folder.resolve()):
+            raise EnvironmentBroken(f"{path}: lies in {folder}, which the submission can read; move the data elsewhere")
 
 
 def memory_limit() -> int:
@@ -288,7 +301,9 @@ def _bubblewrap(
     if program := seccomp.program():
         fds.append(_memory_file(stack, program))
         command += ["--seccomp", str(fds[-1])]
-    return [*command, "--remount-ro", "/dev", "--remount-ro", "/", "--chdir", str(_ARTIFACT), "--"]
+    # /proc too: it could set the host's sysctls where the scorer runs as root, and rewrite the box's own init.
+    read_only = [part for path in ("/proc", "/dev", "/") for part in ("--remount-ro", path)]
+    return [*command, *read_only, "--chdir", str(_ARTIFACT), "--"]
 
 
 def _system_folders() -> list[Path]:

@@ -27,7 +27,7 @@ from pgolf.artifact import Artifact, read
 from pgolf.data.dataset import CanonicalText, open_dataset
 from pgolf.errors import EnvironmentBroken, Refused, UsageError
 from pgolf.predictor import SLOT_BYTES, Floats, Lane, Question, answers, code_lengths, open_lanes
-from pgolf.sandbox import check_isolation
+from pgolf.sandbox import check_hidden, check_isolation
 from pgolf.windows import Index, Plan
 from pgolf.wire import WireError
 
@@ -107,7 +107,7 @@ def score(
     """
     if not path.is_file():
         raise UsageError(f"{path}: no such artifact")
-    devices = _devices(device)
+    devices = find_devices(device)
     started = time.monotonic()
     result: record.Record = {
         "status": "failed",
@@ -166,6 +166,8 @@ def _score(
     _check_packages(manifest.packages)
     result["isolation"] = check_isolation() if isolated else "none"
     dataset = open_dataset(data)
+    if isolated:
+        check_hidden(dataset.root)
     text = dataset.canonical_text()
     result["data"] = {"name": dataset.name, "sha256": text.sha256}
     if sample is not None:
@@ -206,8 +208,9 @@ def _audit(
     timer = Timer(limit, time.monotonic() + limit, result["seconds"])
     with timer.phase("audit"), open_lanes(artifact, plan, devices, timer.deadline, isolated) as lanes:
         blind = audit.blind(artifact, plan, sample, lanes)
-    verdict = audit.verdict(blind - nll[sample.row], sample.weight)
-    result["audit"] = {"seed": seed, "tolerance": rules.AUDIT_TOLERANCE, **asdict(verdict)}
+    tolerance = rules.AUDIT_TOLERANCE * min(1.0, result["bytes"] / result["tokens"] / rules.AUDIT_BYTES)
+    verdict = audit.verdict(blind - nll[sample.row], sample.weight, tolerance)
+    result["audit"] = {"seed": seed, **asdict(verdict)}
     if not verdict.accepted:
         raise Refused(verdict.reason())
 
@@ -220,7 +223,7 @@ def _check_packages(packages: Sequence[str]) -> None:
             raise Refused(f"the submission needs the package {name}, which this environment lacks") from None
 
 
-def _devices(device: str) -> list[str]:
+def find_devices(device: str) -> list[str]:
     """One entry per worker. Raises UsageError for a device that is not here."""
     if device == "auto":
         device = "cuda" if torch.cuda.is_available() else "cpu"

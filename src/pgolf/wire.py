@@ -135,6 +135,8 @@ class Rows:
     def decode(payload: bytes) -> "Rows":
         """Read a ROWS payload."""
         number, slot, rows, width, dtype = _unpack(_ROWS, payload)
+        if len(payload) != ROWS_BYTES:
+            raise WireError(f"a block of rows announced with {len(payload)} bytes")
         if dtype not in list(Dtype):
             raise WireError(f"unknown element type {dtype}")
         return Rows(number, slot, rows, width, Dtype(dtype))
@@ -165,7 +167,8 @@ class Channel:
         """
         kind, length = _FRAME.unpack(self._exactly(_FRAME.size))
         if kind == Kind.FAILED:
-            raise WireError(self._exactly(min(length, MESSAGE_BYTES)).decode("utf-8", "replace"))
+            words = self._exactly(min(length, MESSAGE_BYTES)).decode("utf-8", "replace")
+            raise WireError(words or "failed without a word")
         if kind != expected:
             raise WireError(f"sent a frame of kind {kind} where {expected.name} was due")
         if length > most:

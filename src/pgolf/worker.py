@@ -36,6 +36,8 @@ def main() -> None:
     except BaseException as error:
         traceback.print_exc()
         channel.send(Kind.FAILED, _describe(error, root).encode("utf-8", "replace")[: wire.MESSAGE_BYTES])
+        while channel.socket.recv(1 << 16):  # what the scorer has still to say, before it hears this
+            pass
 
 
 def _describe(error: BaseException, root: Path) -> str:
@@ -124,17 +126,22 @@ def _answer_rounds(channel: Channel, ring: Ring, predictor: Any, device: Any) ->
             predictor.update(documents)
             channel.send(Kind.READY)
             continue
-        blocks = predictor.predict(documents)
+        blocks, due = predictor.predict(documents), sum(map(len, documents))
         if asked.wanted == wire.Wanted.LAST:
-            blocks = _last_rows(blocks, [len(ids) for ids in asked.documents])
-        sent = 0
+            blocks, due = _last_rows(blocks, [len(ids) for ids in asked.documents]), len(documents)
+        sent = given = 0
         for block in blocks:
+            given += len(block)
+            if given > due:
+                raise ValueError(f"predict gave {given} rows of logits or more where {due} were due")
             most = max(1, ring.slot_bytes // (block.shape[-1] * block.element_size()))
             for rows in block.detach().split(most):
                 if sent >= wire.SLOTS:
                     channel.receive(Kind.TAKEN, 0)
                 _write(channel, ring, sent, sent % wire.SLOTS, rows)
                 sent += 1
+        if given < due:
+            raise ValueError(f"predict gave {given} rows of logits where {due} were due")
         for _ in range(min(sent, wire.SLOTS)):
             channel.receive(Kind.TAKEN, 0)
 

@@ -1,0 +1,318 @@
+"""Every way to cheat that we know of, as a real artifact: what it gains without its defence, and how it ends with it.
+
+tests/attacks has one folder each: predict.py, which says in its first lines what it exploits, perhaps further modules,
+and submission.json with what its manifest says differently. All start from the same honest model (honest.py).
+"""
+
+import importlib.util
+import io
+import json
+import socket
+import tarfile
+import threading
+from collections.abc import Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import suppress
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from pydoc_data.topics import topics
+from types import ModuleType
+from typing import Any
+
+import pytest
+import zstandard
+
+from conftest import write_dataset
+from pgolf import rules, score, tokenizer
+from pgolf.record import Record
+
+ATTACKS = Path(__file__).parent / "attacks"
+MOST_GAIN = 1e-3  # bpb
+FIRST = "This text is the first document of the attack suite. Whoever finds it in memory has found the text."
+
+BLIND = "the blind audit refuses it"
+UNAUDITED, UNBOXED, UNDECODED, NEITHER = "unaudited", "unboxed", "undecoded", ""
+
+
+@dataclass(frozen=True)
+class Attack:
+    """How an attack ends, and the defence without which it gains at least `gain` bpb on `honest`."""
+
+    ends: str = ""
+    """What the refusal says; nothing if the attack is scored and gains nothing."""
+    without: str = NEITHER
+    gain: float = 0.0
+    honest: str = "honest"
+
+
+ENDINGS = {
+    # The future
+    "off_by_one": Attack(BLIND, UNAUDITED, 1.0),
+    "bidirectional": Attack(BLIND, UNAUDITED, 0.1),
+    "target_aware_gate": Attack(BLIND, UNAUDITED, 0.05),
+    "window_length": Attack(BLIND, UNAUDITED, 0.005, "honest_document"),
+    "batch_neighbours": Attack(BLIND, UNAUDITED, 0.05),
+    "trains_on_batch": Attack(BLIND, UNAUDITED, 0.1),
+    "several_passes": Attack(BLIND, UNAUDITED, 0.1),
+    "rare_peeks": Attack(BLIND, UNAUDITED, 0.1),
+    "small_peeks": Attack(BLIND, UNAUDITED, 0.002),
+    "long_windows": Attack("context is 131072, which the format does not allow"),
+    "round_peek": Attack(BLIND, UNAUDITED, 0.01, "honest_streaming"),
+    "round_neighbours": Attack(BLIND, UNAUDITED, 0.005, "honest_streaming"),
+    "document_end": Attack(BLIND, UNAUDITED, 0.005, "honest_streaming"),
+    # Telling the audit
+    "prefix_cache": Attack(BLIND, UNAUDITED, 1.0),
+    "call_count": Attack(BLIND, UNAUDITED, 0.01),
+    "early_calls": Attack(BLIND, UNAUDITED, 0.5),
+    "batch_shape": Attack(BLIND, UNAUDITED, 1.0),
+    "honest_when_scored": Attack(BLIND),
+    "stack": Attack(BLIND, UNAUDITED, 1.0),
+    "last_flag": Attack(BLIND, UNAUDITED, 1.0, "honest_streaming"),
+    "clock": Attack(BLIND, UNAUDITED, 0.1),
+    "audit_noise": Attack("of noise (0.05 allowed)", UNAUDITED, 0.005),
+    "raises_when_audited": Attack("I do not feel like being audited", UNAUDITED, 1.0),
+    "hangs_when_audited": Attack("ended during audit", UNAUDITED, 1.0),
+    # Probabilities
+    "unnormalised_cache": Attack(),
+    "extreme_logits": Attack(),
+    "nan_rows": Attack("NaN or infinity"),
+    # What lies outside of the box
+    "reads_text": Attack("", UNBOXED, 1.0),
+    "scorer_memory": Attack("", UNBOXED, 0.1),
+    "inherited_things": Attack(),
+    "network": Attack("", UNBOXED, 0.5),
+    "encode_leak": Attack("", UNBOXED, 1.0),
+    "page_cache": Attack(),
+    "patches_pgolf": Attack(),
+    "survivor": Attack(),
+    # Tokenizers and counts
+    "drops_bytes": Attack("the tokenizer is lossy", UNDECODED, 0.01),
+    "folds_case": Attack("the tokenizer is lossy", UNDECODED, 0.01),
+    "lookalikes": Attack("the tokenizer is lossy", UNDECODED, 0.002),
+    "hash_tokens": Attack("the tokenizer is lossy", UNDECODED, 1.0),
+    "decode_remembers": Attack("the tokenizer is lossy", UNBOXED, 1.0),
+    "byte_side_file": Attack(),
+    "wrong_vocabulary": Attack("rows of 257 logits, but vocab_size is 300"),
+    # The scorer
+    "long_frame": Attack("sent 4,294,967,295 bytes of ROWS"),
+    "floods": Attack("printed more than"),
+    "stops_clocks": Attack("longer than its 15 s"),
+}
+LIES = {
+    "number": "answered something else",
+    "slot": "answered something else",
+    "slot that is none": "answered something else",
+    "fewer rows": "rows of logits where",
+    "no rows": "0 rows of logits where",
+    "more rows": "bytes",
+    "narrow rows": "rows of 1 logits",
+    "type": "unknown element type 7",
+    "kind": "kind 3 where ROWS was due",
+}
+OTHERS = ("duplicate_scoring", "flips_ring")
+HONEST = ("honest", "honest_document", "honest_streaming")
+
+
+def documents(begin: int, most: int) -> list[str]:
+    """Plain English of about `most` bytes: every second paragraph group of Python's own help."""
+    pieces = [piece for _, topic in sorted(topics.items()) for piece in topic.split("\n\n\n")]
+    found: list[str] = []
+    for piece in pieces[begin::2]:
+        if sum(map(len, found)) < most:
+            found.append(piece[:700].encode("ascii", "ignore").decode().replace("\0", ""))
+    return found
+
+
+@pytest.fixture(scope="session")
+def text(tmp_path_factory: pytest.TempPathFactory, tokenizer_model: Path) -> Path:
+    """The dataset under attack."""
+    fancy = [
+        "\ufb01rst, \ufb02ight and o\ufb03ce: " * 8 + "\u2460\u2461\u2462 \u00bd \uff46\uff55\uff4c\uff4c " * 8
+    ] * 4
+    root = tmp_path_factory.mktemp("attacked") / "text"
+    return write_dataset(root, [FIRST, *documents(0, 80_000), *fancy, "And this is the LAST"], tokenizer_model)
+
+
+@cache
+def members_of(name: str) -> dict[str, bytes]:
+    """The members of an attack's artifact but for the manifest."""
+    folder = ATTACKS / name
+    modules = [*folder.glob("*.py"), ATTACKS / "honest.py", ATTACKS / "recall.py"]
+    members = {module.name: module.read_bytes() for module in modules}
+    if "members.py" in members:
+        members |= module_of(folder / "members.py").MEMBERS
+    return {**members, "train.py": b"", "text.bin": "\0".join(documents(1, 60_000)).encode()}
+
+
+def archive(members: dict[str, bytes]) -> bytes:
+    """An artifact as a cheat packs it, without the checks of `pack`."""
+    tar = io.BytesIO()
+    with tarfile.open(fileobj=tar, mode="w", format=tarfile.USTAR_FORMAT) as writer:
+        for name, data in members.items():
+            info = tarfile.TarInfo(name)
+            info.size = len(data)
+            writer.addfile(info, io.BytesIO(data))
+    return zstandard.compress(tar.getvalue())
+
+
+def module_of(path: Path) -> ModuleType:
+    """An attack's file as a module of this process."""
+    spec = importlib.util.spec_from_file_location(f"attack_{path.parent.name}_{path.stem}", path)
+    assert spec and spec.loader
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+class Runs:
+    """Scores attacks in two threads; what a test asks for was begun long before, or begins now."""
+
+    def __init__(self, text: Path, folder: Path, port: int) -> None:
+        self.text, self.folder, self.port = text, folder, port
+        self.pool = ThreadPoolExecutor(2)
+        self.begun: dict[tuple[str, str], Future[Record]] = {}
+
+    def artifact(self, name: str, without: str, lie: str) -> Path:
+        """The packed attack. Places and ports of this test run are put into its sources."""
+        folder = ATTACKS / name
+        own = json.loads((folder / "submission.json").read_text()) if (folder / "submission.json").exists() else {}
+        manifest = {
+            "name": f"{name} {without}".strip(),
+            "author": "attack",
+            "track": "unlimited",
+            "tokenizer": "bytes",
+            "vocab_size": 257,
+            "bos": 256,
+            "context": 64,
+        } | own
+        members = {"submission.json": json.dumps(manifest).encode(), **members_of(name)}
+        source = members["predict.py"].decode().replace("DATA", str(self.text)).replace("PORT", str(self.port))
+        members["predict.py"] = source.replace('"LIE"', f'"{lie}"').encode()
+        path = self.folder / f"{name}-{without}-{lie}.zst"
+        path.write_bytes(archive(members))
+        return path
+
+    def begin(self, name: str, without: str = NEITHER, lie: str = "") -> Future[Record]:
+        """Score an attack, without one of the defences."""
+        key = (name, without + lie)
+        if key not in self.begun:
+            path = self.artifact(name, without, lie)
+            defended = without == NEITHER
+            self.begun[key] = self.pool.submit(
+                score.score,
+                path,
+                self.text,
+                device="cpu",
+                isolated=without != UNBOXED,
+                audited=defended,
+                audit_seed=1,
+            )
+        return self.begun[key]
+
+    def __call__(self, name: str, without: str = NEITHER, lie: str = "") -> Record:
+        """The record of a score. Its "unaudited" is what the bpb would be without the audit."""
+        return self.begin(name, without, lie).result()
+
+
+@pytest.fixture(scope="session")
+def runs(request: pytest.FixtureRequest, text: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Runs]:
+    """All scores that the selected tests need, begun."""
+    selected = [item.callspec.params for item in request.session.items if hasattr(item, "callspec")]
+    with pytest.MonkeyPatch.context() as patch, socket.create_server(("127.0.0.1", 0)) as server:
+        threading.Thread(target=serve, args=(server, text), daemon=True).start()
+        real_audit, real_check = score._audit, tokenizer.check_decoding
+
+        def noted_audit(result: Record, *rest: Any) -> None:
+            result["unaudited"] = result["bpb"]
+            real_audit(result, *rest)
+
+        def check_unless(artifact: Any, *rest: Any) -> None:
+            if not artifact.manifest.name.endswith(UNDECODED):
+                real_check(artifact, *rest)
+
+        patch.setattr(score, "_audit", noted_audit)
+        patch.setattr(tokenizer, "check_decoding", check_unless)
+        patch.setitem(rules.TRACKS, "hurry", rules.Track("hurry", 16_000_000, None, 15.0, "CPU"))
+        started = Runs(text, tmp_path_factory.mktemp("attacks"), server.getsockname()[1])
+        for params in selected:
+            if (name := params.get("attack")) in ENDINGS:
+                attack = ENDINGS[name]
+                started.begin(attack.honest)
+                started.begin(name)
+                if attack.without in (UNBOXED, UNDECODED):
+                    started.begin(name, attack.without)
+            elif name in OTHERS:
+                started.begin("honest")
+                started.begin(name)
+            elif (lie := params.get("lie")) in LIES:
+                started.begin("wire_lies", lie=lie)
+        yield started
+        started.pool.shutdown(cancel_futures=True)
+    for place in Path("/tmp").glob("pgolf-attack-*"):
+        place.unlink()
+
+
+def serve(server: socket.socket, text: Path) -> None:
+    """Hand the text to whoever connects."""
+    with suppress(OSError):
+        while True:
+            connection, _ = server.accept()
+            with connection:
+                connection.sendall((text / "val_documents.jsonl").read_bytes().replace(b"\\n", b"\n"))
+
+
+@pytest.mark.parametrize("name", HONEST)
+def test_honest_model_passes(name: str, runs: Runs) -> None:
+    """What the attacks start from is accepted, and is a model that is worth something."""
+    record = runs(name)
+    assert record["status"] == "ok", record["reason"]
+    assert record["bpb"] == record["unaudited"] < 4.0
+
+
+@pytest.mark.parametrize("attack", ENDINGS)
+def test_attack_ends_without_gain(attack: str, runs: Runs) -> None:
+    """Refused in a sentence that names the rule, or scored like the honest model."""
+    expected, record, honest = ENDINGS[attack], runs(attack), runs(ENDINGS[attack].honest)
+    if expected.ends:
+        assert record["status"] == "refused", record
+        assert expected.ends in record["reason"]
+        assert record["reason"].isprintable() and len(record["reason"]) < 500
+        assert record["bpb"] is None and not record["eligible"]
+    else:
+        assert record["status"] == "ok", record
+        assert record["bpb"] > honest["bpb"] - MOST_GAIN
+
+
+@pytest.mark.parametrize("attack", [name for name, attack in ENDINGS.items() if attack.without])
+def test_attack_gains_without_the_defence(attack: str, runs: Runs) -> None:
+    """The attack is real: where the defence is taken away it has a better score than the honest model."""
+    expected, honest = ENDINGS[attack], runs(ENDINGS[attack].honest)["bpb"]
+    if expected.without == UNAUDITED:
+        reached = runs(attack)["unaudited"]
+    else:
+        record = runs(attack, expected.without)
+        assert record["status"] == "ok", record
+        reached = record["bpb"]
+    assert reached < honest - expected.gain, f"{reached} is no gain on {honest}"
+
+
+@pytest.mark.parametrize("lie", LIES)
+def test_lying_header_is_refused(lie: str, runs: Runs) -> None:
+    """A worker that speaks the protocol itself is held to every field of it."""
+    record = runs("wire_lies", lie=lie)
+    assert record["status"] == "refused", record
+    assert LIES[lie] in record["reason"]
+
+
+@pytest.mark.parametrize("attack", ["duplicate_scoring"])
+def test_every_token_counts_once(attack: str, runs: Runs) -> None:
+    """Overlapping windows score as many tokens as windows side by side, where the contest's count was higher."""
+    assert runs(attack)["tokens"] == runs("honest")["tokens"]
+
+
+@pytest.mark.parametrize("attack", ["flips_ring"])
+def test_rows_cannot_change_after_the_check(attack: str, runs: Runs) -> None:
+    """A thread that rewrites the shared memory is either caught or without any effect."""
+    record = runs(attack)
+    assert record["bpb"] == runs("honest")["bpb"] or "NaN or infinity" in record["reason"]
