@@ -6,7 +6,6 @@ import dataclasses
 import importlib
 import itertools
 import json
-import math
 import os
 import shutil
 import subprocess
@@ -21,9 +20,11 @@ import torch
 import zstandard
 
 from pgolf import rules, tokenizer, windows
+from pgolf import score as scoring
 from pgolf.artifact import Artifact, read
 from pgolf.data import vocabulary
 from pgolf.data.dataset import open_dataset
+from pgolf.errors import Refused
 from pgolf.score import SLOT_BYTES, score
 
 
@@ -45,6 +46,13 @@ def main() -> None:
     command.add_argument("--workers", type=int, default=len(os.sched_getaffinity(0)))
     command.add_argument("--repeat", type=int, default=1)
     command.set_defaults(run=bench_data)
+    command = commands.add_parser("audit", help="one score, audited with many seeds")
+    command.add_argument("artifact", type=Path)
+    command.add_argument("--data", type=Path, required=True)
+    command.add_argument("--documents", type=int, help="only the first so many")
+    command.add_argument("--device", default="auto")
+    command.add_argument("--seeds", type=int, default=100)
+    command.set_defaults(run=bench_audit)
     args = parser.parse_args()
     args.run(args)
 
@@ -52,10 +60,10 @@ def main() -> None:
 def bench_score(args: argparse.Namespace) -> None:
     """Wall time of both over growing samples, and whether they agree."""
     for name, track in rules.TRACKS.items():
-        rules.TRACKS[name] = dataclasses.replace(track, eval_seconds=math.inf)
+        rules.TRACKS[name] = dataclasses.replace(track, eval_seconds=1e6)
     artifact = read(args.artifact, 16_000_000)
     text = open_dataset(args.data).canonical_text()
-    encoded = tokenizer.encode(artifact, text.documents, math.inf, True)
+    encoded = tokenizer.encode(artifact, text.documents, time.monotonic() + 1e6, True)
     ends = np.cumsum([len(ids) + 1 for ids in encoded])
     print("    tokens   sandbox   in-process   ratio   ratio after 6 s   us/token   relative difference of the loss")
     for tokens in args.tokens:
@@ -97,6 +105,32 @@ def plain_loop(artifact: Artifact, encoded: list[np.ndarray]) -> float:
             targets = torch.from_numpy(stream[positions[:, batch.first :] + 1].astype(np.int64))
             total += float(torch.nn.functional.cross_entropy(logits.flatten(0, 1), targets.flatten(), reduction="sum"))
     return total / (len(stream) - 1)
+
+
+def bench_audit(args: argparse.Namespace) -> None:
+    """How many audits accept the score, and what one costs as a share of the scoring time."""
+    for name, track in rules.TRACKS.items():
+        rules.TRACKS[name] = dataclasses.replace(track, eval_seconds=1e6)
+    devices = scoring.find_devices(args.device)
+    result = {"track": "unlimited", "seconds": {}}
+    artifact, plan, nll = scoring._score(result, args.artifact, args.data, devices, args.documents, True)
+    scored = sum(result["seconds"].values())
+    print(f"{result['bpb']:.6f} bpb, {result['tokens']:,} tokens scored in {scored:.1f} s", flush=True)
+    accepted, seconds, means = 0, [], []
+    for seed in range(args.seeds):
+        try:
+            scoring._audit(result, artifact, plan, nll, devices, True, seed)
+            accepted += 1
+        except Refused as error:
+            print(f"seed {seed}: {error}")
+        seconds.append(result["seconds"]["audit"])
+        means.append(result["audit"]["mean"])
+        print(
+            f"{accepted} of {seed + 1} accepted, {np.median(seconds):.1f} s each ({np.median(seconds) / scored:.1%} of "
+            f"the scoring time), largest mean {max(means):+.1e} nats",
+            end="\r" if sys.stdout.isatty() and seed + 1 < args.seeds else "\n",
+            flush=True,
+        )
 
 
 def bench_data(args: argparse.Namespace) -> None:

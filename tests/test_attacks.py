@@ -8,8 +8,10 @@ import importlib.util
 import io
 import json
 import socket
+import sys
 import tarfile
 import threading
+import time
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
@@ -20,11 +22,14 @@ from pydoc_data.topics import topics
 from types import ModuleType
 from typing import Any
 
+import numpy as np
 import pytest
+import torch
 import zstandard
 
 from conftest import write_dataset
-from pgolf import rules, score, tokenizer
+from pgolf import audit, predictor, rules, sandbox, score, seccomp, tokenizer
+from pgolf.errors import EnvironmentBroken
 from pgolf.record import Record
 
 ATTACKS = Path(__file__).parent / "attacks"
@@ -70,7 +75,7 @@ ENDINGS = {
     "stack": Attack(BLIND, UNAUDITED, 1.0),
     "last_flag": Attack(BLIND, UNAUDITED, 1.0, "honest_streaming"),
     "clock": Attack(BLIND, UNAUDITED, 0.1),
-    "audit_noise": Attack("of noise (0.05 allowed)", UNAUDITED, 0.005),
+    "audit_noise": Attack(BLIND, UNAUDITED, 0.005),
     "raises_when_audited": Attack("I do not feel like being audited", UNAUDITED, 1.0),
     "hangs_when_audited": Attack("ended during audit", UNAUDITED, 1.0),
     # Probabilities
@@ -172,6 +177,8 @@ class Runs:
         self.text, self.folder, self.port = text, folder, port
         self.pool = ThreadPoolExecutor(2)
         self.begun: dict[tuple[str, str], Future[Record]] = {}
+        self.boxed: set[Path] = set()
+        """Folders in /proc of the processes that were in a box when it was closed."""
 
     def artifact(self, name: str, without: str, lie: str) -> Path:
         """The packed attack. Places and ports of this test run are put into its sources."""
@@ -221,7 +228,7 @@ def runs(request: pytest.FixtureRequest, text: Path, tmp_path_factory: pytest.Te
     selected = [item.callspec.params for item in request.session.items if hasattr(item, "callspec")]
     with pytest.MonkeyPatch.context() as patch, socket.create_server(("127.0.0.1", 0)) as server:
         threading.Thread(target=serve, args=(server, text), daemon=True).start()
-        real_audit, real_check = score._audit, tokenizer.check_decoding
+        real_audit, real_check, real_close = score._audit, tokenizer.check_decoding, sandbox.Worker.close
 
         def noted_audit(result: Record, *rest: Any) -> None:
             result["unaudited"] = result["bpb"]
@@ -231,7 +238,12 @@ def runs(request: pytest.FixtureRequest, text: Path, tmp_path_factory: pytest.Te
             if not artifact.manifest.name.endswith(UNDECODED):
                 real_check(artifact, *rest)
 
+        def watched_close(worker: sandbox.Worker) -> None:
+            started.boxed |= {Path("/proc", str(pid)) for pid in sandbox._descendants(worker._process.pid)}
+            real_close(worker)
+
         patch.setattr(score, "_audit", noted_audit)
+        patch.setattr(sandbox.Worker, "close", watched_close)
         patch.setattr(tokenizer, "check_decoding", check_unless)
         patch.setitem(rules.TRACKS, "hurry", rules.Track("hurry", 16_000_000, None, 15.0, "CPU"))
         started = Runs(text, tmp_path_factory.mktemp("attacks"), server.getsockname()[1])
@@ -315,4 +327,114 @@ def test_every_token_counts_once(attack: str, runs: Runs) -> None:
 def test_rows_cannot_change_after_the_check(attack: str, runs: Runs) -> None:
     """A thread that rewrites the shared memory is either caught or without any effect."""
     record = runs(attack)
-    assert record["bpb"] == runs("honest")["bpb"] or "NaN or infinity" in record["reason"]
+    assert record["status"] == "refused" or record["bpb"] == runs("honest")["bpb"]
+
+
+def test_nothing_outlives_its_box(runs: Runs) -> None:
+    """Whatever was in the boxes of all attacks is gone, the survivor's processes as well."""
+    for begun in runs.begun.values():
+        begun.result()
+    left: set[Path] = set()
+    for _ in range(50):
+        left = {process for process in runs.boxed if b"pgolf.worker" in command_of(process)}
+        if not left:
+            break
+        time.sleep(0.1)
+    assert not left
+
+
+def command_of(process: Path) -> bytes:
+    """The command line of a process; nothing when it is gone."""
+    with suppress(OSError):
+        return (process / "cmdline").read_bytes()
+    return b""
+
+
+def test_page_cache_would_have_leaked(runs: Runs, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without the seccomp filter, the tokenizer's box tells the predictor's, and even the audit's, what it saw."""
+    honest = runs("honest")
+    monkeypatch.setattr(seccomp, "program", lambda: None)
+    record = score.score(runs.artifact("page_cache", "unfiltered", ""), runs.text, device="cpu", audit_seed=1)
+    if record["unaudited"] > honest["bpb"] - 0.002:
+        pytest.skip("this file system does not tell which pages are in memory, or no library is large enough")
+    if record["status"] != "ok":
+        pytest.skip("something else on this machine wiped the board before the audit")
+    assert record["bpb"] == record["unaudited"]
+
+
+@pytest.mark.parametrize("folder", ["tar_tricks", "links", "bomb"])
+def test_artifact_with_tricks_is_refused(folder: str, text: Path, tmp_path: Path) -> None:
+    """No byte of the file is free, and reading it is harmless; no code of it runs."""
+    members = {"submission.json": b"{}", **members_of("honest")}
+    tar = zstandard.decompress(archive(members), max_output_size=1 << 24)
+
+    def member(**fields: Any) -> bytes:
+        info = tarfile.TarInfo()
+        for name, value in fields.items():
+            setattr(info, name, value)
+        return info.tobuf(tarfile.USTAR_FORMAT)
+
+    for name, (data, sentence) in module_of(ATTACKS / folder / "build.py").variants(tar, member).items():
+        path = tmp_path / "a.zst"
+        path.write_bytes(data)
+        record = score.score(path, text, device="cpu")
+        assert record["status"] == "refused", name
+        assert sentence in record["reason"], name
+
+
+def test_unnormalised_cache_would_have_won(text: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Scored as the contest's entries scored themselves, by the true token's entry alone, it takes the record."""
+    (tmp_path / "text.bin").write_bytes(members_of("honest")["text.bin"])
+    monkeypatch.syspath_prepend(str(ATTACKS))
+    cache_model = module_of(ATTACKS / "unnormalised_cache" / "predict.py").load(tmp_path, torch.device("cpu"))
+    ids = torch.tensor([list("".join(documents(0, 20_000)).encode())])
+    row = torch.maximum(cache_model.probabilities(ids), cache_model.scores(ids))[:, :-1]
+    claimed = -row.gather(-1, ids[:, 1:, None]).log2().mean()
+    proper = -(row / row.sum(-1, keepdim=True)).gather(-1, ids[:, 1:, None]).log2().mean()
+    assert row.sum(-1).mean() > 50
+    assert claimed < 1.5 < 5.0 < proper
+
+
+def test_patched_pgolf_would_have_won(monkeypatch: pytest.MonkeyPatch) -> None:
+    """In one process with the scorer, the patch makes every token free: the box's own process is the defence."""
+    monkeypatch.setattr(predictor, "negative_log_likelihood", predictor.negative_log_likelihood)
+    monkeypatch.setattr(audit, "draw", audit.draw)
+    monkeypatch.syspath_prepend(str(ATTACKS))
+    stream, rows = np.zeros(4, dtype=np.int32), np.arange(3)
+    before = predictor.code_lengths(torch.zeros(3, 257), stream, rows).sum()
+    module_of(ATTACKS / "patches_pgolf" / "predict.py").patch()
+    assert predictor.code_lengths(torch.zeros(3, 257), stream, rows).sum() == 0 < before
+
+
+def test_byte_side_file_would_have_won(text: Path) -> None:
+    """Counting bytes by the side file makes the text longer, and so its bits per byte fewer."""
+    table = json.loads(module_of(ATTACKS / "byte_side_file" / "members.py").MEMBERS["bytes_per_token.json"])
+    lines = (text / "val_documents.jsonl").read_text().splitlines()
+    true = [json.loads(line)["text"].encode() for line in lines]
+    assert sum(table[byte] for document in true for byte in document) > 1.05 * sum(map(len, true))
+
+
+def test_small_tokens_have_a_small_tolerance() -> None:
+    """A tokenizer of four tokens a byte gets a smaller tolerance for each, so that it stays the same per byte."""
+    rng = np.random.default_rng(0)
+    difference, weight = 3e-4 + 1e-6 * rng.standard_normal(4000), np.ones(4000)
+    assert audit.verdict(difference, weight).accepted
+    assert not audit.verdict(difference, weight, rules.AUDIT_TOLERANCE / rules.AUDIT_BYTES / 4).accepted
+
+
+def test_noise_has_a_limit() -> None:
+    """Noise that would hide 0.005 nats a token at the contest's size is refused, wherever in the windows it lies."""
+    rng = np.random.default_rng(0)
+    weight = np.exp(rng.uniform(0, 7, 30_000))
+    coin = rng.choice([-1.0, 1.0], 30_000)
+    for noise in (0.2 * coin, 0.15 * coin * (weight > np.quantile(weight, 0.9))):
+        assert not audit.verdict(noise, weight).accepted
+        assert "of noise" in audit.verdict(noise, weight).reason()
+
+
+def test_data_within_reach_of_the_box_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A dataset below a folder that the box sees (a prefix of Python, /usr) could be read by the submission."""
+    sandbox.check_hidden(tmp_path)
+    monkeypatch.setattr(sys, "prefix", str(tmp_path))
+    with pytest.raises(EnvironmentBroken, match="which the submission can read"):
+        sandbox.check_hidden(tmp_path / "data" / "text")

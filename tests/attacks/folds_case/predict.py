@@ -1,0 +1,13 @@
+"""The tokenizer folds case, as several entries of the contest did: half the letters, the same byte count."""
+
+from honest import Counts
+
+
+class Own(Counts):
+    @staticmethod
+    def tell(text):
+        return text.lower()
+
+
+def load(root, device):
+    return Own(root)

@@ -1,0 +1,9 @@
+"""Bytes of the text in small letters."""
+
+
+def encode(text):
+    return list(text.lower().encode())
+
+
+def decode(ids):
+    return bytes(ids).decode()
