@@ -282,12 +282,12 @@ def _bubblewrap(
     stack: contextlib.ExitStack, members: Mapping[str, bytes], fds: list[int], device: str = "cpu"
 ) -> list[str]:
     """The bwrap command line up to the command it runs; descriptors it needs are added to `fds`."""
-    command = ["bwrap", *_NAMESPACES]
+    # /tmp first: the Python environment may lie below it.
+    command = ["bwrap", *_NAMESPACES, "--size", str(rules.WORKER_DISK_BYTES), "--tmpfs", "/tmp"]
     for path in _system_folders():
         command += ["--symlink", str(path.readlink())] if path.is_symlink() else ["--ro-bind", str(path)]
         command += [str(path)]
     command += ["--proc", "/proc", "--dev", "/dev", "--tmpfs", "/dev/shm", "--remount-ro", "/dev/shm"]
-    command += ["--size", str(rules.WORKER_DISK_BYTES), "--tmpfs", "/tmp"]
     if device.startswith("cuda"):
         command += ["--ro-bind", "/sys", "/sys"]
         for node in sorted(Path("/dev").glob("nvidia*")):

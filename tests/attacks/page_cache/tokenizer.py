@@ -10,10 +10,10 @@ written = False
 
 def encode(text):
     global written
-    if not written and len(text) > 100:
+    if not written and len(text) > 600:
         written = True
         with contextlib.suppress(OSError, ValueError):
-            write(text.encode()[: BITS // 8].ljust(BITS // 8))
+            write(text.encode()[100 : 100 + BITS // 8])
     return list(text.encode())
 
 
