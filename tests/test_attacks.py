@@ -222,7 +222,7 @@ class Runs:
         return self.begin(name, without, lie).result()
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def runs(request: pytest.FixtureRequest, text: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Runs]:
     """All scores that the selected tests need, begun."""
     here = [item for item in request.session.items if item.path == Path(__file__)]
