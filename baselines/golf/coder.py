@@ -64,13 +64,15 @@ def encode(groups: list[Codes]) -> tuple[list[npt.NDArray[np.uint8]], bytes]:
     return models, coder.get_compressed().astype("<u4").tobytes()
 
 
-def decode(models: list[npt.NDArray[np.uint8]], sizes: list[int], stream: bytes) -> list[Codes]:
-    """The groups again; `sizes` are their lengths."""
-    coder = constriction.stream.queue.RangeDecoder(np.frombuffer(stream, "<u4").astype(np.uint32))
-    return [
-        coder.decode(_categorical(model), size) if len(model) > 1 else np.zeros(size, np.int32)
-        for model, size in zip(models, sizes, strict=True)
-    ]
+class Reader:
+    """Takes the groups from a stream again, in order."""
+
+    def __init__(self, stream: bytes) -> None:
+        self.coder = constriction.stream.queue.RangeDecoder(np.frombuffer(stream, "<u4").astype(np.uint32))
+
+    def take(self, model: npt.NDArray[np.uint8], size: int) -> Codes:
+        """The next group, of `size` codes."""
+        return self.coder.decode(_categorical(model), size) if len(model) > 1 else np.zeros(size, np.int32)
 
 
 def dumps(config: Mapping[str, Any], coded: Mapping[str, Coded], plain: Mapping[str, npt.NDArray[Any]]) -> bytes:
@@ -111,14 +113,11 @@ def loads(data: bytes) -> tuple[dict[str, Any], dict[str, npt.NDArray[np.float32
     planes = np.frombuffer(data, np.uint8, 2 * n_halves, halves_at).reshape(2, -1)
     halves = np.ascontiguousarray(planes[::-1].T).view("<f2").ravel().astype(np.float32)
 
-    models, sizes, leasts = [], [], []
+    reader, groups = Reader(data[stream_at:]), []
     for _, (rows, columns), _, *ranges in header["coded"]:
         for size, least, most in ((rows, *ranges[:2]), (rows * columns, *ranges[2:])):
-            models.append(table[: most - least + 1])
+            groups.append(reader.take(table[: most - least + 1], size) + least)
             table = table[most - least + 1 :]
-            sizes.append(size)
-            leasts.append(least)
-    groups = [g + least for g, least in zip(decode(models, sizes, data[stream_at:]), leasts, strict=True)]
 
     tensors: dict[str, npt.NDArray[np.float32]] = {}
     for (name, shape, step, *_), scales, codes in zip(header["coded"], groups[::2], groups[1::2], strict=True):

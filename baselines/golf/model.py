@@ -9,9 +9,10 @@ from dataclasses import dataclass, fields
 
 import torch
 import torch.nn.functional as F
+from ngram import BINS, ORDERS, Experts
 from torch import Tensor, nn
 
-MAY_BE_ZERO = ("loops", "xsa", "leak", "parallel", "bigram", "value_embeds", "softcap", "rope_dims")
+MAY_BE_ZERO = ("loops", "xsa", "leak", "parallel", "bigram", "ngram", "value_embeds", "softcap", "rope_dims")
 
 
 @dataclass(frozen=True)
@@ -55,6 +56,8 @@ class GPTConfig:
     bigram: int = 4096
     """Rows of the hashed bigram embedding (contest; hashing: arXiv:1902.00751); 0: none."""
     bigram_dim: int = 64
+    ngram: int = 0
+    """Counts of n-grams up to so many tokens are mixed in as experts (see ngram.py); 0: none."""
     value_embeds: int = 0
     """The values of the first so many layers get an embedding of the token (value embeddings, modded-nanogpt)."""
 
@@ -72,9 +75,10 @@ class GPTConfig:
         if self.rope_dims % 2 or self.rope_dims > self.dim // self.heads:
             raise ValueError(f"rope_dims {self.rope_dims} is odd or wider than a head of {self.dim // self.heads}")
         if self.loops and not self.loop_start < self.loop_stop <= self.layers:
-            raise ValueError(
-                f"layers {self.loop_start} to {self.loop_stop - 1} cannot loop in a model of {self.layers}"
-            )
+            raise ValueError(f"layers {self.loop_start} to {self.loop_stop - 1} cannot loop: there are {self.layers}")
+
+        if self.ngram not in (0, *range(2, ORDERS + 1)):
+            raise ValueError(f"ngram is {self.ngram}; it must be 0 or from 2 to {ORDERS}")
 
     def order(self, loops: int) -> list[int]:
         """Which layer runs when: 0 1 2 3 4 5 3 4 5 6 ... with one loop over 3 to 5."""
@@ -223,20 +227,48 @@ class GPT(nn.Module):
         self.smear = nn.Parameter(torch.zeros(Attention.GATE_INPUTS + 1)) if config.smear else None
         self.blocks = nn.ModuleList(Block(config, layer) for layer in range(config.layers))
         self.skip = nn.Parameter(torch.ones(config.layers // 2, config.dim)) if config.skips else None
+        self.experts: Experts | None = None  # only prediction needs them whole
+        if config.ngram:
+            self.gate = nn.Parameter(torch.zeros(config.ngram, config.dim))
+            self.kind = nn.Parameter(torch.zeros(config.ngram - 1, BINS, config.ngram))
         self.rotary = Rotary(config.context, config.rope_dims or config.dim // config.heads, config.rope_base)
 
-    def forward(self, ids: Tensor, targets: Tensor | None = None, loops: int | None = None) -> Tensor:
+    def forward(
+        self,
+        ids: Tensor,
+        targets: Tensor | None = None,
+        loops: int | None = None,
+        said: Tensor | None = None,
+        kinds: Tensor | None = None,
+    ) -> Tensor:
         """Logits (B, T, V) in fp32 for ids (B, T); with targets (B, T) the mean loss in nats per token.
 
-        `loops` replaces the config's number: training runs its first part without recurrence.
+        `loops` replaces the config's number: training runs its first part without recurrence. Training with experts
+        needs what they `said` about the targets, and the `kinds` of their contexts, both (B, T, E).
         """
         if self.config.context < ids.size(1):
             raise ValueError(f"{ids.size(1)} tokens are more than the context of {self.config.context}")
-        x = rms_norm(self.features(ids, self.config.loops if loops is None else loops))
-        head = self.embed.weight
+        x = rms_norm(self.features(ids, self.config.loops if loops is None else loops))  # (B, T, C)
+        head, softcap = self.embed.weight, self.config.softcap
+        own, other = None, None
+        if targets is not None and said is not None and kinds is not None:
+            weights = self.weights(x, kinds)
+            own, other = weights[..., 0].flatten(), (weights[..., 1:] * said).sum(-1).flatten()
         if targets is not None:
-            return capped_cross_entropy(x.flatten(0, 1), head, targets.flatten(), self.config.softcap)
-        return cap(F.linear(x, head.to(x.dtype)).float(), self.config.softcap)  # (B, T, V)
+            return capped_cross_entropy(x.flatten(0, 1), head, targets.flatten(), softcap, own, other)
+        logits = cap(F.linear(x, head.to(x.dtype)).float(), softcap)  # (B, T, V)
+        if self.experts is None:
+            return logits
+        weights = self.weights(x, self.experts.kinds(ids))
+        return self.experts.mix(logits.softmax(-1).mul_(weights[..., :1]), weights[..., 1:], ids).log_()
+
+    def weights(self, x: Tensor, kinds: Tensor) -> Tensor:
+        """Weights (B, T, 1 + E), summing to 1, of the network and the experts, whose contexts are of `kinds`."""
+        gate = F.linear(x, self.gate.to(x.dtype)).float()
+        for expert in range(kinds.size(-1)):
+            gate = gate + F.embedding(kinds[..., expert].long(), self.kind[expert])
+        absent = F.pad(kinds == 0, (1, 0))
+        return gate.masked_fill(absent, -torch.inf).softmax(-1)
 
     def features(self, ids: Tensor, loops: int) -> Tensor:
         """The last layer's output (B, T, C)."""
@@ -281,30 +313,48 @@ class CappedCrossEntropy(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(ctx, x: Tensor, head: Tensor, targets: Tensor, softcap: float) -> Tensor:  # (N, C), (V, C), (N,)
+    def forward(
+        ctx, x: Tensor, head: Tensor, targets: Tensor, softcap: float, own: Tensor | None, other: Tensor | None
+    ) -> Tensor:  # (N, C), (V, C), (N,), ..., (N,), (N,)
         weight = head.to(x.dtype)
-        total, grad_head, grad_x = x.new_zeros((), dtype=torch.float32), torch.zeros_like(head), []
-        for rows, wanted in zip(x.split(ROWS), targets.split(ROWS), strict=True):
+        total, grad_head = x.new_zeros((), dtype=torch.float32), torch.zeros_like(head)
+        grads_x, grads_own, grads_other = [], [], []
+        for i in range(0, len(x), ROWS):
+            rows, wanted = x[i : i + ROWS], targets[i : i + ROWS, None]
             logits = cap(F.linear(rows, weight).float(), softcap)  # (R, V)
             log_p = logits.log_softmax(-1)
-            total = total - log_p.gather(-1, wanted[:, None]).sum()
-            grad = log_p.exp().scatter_add(-1, wanted[:, None], log_p.new_full((len(rows), 1), -1.0))
+            said = log_p.gather(-1, wanted)  # (R, 1)
+            grad = log_p.exp().scatter_add(-1, wanted, torch.full_like(said, -1.0))
+            if own is None or other is None:
+                total = total - said.sum()
+            else:
+                p, share = said.exp().squeeze(1), own[i : i + ROWS]
+                mixed = share * p + other[i : i + ROWS]
+                total = total - mixed.log().sum()
+                grad = grad * (share * p / mixed)[:, None]
+                grads_own.append(-p / mixed / len(x))
+                grads_other.append(-1 / mixed / len(x))
             if softcap:
                 grad = grad * (1 - (logits / softcap).square())
             grad = (grad / len(x)).to(x.dtype)
-            grad_x.append(grad @ weight)
+            grads_x.append(grad @ weight)
             grad_head = grad_head + (grad.mT @ rows).float()
-        ctx.save_for_backward(torch.cat(grad_x), grad_head)
+        mixture = [torch.cat(grads_own), torch.cat(grads_other)] if grads_own else []
+        ctx.save_for_backward(torch.cat(grads_x), grad_head, *mixture)
         return total / len(x)
 
     @staticmethod
     def backward(ctx, grad: Tensor) -> tuple[Tensor | None, ...]:
-        grad_x, grad_head = ctx.saved_tensors
-        return grad_x * grad.to(grad_x.dtype), grad_head * grad, None, None
+        grad_x, grad_head, *mixture = ctx.saved_tensors
+        own, other = (grad * m for m in mixture) if mixture else (None, None)
+        return grad_x * grad.to(grad_x.dtype), grad_head * grad, None, None, own, other
 
 
-def capped_cross_entropy(x: Tensor, head: Tensor, targets: Tensor, softcap: float) -> Tensor:
-    """Mean of -log softmax(cap(x head^T))[target] for x (N, C), head (V, C), targets (N,)."""
-    if torch.is_grad_enabled():
-        return CappedCrossEntropy.apply(x, head, targets, softcap)
-    return F.cross_entropy(cap(F.linear(x, head.to(x.dtype)).float(), softcap), targets)
+def capped_cross_entropy(
+    x: Tensor, head: Tensor, targets: Tensor, softcap: float, own: Tensor | None = None, other: Tensor | None = None
+) -> Tensor:
+    """Mean of -log(own * p + other) with p = softmax(cap(x head^T))[target], for x (N, C), head (V, C), targets (N,).
+
+    `own` and `other` (N,) are 1 and 0 if they are not given.
+    """
+    return CappedCrossEntropy.apply(x, head, targets, softcap, own, other)

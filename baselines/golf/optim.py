@@ -19,7 +19,7 @@ POLAR_EXPRESS = (
     (3.3184196573706015, -2.488488024314874, 0.51004894012372),
     (2.300652019954817, -1.6689039845747493, 0.4188073119525673),
 )
-"""Odd quintics, each the best one for the interval that its predecessors leave (arXiv:2505.16932, five steps from 1e-3)."""
+"""Odd quintics, each the best for the interval that its predecessors leave (arXiv:2505.16932, from 1e-3)."""
 SAFETY = 1.02
 """All but the last are taken at s / SAFETY: rounding in bf16 would else push values beyond where they converge."""
 NEWTON_SCHULZ = ((3.4445, -4.7750, 2.0315),) * 5

@@ -3,6 +3,7 @@
 from pathlib import Path
 
 import coder
+import ngram
 import torch
 from model import GPT, GPTConfig
 from torch import nn
@@ -13,4 +14,6 @@ def load(root: Path, device: torch.device) -> nn.Module:
     config, tensors = coder.loads((root / "weights.bin").read_bytes())
     model = GPT(GPTConfig(**config), torch.bfloat16 if device.type == "cuda" else torch.float32)
     model.load_state_dict({name: torch.from_numpy(tensor) for name, tensor in tensors.items()})
+    if (counts := root / "counts.bin").is_file():
+        model.experts = ngram.Experts(*ngram.loads(counts.read_bytes()))
     return model.to(device).eval().requires_grad_(False)

@@ -131,25 +131,21 @@ def fit(dump: Callable[[float], bytes], limit: int, weights: int, finest: float,
     A doubling of the step saves about one bit for each of the `weights`: from one try to the next that leads within
     a fraction of a percent. Raises ValueError, with the smallest size, when even the coarsest step is too large.
     """
-    step, best, low = finest, (b"", 0.0), 0.0
-    for _ in range(tries):
-        data = dump(step)
+    best, step, fine, coarse = (b"", 0.0), finest, 0.0, math.inf  # between these two steps lies the one to find
+    while tries > 0 or not best[0]:
+        data, tries = dump(step), tries - 1
         if len(data) <= limit:
-            if len(data) > len(best[0]):
-                best = data, step
+            best, coarse = max(best, (data, step), key=lambda found: len(found[0])), step
             if step <= finest or len(data) > 0.999 * limit:
                 break
-        else:
-            low = max(low, step)  # everything up to here is too large
-        # Aim a little below the limit, and never where it is known not to fit.
-        step = min(max(step * 2 ** (8 * (len(data) - 0.9995 * limit) / weights), finest, 1.0005 * low), COARSEST)
-    while not best[0]:
-        step = min(step * 1.05, COARSEST)
-        data = dump(step)
-        if len(data) <= limit:
-            best = data, step
         elif step >= COARSEST:
-            raise ValueError(f"{len(data):,} bytes at the coarsest step")
+            raise ValueError(f"take {len(data):,} bytes at the coarsest step")
+        else:
+            fine = step
+        step *= 2 ** (8 * (len(data) - 0.9995 * limit) / weights)  # aims a little below the limit
+        if tries < 0 or not fine < step < coarse:
+            step = math.sqrt(fine * coarse) if fine and coarse < math.inf else 1.5 * fine if fine else finest
+        step = min(max(step, finest), COARSEST)
     return best
 
 

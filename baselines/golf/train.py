@@ -29,11 +29,13 @@ SHARED = HERE.parent / "naive"
 sys.path.append(str(SHARED))  # behind this folder, so only what it lacks comes from there
 
 import coder
+import ngram
+import numpy as np
 import optim
 import quant
 import torch
 from command import description, faster_dtype, one_sentence, parse, read_settings, stop_on_signals
-from model import GPT, MAY_BE_ZERO, GPTConfig
+from model import GPT, GPTConfig
 from runlog import Log
 from team import Team
 from torch import Tensor
@@ -43,6 +45,7 @@ from pgolf.artifact import pack
 from pgolf.clock import Clock
 from pgolf.data.dataset import Dataset, open_dataset
 from pgolf.data.loader import batches
+from pgolf.data.shards import read_shard
 from pgolf.errors import PgolfError, Refused, UsageError
 
 DESCRIPTION = "Train the strong baseline under the clock and pack the artifact."
@@ -96,6 +99,8 @@ class Settings(GPTConfig):
     """Relative quantisation steps of tables, attention and MLPs: mixed precision."""
     finest: float = 0.04
     """Smallest step in standard deviations, when there is room to spare: 6.7 bits per weight."""
+    ngram_least: int = 2
+    """Rarer n-grams are dropped; more are where they would take over half of the limit."""
     limit: int = 0
     """Largest artifact in bytes; 0: the track's."""
 
@@ -111,8 +116,8 @@ class Settings(GPTConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        names = "batch_tokens micro_tokens momentum_steps warmup_steps log_every calibration_tokens"
-        for name in names.split():
+        least_one = "batch_tokens", "micro_tokens", "momentum_steps", "warmup_steps", "log_every", "calibration_tokens"
+        for name in least_one:
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} is {getattr(self, name)}; it must be at least 1")
         if self.batch_tokens % self.context:
@@ -153,6 +158,7 @@ LAPTOP = Settings(
     loops=0,
     xsa=4,
     bigram=2048,
+    ngram=4,
     batch_tokens=2048,
     micro_tokens=2048,
     context_start=0,
@@ -198,7 +204,7 @@ class Run:
     data: Dataset
     team: Team
     model: GPT
-    forward: Callable[[Tensor, Tensor, int], Tensor]
+    forward: Callable[..., Tensor]
     """The model's loss, compiled or not."""
     orthogonalize: Callable[[Tensor], Tensor]
 
@@ -252,11 +258,11 @@ def train_and_pack(args: argparse.Namespace, settings: Settings, team: Team) -> 
     optimizer, stop, clock = run.optimizer(), stop_on_signals(), Clock(limit)
 
     clock.start()
-    steps, calibration = train(run, optimizer, schedule, clock, stop, log)
+    steps, calibration, counts = train(run, optimizer, schedule, clock, stop, log)
     if team.rank != 0:
         return
     trained = clock.elapsed()
-    packed = save(run, calibration, args.out)
+    packed = save(run, calibration, counts, args.out)
     seconds = clock.elapsed()
 
     log.bar.close()
@@ -310,19 +316,19 @@ def warm_up(run: Run) -> tuple[float, float]:
     optimizer, step_seconds = run.optimizer(), 0.0
     kinds = dict.fromkeys((s.length(p), s.depth(p)) for p in (0.0, s.grow_at, s.loop_at, 1.0))
     for length, depth in kinds:
-        for step in range(s.warmup_steps):
+        for _ in range(s.warmup_steps):
             shape = s.batch_tokens // s.context // team.world, s.context
             ids = torch.randint(s.vocab_size, shape, generator=generator).to(team.device)
             team.settle()
             start = time.monotonic()
-            train_step(run, optimizer, ids, ids, length, depth, s.momentum_start, 1.0)
+            train_step(run, optimizer, (ids, ids, *made_up(s, ids)), length, depth, s.momentum_start, 1.0)
             team.settle()
         step_seconds = max(step_seconds, time.monotonic() - start)
     start = time.monotonic()
     if team.rank == 0:
         trial = run.args.out.with_name(run.args.out.name + ".trial")
         try:
-            save(run, ids.flatten()[:-1].repeat(-(-s.calibration_tokens // (ids.numel() - 1))), trial)
+            save(run, ids.flatten()[:-1].repeat(-(-s.calibration_tokens // (ids.numel() - 1))), b"", trial)
         finally:
             trial.unlink(missing_ok=True)
     pack_seconds = time.monotonic() - start
@@ -333,8 +339,10 @@ def warm_up(run: Run) -> tuple[float, float]:
 
 def train(
     run: Run, optimizer: optim.Optimizer, schedule: Schedule, clock: Clock, stop: threading.Event, log: Log
-) -> tuple[int, Tensor]:
-    """Train until the schedule ends or a signal came; returns the steps, and tokens (N,) for the calibration.
+) -> tuple[int, Tensor, bytes]:
+    """Train until the schedule ends or a signal came.
+
+    Returns the number of steps, tokens (N,) for the calibration, and the packed counts of n-grams.
 
     The model is left with the averaged weights.
     """
@@ -348,6 +356,7 @@ def train(
         world=team.world,
         device=team.device,
     )
+    experts = Counted(run) if s.ngram else None
     weights = list(run.model.parameters())
     average = [w.detach().clone() for w in weights] if s.ema else []
     unread: deque[tuple[int, float, Callable[[], float]]] = deque()
@@ -358,7 +367,8 @@ def train(
             break
         scale = s.lr_scale(progress)
         momentum = s.momentum_start + (s.momentum - s.momentum_start) * min(1.0, step / s.momentum_steps)
-        loss = train_step(run, optimizer, ids, targets, s.length(progress), s.depth(progress), momentum, scale)
+        batch = ids, targets, *(experts.batch(step) if experts else ())
+        loss = train_step(run, optimizer, batch, s.length(progress), s.depth(progress), momentum, scale)
         if average:
             with torch.no_grad():  # the first weights are soon forgotten
                 torch._foreach_lerp_(average, weights, max(1 - s.ema, 1 / (1 + step)))
@@ -371,7 +381,43 @@ def train(
         log.step(done, read(), clock.elapsed(), scale)
     for weight, mean in zip(weights, average, strict=False):
         weight.data.copy_(mean)
-    return step, tokens_for_calibration(ids, feed, s.calibration_tokens) if team.rank == 0 else ids
+    counts = experts.packed if experts else b""
+    return step, tokens_for_calibration(ids, feed, s.calibration_tokens) if team.rank == 0 else ids, counts
+
+
+class Counted:
+    """The experts of the whole training text: packed, and what they say about each token when its fold is left out."""
+
+    def __init__(self, run: Run) -> None:
+        s, data, team = run.settings, run.data, run.team
+        tokens = np.concatenate([read_shard(path, s.vocab_size) for path in data.train_shards]).astype(np.int64)
+        least = s.ngram_least
+        tables = ngram.count(tokens, s.vocab_size, s.ngram, least)
+        while len(packed := ngram.dumps(tables, s.vocab_size)) > run.limit() // 2:
+            least += 1 + least // 4
+            tables = ngram.count(tokens, s.vocab_size, s.ngram, least)
+        said, kinds = zip(
+            *(ngram.held_out(tokens, s.vocab_size, order, least) for order in range(2, s.ngram + 1)), strict=True
+        )
+        self.packed, self.device, self.context = packed, team.device, s.context
+        self.said, self.kinds = np.stack(said, -1), np.stack(kinds, -1)  # (N, E)
+        own = s.batch_tokens // team.world
+        self.targets = team.rank * own + 1 + np.arange(own)  # positions in the stream of this rank's first targets
+        self.step = s.batch_tokens
+
+    def batch(self, step: int) -> tuple[Tensor, Tensor]:
+        """For batch number `step`, (B, T, E): what the experts say about the targets, and the kinds of contexts."""
+        at = (self.targets + step * self.step) % len(self.said)
+        shape = -1, self.context, self.said.shape[1]
+        return tuple(torch.from_numpy(a[at]).view(shape).to(self.device) for a in (self.said, self.kinds))
+
+
+def made_up(s: Settings, ids: Tensor) -> tuple[Tensor, ...]:
+    """Experts' part of a made-up batch."""
+    if not s.ngram:
+        return ()
+    shape = *ids.shape, s.ngram - 1
+    return torch.full(shape, 0.1, device=ids.device), torch.ones(shape, dtype=torch.uint8, device=ids.device)
 
 
 def tokens_for_calibration(ids: Tensor, feed: Iterator[tuple[Tensor, Tensor]], count: int) -> Tensor:
@@ -385,23 +431,23 @@ def tokens_for_calibration(ids: Tensor, feed: Iterator[tuple[Tensor, Tensor]], c
 def train_step(
     run: Run,
     optimizer: optim.Optimizer,
-    ids: Tensor,
-    targets: Tensor,
+    batch: Sequence[Tensor],
     length: int,
     depth: int,
     momentum: float,
     scale: float,
 ) -> Tensor:
-    """One step on this rank's ids and targets (B, T), cut into sequences of `length`; returns the loss.
+    """One step on this rank's batch, cut into sequences of `length`; returns the loss.
 
-    Where the batch is too large it goes through the model in equal parts.
+    The batch is ids and targets (B, T) and, with experts, what they said and the kinds of contexts, (B, T, E). Where
+    it is too large it goes through the model in equal parts.
     """
-    ids, targets = ids.reshape(-1, length), targets.reshape(-1, length)
-    most = max(1, run.settings.micro_tokens // length)
-    micro = max(size for size in range(1, most + 1) if len(ids) % size == 0)  # equal parts: one compiled shape
-    total = torch.zeros((), device=ids.device)
-    for x, y in zip(ids.split(micro), targets.split(micro), strict=True):
-        loss = run.forward(x, y, depth) * (micro / len(ids))
+    batch = [t.reshape(-1, length, *t.shape[2:]) for t in batch]
+    count, most = len(batch[0]), max(1, run.settings.micro_tokens // length)
+    micro = max(size for size in range(1, most + 1) if count % size == 0)  # equal parts: one compiled shape
+    total = torch.zeros((), device=batch[0].device)
+    for ids, targets, *experts in zip(*(t.split(micro) for t in batch), strict=True):
+        loss = run.forward(ids, targets, depth, *experts) * (micro / count)
         loss.backward()
         total += loss.detach()
     return optimizer.step(scale, momentum, total)
@@ -420,7 +466,7 @@ class Packed:
 
 
 @torch.no_grad()
-def save(run: Run, calibration: Tensor, path: Path) -> Packed:
+def save(run: Run, calibration: Tensor, counts: bytes, path: Path) -> Packed:
     """Calibrate, quantise to what fits, and pack weights, code and tokenizer into the artifact at `path`."""
     s, limit = run.settings, run.limit()
     manifest = {
@@ -440,6 +486,8 @@ def save(run: Run, calibration: Tensor, path: Path) -> Packed:
     members = {file.name: file.read_bytes() for file in SOURCE}
     members["submission.json"] = json.dumps(manifest, indent=1).encode()
     members["tokenizer.model"] = run.data.tokenizer.read_bytes()
+    if counts:
+        members["counts.bin"] = counts
     without = pack({**members, "weights.bin": b""}, path, rules.track(run.args.track).artifact_bytes)
 
     state = {name: tensor.detach().float() for name, tensor in run.model.state_dict().items()}
@@ -459,7 +507,7 @@ def save(run: Run, calibration: Tensor, path: Path) -> Packed:
         weights, step = quant.fit(dump, room, count, s.finest)
     except ValueError as error:
         raise Refused(
-            f"the artifact cannot fit its limit of {limit:,} bytes: code and tokenizer take {without:,}, "
+            f"the artifact cannot fit its limit of {limit:,} bytes: code, tokenizer and counts take {without:,}, "
             f"{count:,} weights {error}; choose a smaller shape or vocabulary"
         ) from None
     size = pack({**members, "weights.bin": weights}, path, limit)
