@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from ngram import BINS, ORDERS, Experts
 from torch import Tensor, nn
 
-MAY_BE_ZERO = ("loops", "xsa", "leak", "parallel", "bigram", "ngram", "value_embeds", "softcap", "rope_dims")
+MAY_BE_ZERO = ("loops", "xsa", "leak", "parallel", "bigram", "ngram", "alone", "value_embeds", "softcap", "rope_dims")
 
 
 @dataclass(frozen=True)
@@ -58,6 +58,8 @@ class GPTConfig:
     bigram_dim: int = 64
     ngram: int = 0
     """Counts of n-grams up to so many tokens are mixed in as experts (see ngram.py); 0: none."""
+    alone: float = 1.0
+    """With experts: 0: the network learns to predict what they do not; 1: as if it were alone, only its gate does."""
     value_embeds: int = 0
     """The values of the first so many layers get an embedding of the token (value embeddings, modded-nanogpt)."""
 
@@ -255,7 +257,9 @@ class GPT(nn.Module):
             weights = self.weights(x, kinds)
             own, other = weights[..., 0].flatten(), (weights[..., 1:] * said).sum(-1).flatten()
         if targets is not None:
-            return capped_cross_entropy(x.flatten(0, 1), head, targets.flatten(), softcap, own, other)
+            return capped_cross_entropy(
+                x.flatten(0, 1), head, targets.flatten(), softcap, own, other, self.config.alone
+            )
         logits = cap(F.linear(x, head.to(x.dtype)).float(), softcap)  # (B, T, V)
         if self.experts is None:
             return logits
@@ -314,8 +318,15 @@ class CappedCrossEntropy(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx, x: Tensor, head: Tensor, targets: Tensor, softcap: float, own: Tensor | None, other: Tensor | None
-    ) -> Tensor:  # (N, C), (V, C), (N,), ..., (N,), (N,)
+        ctx,
+        x: Tensor,  # (N, C)
+        head: Tensor,  # (V, C)
+        targets: Tensor,  # (N,)
+        softcap: float,
+        own: Tensor | None,  # (N,), like the next
+        other: Tensor | None,
+        alone: float,
+    ) -> Tensor:
         weight = head.to(x.dtype)
         total, grad_head = x.new_zeros((), dtype=torch.float32), torch.zeros_like(head)
         grads_x, grads_own, grads_other = [], [], []
@@ -331,7 +342,7 @@ class CappedCrossEntropy(torch.autograd.Function):
                 p, share = said.exp().squeeze(1), own[i : i + ROWS]
                 mixed = share * p + other[i : i + ROWS]
                 total = total - mixed.log().sum()
-                grad = grad * (share * p / mixed)[:, None]
+                grad = grad * (alone + (1 - alone) * share * p / mixed)[:, None]
                 grads_own.append(-p / mixed / len(x))
                 grads_other.append(-1 / mixed / len(x))
             if softcap:
@@ -347,14 +358,21 @@ class CappedCrossEntropy(torch.autograd.Function):
     def backward(ctx, grad: Tensor) -> tuple[Tensor | None, ...]:
         grad_x, grad_head, *mixture = ctx.saved_tensors
         own, other = (grad * m for m in mixture) if mixture else (None, None)
-        return grad_x * grad.to(grad_x.dtype), grad_head * grad, None, None, own, other
+        return grad_x * grad.to(grad_x.dtype), grad_head * grad, None, None, own, other, None
 
 
 def capped_cross_entropy(
-    x: Tensor, head: Tensor, targets: Tensor, softcap: float, own: Tensor | None = None, other: Tensor | None = None
+    x: Tensor,
+    head: Tensor,
+    targets: Tensor,
+    softcap: float,
+    own: Tensor | None = None,
+    other: Tensor | None = None,
+    alone: float = 0.0,
 ) -> Tensor:
     """Mean of -log(own * p + other) with p = softmax(cap(x head^T))[target], for x (N, C), head (V, C), targets (N,).
 
-    `own` and `other` (N,) are 1 and 0 if they are not given.
+    `own` and `other` (N,) are 1 and 0 if they are not given. The gradients of x and head are those of this loss and
+    of -log p, mixed in the proportion 1 - `alone` to `alone`.
     """
-    return CappedCrossEntropy.apply(x, head, targets, softcap, own, other)
+    return CappedCrossEntropy.apply(x, head, targets, softcap, own, other, alone)

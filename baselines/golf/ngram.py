@@ -153,7 +153,7 @@ def kind(total: npt.NDArray[np.float64], distinct: npt.NDArray[np.float64]) -> n
 def held_out(
     tokens: Array, vocab_size: int, order: int, least: int, folds: int = 16
 ) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.uint8]]:
-    """What the expert of `order` says about each token, (N,), and its context's kind, (N,), from other folds' counts."""
+    """What the expert of `order` says about each token (N,) and its context's kind (N,), by the other folds' counts."""
     keys, at, counts = np.unique(windows(tokens, order, vocab_size), return_inverse=True, return_counts=True)
     fold = np.arange(len(at)) * folds // max(1, len(at))
     pairs, pair_at, own = np.unique(at * folds + fold, return_inverse=True, return_counts=True)

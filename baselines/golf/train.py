@@ -49,9 +49,8 @@ from pgolf.data.shards import read_shard
 from pgolf.errors import PgolfError, Refused, UsageError
 
 DESCRIPTION = "Train the strong baseline under the clock and pack the artifact."
-SOURCE = sorted(HERE.glob("*.py")) + [
-    path for name in ("command", "runlog", "team") if (path := SHARED / f"{name}.py").is_file()
-]
+BORROWED = (SHARED / f"{name}.py" for name in ("command", "runlog", "team"))
+SOURCE = {path.name: path.read_bytes() for path in (*HERE.glob("*.py"), *BORROWED) if path.is_file()}  # what runs now
 
 
 @dataclass(frozen=True)
@@ -483,7 +482,7 @@ def save(run: Run, calibration: Tensor, counts: bytes, path: Path) -> Packed:
         "tokenizer": "tokenizer.model",
         "packages": ["torch", "numpy", "constriction"],
     }
-    members = {file.name: file.read_bytes() for file in SOURCE}
+    members = dict(SOURCE)
     members["submission.json"] = json.dumps(manifest, indent=1).encode()
     members["tokenizer.model"] = run.data.tokenizer.read_bytes()
     if counts:

@@ -7,7 +7,7 @@ import platform
 import signal
 import threading
 import time
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, fields, replace
 from pathlib import Path
 from typing import Any, TypeVar
@@ -109,11 +109,11 @@ def stop_on_signals() -> threading.Event:
     return stop
 
 
-def description(run: Any, source: Iterable[Path], step_seconds: float, pack_seconds: float) -> dict[str, Any]:
+def description(run: Any, source: Mapping[str, bytes], step_seconds: float, pack_seconds: float) -> dict[str, Any]:
     """The first line of the log: what is needed to repeat the run."""
     digest = hashlib.sha256()
-    for file in sorted(source):
-        digest.update(file.read_bytes())
+    for _, code in sorted(source.items()):
+        digest.update(code)
     gpu = run.team.gpu
     return {
         "settings": asdict(run.settings),

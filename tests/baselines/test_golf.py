@@ -466,7 +466,7 @@ def test_artifact_fills_the_limit_it_is_given(golf: Any, dataset: Path, tmp_path
     handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
     for limit in (70_000, 60_000):
         out = tmp_path / f"{limit}.zst"
-        assert golf.train.main(options(dataset, out, "--steps", "2", "--set=dim=64", f"--set=limit={limit}")) == 0
+        assert golf.train.main(options(dataset, out, "--steps", "40", "--set=dim=64", f"--set=limit={limit}")) == 0
         assert 0.9 * limit < out.stat().st_size <= limit
     for number, handler in handlers.items():
         signal.signal(number, handler)
