@@ -1,20 +1,22 @@
 """The weights as bytes: integer codes, entropy-coded group by group, and a few fp16 numbers.
 
     8 bytes   lengths of the header and of the models, little-endian, 4 bytes each
-    header    JSON: {"config": {...}, "coded": [[name, [R, C], step, least, most, least, most], ...],
+    header    JSON: {"config": {...}, "coded": [[name, [R, C], step], ...], "models": [[least code, length], ...],
               "plain": [[name, [sizes]], ...]}
     models    one byte per possible code: the logarithm of how often it occurs
     halves    fp16 numbers of the plain tensors; high bytes first, then low ones
     codes     one range-coded stream (constriction) of 32-bit words
 
-Each coded tensor is a matrix and makes two groups: the row scales, in steps of 2^(1/8), and the codes. A weight is
-code * step * 2^(scale / 8). Every group has its own model, the histogram of its codes: a code that occurs n times
-among N costs log2(N / n) bits, so the size is the entropy of the codes (Huffman's successors; ANS and range coding
-are arXiv:1311.2540 and Martin 1979) and no general compressor comes near it.
+A coded tensor is a matrix; a weight is code * step * 2^(scale / 8) with the scale of its row. The matrices of one role,
+such as all `blocks.*.mlp.up.weight`, are coded together in four groups: row scales; for each row, whether its codes
+are given as differences from the row before (tokens that never occur have rows nearly alike); the codes of rows
+given directly; the differences. Every group has its own model, the histogram of its codes: a code that occurs n times
+among N costs log2(N / n) bits, so the size is the entropy of the codes, and no general compressor comes near it.
 """
 
 import json
-from collections.abc import Mapping
+import re
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from math import prod
 from typing import Any
@@ -45,7 +47,7 @@ class Coded:
 
 def histogram(codes: Codes) -> npt.NDArray[np.uint8]:
     """The model of codes (N,) that begin at 0: 0 where none occurs, else 1 + the logarithm of its count."""
-    counts = np.bincount(codes)
+    counts = np.bincount(codes) if len(codes) else np.empty(0)
     return np.where(counts, 1 + np.round(_FINE * np.log2(np.maximum(counts, 1))), 0).astype(np.uint8)
 
 
@@ -75,19 +77,38 @@ class Reader:
         return self.coder.decode(_categorical(model), size) if len(model) > 1 else np.zeros(size, np.int32)
 
 
+def roles(names: Iterable[str]) -> list[list[str]]:
+    """Names that differ in their numbers only, together."""
+    found: dict[str, list[str]] = {}
+    for name in names:
+        found.setdefault(re.sub(r"\d+", "*", name), []).append(name)
+    return list(found.values())
+
+
+def split(matrices: Sequence[Coded]) -> list[Codes]:
+    """The four groups of matrices of one role."""
+    scales, flags, direct, differences = [], [], [], []
+    for matrix in matrices:
+        change = np.diff(matrix.codes, axis=0, prepend=matrix.codes[:1] * 0)
+        flag = np.log2(1 + np.abs(change)).sum(1) < 0.9 * np.log2(1 + np.abs(matrix.codes)).sum(1)
+        scales.append(matrix.scales)
+        flags.append(flag.astype(np.int32))
+        direct.append(matrix.codes[~flag].ravel())
+        differences.append(change[flag].ravel())
+    return [np.concatenate(parts) for parts in (scales, flags, direct, differences)]
+
+
 def dumps(config: Mapping[str, Any], coded: Mapping[str, Coded], plain: Mapping[str, npt.NDArray[Any]]) -> bytes:
     """Model shape and tensors as bytes (see above)."""
-    header: dict[str, Any] = {"config": dict(config), "coded": [], "plain": []}
-    groups: list[Codes] = []
-    for name, matrix in coded.items():
-        entry: list[Any] = [name, list(matrix.codes.shape), matrix.step]
-        for codes in (matrix.scales, matrix.codes):
-            least, most = int(codes.min()), int(codes.max())
-            entry += [least, most]
-            groups.append((codes.ravel() - least).astype(np.int32))
-        header["coded"].append(entry)
-    header["plain"] = [[name, list(tensor.shape)] for name, tensor in plain.items()]
-    models, stream = encode(groups)
+    groups = [group for names in roles(coded) for group in split([coded[name] for name in names])]
+    leasts = [int(group.min(initial=0)) for group in groups]
+    models, stream = encode([group - least for group, least in zip(groups, leasts, strict=True)])
+    header = {
+        "config": dict(config),
+        "coded": [[name, list(matrix.codes.shape), matrix.step] for name, matrix in coded.items()],
+        "models": [[least, len(model)] for least, model in zip(leasts, models, strict=True)],
+        "plain": [[name, list(tensor.shape)] for name, tensor in plain.items()],
+    }
     table = b"".join(model.tobytes() for model in models)
     numbers = [tensor.astype("<f2").ravel() for tensor in plain.values()]
     halves = np.concatenate([np.empty(0, "<f2"), *numbers]).view(np.uint8).reshape(-1, 2)
@@ -96,16 +117,15 @@ def dumps(config: Mapping[str, Any], coded: Mapping[str, Coded], plain: Mapping[
     return b"".join([lengths, text, table, halves[:, ::-1].T.tobytes(), stream])
 
 
-def loads(data: bytes) -> tuple[dict[str, Any], dict[str, npt.NDArray[np.float32]]]:
-    """Model shape and tensors in fp32. Raises ValueError when bytes are missing."""
+def parse(data: bytes) -> tuple[dict[str, Any], dict[str, Coded], dict[str, npt.NDArray[np.float32]]]:
+    """What `dumps` was given. Raises ValueError when bytes are missing."""
     if len(data) < 8:
         raise ValueError(f"weights: {len(data)} bytes are no header")
     n_text, n_table = np.frombuffer(data, "<u4", 2).tolist()
-    if len(data) < 8 + n_text + n_table:
+    halves_at = 8 + n_text + n_table
+    if len(data) < halves_at:
         raise ValueError(f"weights: {len(data)} bytes end inside the header")
     header = json.loads(data[8 : 8 + n_text])
-    table = np.frombuffer(data, np.uint8, n_table, 8 + n_text)
-    halves_at = 8 + n_text + n_table
     n_halves = sum(prod(shape) for _, shape in header["plain"])
     stream_at = halves_at + 2 * n_halves
     if len(data) < stream_at or (len(data) - stream_at) % 4:
@@ -113,18 +133,42 @@ def loads(data: bytes) -> tuple[dict[str, Any], dict[str, npt.NDArray[np.float32
     planes = np.frombuffer(data, np.uint8, 2 * n_halves, halves_at).reshape(2, -1)
     halves = np.ascontiguousarray(planes[::-1].T).view("<f2").ravel().astype(np.float32)
 
-    reader, groups = Reader(data[stream_at:]), []
-    for _, (rows, columns), _, *ranges in header["coded"]:
-        for size, least, most in ((rows, *ranges[:2]), (rows * columns, *ranges[2:])):
-            groups.append(reader.take(table[: most - least + 1], size) + least)
-            table = table[most - least + 1 :]
+    reader, at, models = Reader(data[stream_at:]), 8 + n_text, iter(header["models"])
 
-    tensors: dict[str, npt.NDArray[np.float32]] = {}
-    for (name, shape, step, *_), scales, codes in zip(header["coded"], groups[::2], groups[1::2], strict=True):
-        tensors[name] = Coded(codes.reshape(shape), scales, step).weights()
+    def take(size: int) -> Codes:
+        nonlocal at
+        least, length = next(models)
+        at += length
+        return reader.take(np.frombuffer(data, np.uint8, length, at - length), size) + least
+
+    shapes = {name: (rows, columns, step) for name, (rows, columns), step in header["coded"]}
+    coded: dict[str, Coded] = {}
+    for names in roles(shapes):
+        rows, columns, _ = zip(*(shapes[name] for name in names), strict=True)
+        scales, flags = take(sum(rows)), take(sum(rows)).astype(bool)
+        widths = np.repeat(columns, rows)
+        direct, differences = take(int(widths[~flags].sum())), take(int(widths[flags].sum()))
+        for name in names:
+            n_rows, n_columns, step = shapes[name]
+            flag, flags = flags[:n_rows], flags[n_rows:]
+            codes = np.empty((n_rows, n_columns), np.int32)
+            n_direct, n_different = codes[~flag].size, codes[flag].size
+            codes[~flag] = direct[:n_direct].reshape(-1, n_columns)
+            codes[flag] = differences[:n_different].reshape(-1, n_columns)
+            direct, differences = direct[n_direct:], differences[n_different:]
+            for row in np.flatnonzero(flag):
+                codes[row] += codes[row - 1]
+            coded[name], scales = Coded(codes, scales[:n_rows], step), scales[n_rows:]
+    plain = {}
     for name, shape in header["plain"]:
-        tensors[name], halves = halves[: prod(shape)].reshape(shape).copy(), halves[prod(shape) :]
-    return header["config"], tensors
+        plain[name], halves = halves[: prod(shape)].reshape(shape).copy(), halves[prod(shape) :]
+    return header["config"], {name: coded[name] for name in shapes}, plain
+
+
+def loads(data: bytes) -> tuple[dict[str, Any], dict[str, npt.NDArray[np.float32]]]:
+    """Model shape and tensors in fp32. Raises ValueError when bytes are missing."""
+    config, coded, plain = parse(data)
+    return config, {name: matrix.weights() for name, matrix in coded.items()} | plain
 
 
 def entropy_bytes(codes: Codes) -> float:
