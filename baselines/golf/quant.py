@@ -2,7 +2,7 @@
 
 - The step of a row follows the standard deviation of its weights, not its largest one: once codes are
   entropy-coded, what counts is their entropy, and outliers may lie any number of steps out (contest, April).
-- Roles get steps of their own: tables finer, MLPs coarser (mixed precision).
+- Roles (tables, attention, MLPs) can have steps of their own: mixed precision.
 - GPTQ (arXiv:2210.17323) rounds column by column and lets the columns still to come make up for the error, as far as
   the layer's inputs, seen on a few training batches, are correlated.
 - One number, the step as a fraction of that deviation, scales all; `fit` searches the one that fills the limit.
@@ -40,7 +40,7 @@ class Precision:
 
 
 class Inputs:
-    """Collects X^T X (C, C) of the inputs X (N, C) of every linear layer, and of the head, while it is entered."""
+    """Collects X^T X (C, C) of the inputs X (N, C) of every linear layer, while it is entered."""
 
     def __init__(self, model: nn.Module) -> None:
         self.grams: dict[str, Tensor] = {}
