@@ -99,7 +99,7 @@ class Settings(GPTConfig):
     finest: float = 0.04
     """Smallest step in standard deviations, when there is room to spare: 6.7 bits per weight."""
     ngram_least: int = 2
-    """Rarer n-grams are dropped; more are where they would take over half of the limit."""
+    """Rarer n-grams are dropped; more are where they would take over a third of the limit."""
     limit: int = 0
     """Largest artifact in bytes; 0: the track's."""
 
@@ -242,6 +242,10 @@ class Run:
         track = rules.track(self.args.track).artifact_bytes
         return min(self.settings.limit or track, track)
 
+    def counts_limit(self) -> int:
+        """Most bytes that the counts of n-grams may take."""
+        return self.limit() // 3 if self.settings.ngram else 0
+
 
 def main(argv: Sequence[str] | None = None) -> int:
     args, team = parse(argv, DESCRIPTION, list(PRESETS)), Team()
@@ -346,8 +350,9 @@ def warm_up(run: Run) -> tuple[float, float]:
     start = time.monotonic()
     if team.rank == 0:
         trial = run.args.out.with_name(run.args.out.name + ".trial")
+        counts = bytes(torch.randint(256, (run.counts_limit(),), generator=generator).tolist())  # as large as they get
         try:
-            save(run, ids.flatten()[:-1].repeat(-(-s.calibration_tokens // (ids.numel() - 1))), b"", trial)
+            save(run, ids.flatten().repeat(-(-s.calibration_tokens // ids.numel())), counts, trial)
         finally:
             trial.unlink(missing_ok=True)
     pack_seconds = time.monotonic() - start
@@ -412,7 +417,7 @@ class Counted:
         tokens = np.concatenate([read_shard(path, s.vocab_size) for path in data.train_shards]).astype(np.int64)
         least = s.ngram_least
         tables = ngram.count(tokens, s.vocab_size, s.ngram, least)
-        while len(packed := ngram.dumps(tables, s.vocab_size)) > run.limit() // 2:
+        while len(packed := ngram.dumps(tables, s.vocab_size)) > run.counts_limit():
             least += 1 + least // 4
             tables = ngram.count(tokens, s.vocab_size, s.ngram, least)
         said, kinds = zip(

@@ -88,6 +88,8 @@ def one_sentence(settings: Any) -> Iterator[None]:
 def faster_dtype(model: Any, team: Team) -> torch.dtype:
     """bf16 on GPUs and on the CPUs that are faster with it; those without instructions for it are slower."""
     if team.gpu:
+        if not torch.cuda.is_bf16_supported(including_emulation=False):
+            raise EnvironmentBroken(f"{torch.cuda.get_device_name()} has no bf16; hide it with CUDA_VISIBLE_DEVICES=")
         return torch.bfloat16
     ids = torch.zeros(max(1, 1024 // model.config.context), model.config.context, dtype=torch.long)
     seconds = {torch.float32: 0.0, torch.bfloat16: 0.0}
