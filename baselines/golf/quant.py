@@ -75,7 +75,7 @@ def round_nearest(weight: Tensor, step: Tensor) -> Tensor:
     return (weight / step[..., None]).round().clamp(-MOST, MOST)
 
 
-def round_gptq(weight: Tensor, step: Tensor, gram: Tensor, damp: float = 0.01, block: int = 128) -> Tensor:
+def round_gptq(weight: Tensor, step: Tensor, gram: Tensor, block: int = 128) -> Tensor:
     """Codes (N, R, C) of weights (N, R, C), steps (N, R), inputs' Gram matrices (N, C, C): all N at once.
 
     The columns with the largest inputs are rounded first, while there are many left to make up for it.
@@ -84,10 +84,15 @@ def round_gptq(weight: Tensor, step: Tensor, gram: Tensor, damp: float = 0.01, b
     diagonal = gram.diagonal(dim1=1, dim2=2)
     order = diagonal.argsort(dim=1, descending=True)  # (N, C)
     gram = gram.gather(1, order[:, :, None].expand(N, C, C)).gather(2, order[:, None, :].expand(N, C, C))
-    gram = gram + (damp * diagonal.mean(1) + 1e-6)[:, None, None] * torch.eye(C, device=gram.device)
     # Row i of the upper Cholesky factor of the inverse says how an error in column i is made up for by later ones.
-    inverse = torch.cholesky_inverse(torch.linalg.cholesky(gram))
-    factor = torch.linalg.cholesky(inverse, upper=True)
+    for damp in (0.01, 0.1, 1.0):
+        ridge = (damp * diagonal.mean(1) + 1e-6)[:, None, None] * torch.eye(C, device=gram.device)
+        lower, failed = torch.linalg.cholesky_ex(gram + ridge)
+        factor, failed_too = torch.linalg.cholesky_ex(torch.cholesky_inverse(lower), upper=True)
+        if not (failed.any() or failed_too.any()):
+            break
+    else:
+        return round_nearest(weight, step)
     left = weight.gather(2, order[:, None, :].expand(N, R, C)).clone()
     codes = torch.empty_like(left)
     for start in range(0, C, block):

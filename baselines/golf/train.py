@@ -515,6 +515,8 @@ def save(run: Run, calibration: Tensor, counts: bytes, path: Path) -> Packed:
     without = pack({**members, "weights.bin": b""}, path, rules.track(run.args.track).artifact_bytes)
 
     state = {name: tensor.detach().float() for name, tensor in run.model.state_dict().items()}
+    if not all(bool(tensor.isfinite().all()) for tensor in state.values()):
+        raise Refused("some weights are no longer finite: training diverged; lower the learning rates")
     matrices = {name: t for name, t in state.items() if name.endswith("weight")}
     plain = {name: t.cpu().numpy() for name, t in state.items() if name not in matrices}
     grams = inputs_of(run, calibration) if s.gptq else {}

@@ -297,6 +297,12 @@ def test_gptq_beats_rounding_where_inputs_are_correlated(golf: Any) -> None:
     assert (alone != gptq[1:]).float().mean() < 0.01  # neither batch nor block matters but for rounding
 
 
+def test_gptq_without_usable_inputs_is_rounding(golf: Any) -> None:
+    weights, step = torch.randn(1, 8, 6), torch.full((1, 8), 0.3)
+    for gram in (torch.zeros(1, 6, 6), torch.full((1, 6, 6), torch.nan)):
+        assert torch.equal(golf.quant.round_gptq(weights, step, gram), golf.quant.round_nearest(weights, step))
+
+
 @pytest.mark.parametrize("limit", [200_000, 100_000, 60_001, 30_000, 9_000])
 def test_fit_lands_just_under_the_limit(golf: Any, limit: int) -> None:
     weights = {"blocks.0.mlp.up.weight": torch.randn(512, 256, generator=torch.Generator().manual_seed(1))}
