@@ -9,26 +9,22 @@ and learns nothing; everything after it counts.
 """
 
 import argparse
-import contextlib
-import hashlib
 import json
 import math
 import os
-import platform
 import shutil
-import signal
 import sys
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
-from typing import Any
 
 import optim
 import quant
 import torch
+from command import description, faster_dtype, one_sentence, parse, read_settings, stop_on_signals
 from model import GPT, GPTConfig
 from runlog import Log
 from team import Team
@@ -86,6 +82,8 @@ LAPTOP = Settings(
     warmup_steps=3,
     log_every=10,
 )
+DESCRIPTION = "Train the naive baseline under the clock and pack the artifact."
+SOURCE = {file.name: file.read_bytes() for file in Path(__file__).parent.glob("*.py")}  # what runs now
 PRESETS = {"main": Settings(), "laptop": LAPTOP, "unlimited": Settings()}
 
 
@@ -130,9 +128,9 @@ class Run:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    args, team = parse(argv), Team()
+    args, team = parse(argv, DESCRIPTION, list(PRESETS)), Team()
     try:
-        settings = read_settings(args, team)
+        settings = read_settings(args, team, PRESETS)
         team.join()
         with one_sentence(settings):
             train_and_pack(args, settings, team)
@@ -148,69 +146,6 @@ def main(argv: Sequence[str] | None = None) -> int:
         team.leave()
 
 
-def parse(argv: Sequence[str] | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        description="Train the naive baseline under the clock and pack the artifact.",
-        epilog="example:\n  python baselines/naive/train.py --track laptop --data data/demo --out a.zst",
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    parser.add_argument("--data", type=Path, required=True, metavar="DIR", help="dataset folder")
-    parser.add_argument("--out", type=Path, default=Path("artifact.zst"), metavar="FILE")
-    parser.add_argument("--track", default="main", choices=list(PRESETS))
-    parser.add_argument("--seed", type=int, default=1)
-    length = parser.add_mutually_exclusive_group()
-    length.add_argument("--seconds", type=float, help="time limit, artifact included (default: the track's)")
-    length.add_argument("--steps", type=int, help="train exactly so many steps, however long they take")
-    parser.add_argument("--log", type=Path, metavar="FILE", help="JSON lines (default: beside the artifact)")
-    parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="change one setting")
-    return parser.parse_args(argv)
-
-
-def read_settings(args: argparse.Namespace, team: Team) -> Settings:
-    """The track's preset with the changes of the command line. Raises UsageError when they cannot work."""
-    settings = PRESETS[args.track]
-    known = {field.name for field in fields(Settings)} - {"vocab_size"}  # that one comes with the data
-    changes: dict[str, Any] = {}
-    for key, _, value in (change.partition("=") for change in args.set):
-        if key not in known:
-            raise UsageError(f"--set {key}: there is no such setting; choose from {', '.join(sorted(known))}")
-        try:
-            kind = type(getattr(settings, key))
-            changes[key] = bool(int(value)) if kind is bool else kind(value)
-        except ValueError:
-            raise UsageError(f"--set {key}={value}: not a number of the kind that it takes") from None
-    try:
-        settings = replace(settings, **changes)
-    except ValueError as error:
-        raise UsageError(str(error)) from None
-    if settings.batch_tokens // settings.context % team.world:
-        raise UsageError(
-            f"{settings.batch_tokens // settings.context} sequences per step do not split evenly over "
-            f"{team.world} processes"
-        )
-    if any(value is not None and not value > 0 for value in (args.steps, args.seconds)):
-        raise UsageError("--steps and --seconds must be positive")
-    if not args.steps and not args.seconds and rules.track(args.track).train_seconds is None:
-        raise UsageError(f"track {args.track} has no time limit: give --seconds or --steps")
-    return settings
-
-
-@contextlib.contextmanager
-def one_sentence(settings: Settings) -> Iterator[None]:
-    """Turn the failures that people meet into one sentence."""
-    try:
-        yield
-    except OSError as error:
-        raise EnvironmentBroken(f"{error.filename}: {error.strerror}") from None
-    except RuntimeError as error:
-        if not isinstance(error, torch.OutOfMemoryError) and "can't allocate memory" not in str(error):
-            raise
-        raise EnvironmentBroken(
-            f"out of memory with {settings.micro_tokens:,} tokens at once; try --set micro_tokens="
-            f"{settings.micro_tokens // 2}"
-        ) from None
-
-
 def train_and_pack(args: argparse.Namespace, settings: Settings, team: Team) -> None:
     run = build(args, settings, team)
     step_seconds, pack_seconds = warm_up(run)
@@ -222,7 +157,7 @@ def train_and_pack(args: argparse.Namespace, settings: Settings, team: Team) -> 
     schedule = Schedule(args.steps, time_to_train, settings.warmdown_steps, step_seconds, 2 if team.gpu else 0)
     path = (args.log or args.out.with_suffix(".jsonl")) if team.rank == 0 else None
     log = Log(path, args.steps, limit, settings.log_every, settings.batch_tokens)
-    log.write(**description(run, step_seconds, pack_seconds))
+    log.write(**description(run, SOURCE, step_seconds, pack_seconds))
     optimizer, stop, clock = run.optimizer(), stop_on_signals(), Clock(limit)
 
     clock.start()
@@ -260,22 +195,6 @@ def build(args: argparse.Namespace, settings: Settings, team: Team) -> Run:
     return Run(args, settings, data, team, model, forward, orthogonalize)
 
 
-def faster_dtype(model: GPT, team: Team) -> torch.dtype:
-    """bf16 on GPUs and on the CPUs that are faster with it; those without instructions for it are slower."""
-    if team.gpu:
-        return torch.bfloat16
-    ids = torch.zeros(max(1, 1024 // model.config.context), model.config.context, dtype=torch.long)
-    seconds = {torch.float32: 0.0, torch.bfloat16: 0.0}
-    for dtype in [*seconds, *seconds]:  # the first time does not count
-        model.dtype = dtype
-        start = time.monotonic()
-        model(ids, ids).backward()
-        seconds[dtype] = time.monotonic() - start
-    model.zero_grad()
-    (slower,) = team.most(seconds[torch.bfloat16] / seconds[torch.float32])
-    return torch.bfloat16 if slower < 1 else torch.float32
-
-
 def warm_up(run: Run) -> tuple[float, float]:
     """Compile, take some steps on made-up tokens and pack, then restore the weights bit for bit.
 
@@ -302,14 +221,6 @@ def warm_up(run: Run) -> tuple[float, float]:
     run.model.load_state_dict(initial)
     step_seconds, pack_seconds = team.most(step_seconds, pack_seconds)
     return step_seconds, pack_seconds
-
-
-def stop_on_signals() -> threading.Event:
-    """An event that Ctrl-C and SIGTERM set; from now on they do nothing else."""
-    stop = threading.Event()
-    for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, lambda *_: stop.set())
-    return stop
 
 
 def train(
@@ -376,36 +287,11 @@ def save(run: Run, path: Path) -> int:
         "tokenizer": "tokenizer.model",
         "packages": ["torch"],
     }
-    members = {file.name: file.read_bytes() for file in sorted(Path(__file__).parent.glob("*.py"))}
+    members = dict(SOURCE)
     members["submission.json"] = json.dumps(manifest, indent=1).encode()
     members["tokenizer.model"] = run.data.tokenizer.read_bytes()
     members["weights.bin"] = quant.dumps(config, run.model.state_dict())
     return pack(members, path, rules.track(run.args.track).artifact_bytes)
-
-
-def description(run: Run, step_seconds: float, pack_seconds: float) -> dict[str, Any]:
-    """The first line of the log: what is needed to repeat the run."""
-    digest = hashlib.sha256()
-    for file in sorted(Path(__file__).parent.glob("*.py")):
-        digest.update(file.read_bytes())
-    gpu = run.team.gpu
-    return {
-        "settings": asdict(run.settings),
-        "parameters": sum(p.numel() for p in run.model.parameters()),
-        "track": run.args.track,
-        "data": run.data.name,
-        "seed": run.args.seed,
-        "source_sha256": digest.hexdigest(),
-        "world": run.team.world,
-        "device": torch.cuda.get_device_name() if gpu else "cpu",
-        "threads": torch.get_num_threads(),
-        "dtype": str(run.model.dtype).removeprefix("torch."),
-        "compiled": run.forward is not run.model,
-        "python": platform.python_version(),
-        "torch": torch.__version__,
-        "step_seconds": round(step_seconds, 4),
-        "pack_seconds": round(pack_seconds, 3),
-    }
 
 
 if __name__ == "__main__":

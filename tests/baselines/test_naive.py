@@ -27,7 +27,7 @@ from pgolf.data.loader import batches
 from pgolf.data.shards import read_shard, write_shard
 
 NAIVE = ROOT / "baselines" / "naive"
-MODULES = ("model", "quant", "optim", "team", "runlog", "predict", "train")
+MODULES = ("model", "quant", "optim", "team", "runlog", "command", "predict", "train")
 TINY = ["context=64", "layers=3", "dim=32", "heads=4", "kv_heads=2", "batch_tokens=512", "warmup_steps=2"]
 TINY += ["compile=0", "log_every=1"]
 FORMER = SHARED / "artifacts" / "d384_l7_seq512.int8.ptz"
@@ -228,8 +228,8 @@ def test_batches_are_one_stream_for_any_world(tmp_path: Path) -> None:
 
 def test_warm_up_is_undone_bit_for_bit(naive: Any, dataset: Path, tmp_path: Path) -> None:
     train = naive.train
-    args, team = train.parse(options(dataset, tmp_path / "a.zst")), train.Team()
-    run = train.build(args, train.read_settings(args, team), team)
+    args, team = train.parse(options(dataset, tmp_path / "a.zst"), "", []), train.Team()
+    run = train.build(args, train.read_settings(args, team, train.PRESETS), team)
     before = {name: t.clone() for name, t in run.model.state_dict().items()}
     random = torch.get_rng_state()
     train.warm_up(run)

@@ -1,0 +1,378 @@
+"""The strong baseline's transformer. Every technique is a switch of `GPTConfig`; nothing else is here.
+
+From the naive baseline stay RMSNorm without weights, QK-norm with a gain per head, grouped-query attention, output
+projections that start at zero, one matrix for embedding and head, and logits capped by tanh. What is new has
+its source beside its switch; the effects measured here are in docs/benchmarks/golf.md.
+"""
+
+from dataclasses import dataclass, fields
+
+import torch
+import torch.nn.functional as F
+from ngram import BINS, ORDERS, Experts
+from torch import Tensor, nn
+
+MAY_BE_ZERO = ("loops", "xsa", "leak", "parallel", "bigram", "ngram", "alone", "value_embeds", "softcap", "rope_dims")
+
+
+@dataclass(frozen=True)
+class GPTConfig:
+    """Shape of the model and its switches; the defaults are the contest-sized model."""
+
+    vocab_size: int = 8192
+    context: int = 2048
+    """Longest sequence in tokens."""
+    layers: int = 11
+    dim: int = 512
+    heads: int = 8
+    kv_heads: int = 4
+    mlp_ratio: int = 4
+    """Wider MLPs gained more than more layers did once codes of 4 bits were cheap (contest, March)."""
+    rope_base: float = 10000.0
+    rope_dims: int = 16
+    """Partial rotary positions (GPT-NeoX): only so many dimensions of a head turn; 0: all of them."""
+    qk_gain: float = 5.0
+    softcap: float = 30.0
+    """Logits are softcap * tanh(logits / softcap) (Gemma 2, arXiv:2408.00118); 0: as they are."""
+    embed_std: float = 0.02
+    leak: float = 0.5
+    """Slope of the MLP's squared ReLU below zero (contest, LeakyReLU^2); 0: squared ReLU, arXiv:2109.08668."""
+    norm_scale: bool = True
+    """Layer i sees its normalised input times 1 / sqrt(i + 1) (LayerNorm Scaling, arXiv:2502.05795)."""
+    xsa: int = 11
+    """The last so many layers attend exclusively (XSA, contest): see `Attention.exclude`."""
+    gate: bool = True
+    """Each head's output is scaled by a sigmoid of the first channels of its input (modded-nanogpt)."""
+    skips: bool = True
+    """U-Net skips with a learned gate per channel: first half, last first, into the second half."""
+    parallel: int = 4
+    """In the last so many layers MLP and attention read the same input (PaLM, arXiv:2204.02311)."""
+    loops: int = 1
+    """Depth recurrence: layers loop_start to loop_stop - 1 run so many times more (arXiv:2502.05171)."""
+    loop_start: int = 3
+    loop_stop: int = 6
+    smear: bool = True
+    """Each embedding takes up a learned, gated share of the one before it (modded-nanogpt)."""
+    bigram: int = 4096
+    """Rows of the hashed bigram embedding (contest; hashing: arXiv:1902.00751); 0: none."""
+    bigram_dim: int = 64
+    ngram: int = 0
+    """Counts of n-grams up to so many tokens are mixed in as experts (see ngram.py); 0: none."""
+    alone: float = 1.0
+    """With experts: 0: the network learns to predict what they do not; 1: as if it were alone, only its gate does."""
+    value_embeds: int = 0
+    """The values of the first so many layers get an embedding of the token (value embeddings, modded-nanogpt)."""
+
+    def __post_init__(self) -> None:
+        for field in fields(GPTConfig):
+            value = getattr(self, field.name)
+            if not isinstance(value, bool) and (value < 0 or (value == 0 and field.name not in MAY_BE_ZERO)):
+                raise ValueError(f"{field.name} is {value}; it must be positive")
+        if self.layers < 2:
+            raise ValueError("layers is 1; the skips need at least 2")
+        if self.dim % (2 * self.heads):
+            raise ValueError(f"dim {self.dim} does not split into {self.heads} heads of even width")
+        if self.heads % self.kv_heads:
+            raise ValueError(f"{self.heads} heads cannot share {self.kv_heads} kv_heads evenly")
+        if self.rope_dims % 2 or self.rope_dims > self.dim // self.heads:
+            raise ValueError(f"rope_dims {self.rope_dims} is odd or wider than a head of {self.dim // self.heads}")
+        if self.loops and not self.loop_start < self.loop_stop <= self.layers:
+            raise ValueError(f"layers {self.loop_start} to {self.loop_stop - 1} cannot loop: there are {self.layers}")
+
+        if self.ngram not in (0, *range(2, ORDERS + 1)):
+            raise ValueError(f"ngram is {self.ngram}; it must be 0 or from 2 to {ORDERS}")
+
+    def order(self, loops: int) -> list[int]:
+        """Which layer runs when: 0 1 2 3 4 5 3 4 5 6 ... with one loop over 3 to 5."""
+        looped = list(range(self.loop_start, self.loop_stop)) * loops
+        return [*range(min(self.loop_stop, self.layers)), *looped, *range(self.loop_stop, self.layers)]
+
+
+class Linear(nn.Linear):
+    """Weights stay fp32 for the optimizer and are cast to the dtype of the activations."""
+
+    def __init__(self, inputs: int, outputs: int, zero: bool = False) -> None:
+        super().__init__(inputs, outputs, bias=False)
+        if zero:
+            nn.init.zeros_(self.weight)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.linear(x, self.weight.to(x.dtype))
+
+
+class Table(nn.Module):
+    """Rows looked up by index and cast to `dtype`; they start at zero unless `std` says otherwise."""
+
+    def __init__(self, rows: int, width: int, std: float = 0.0) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.randn(rows, width) * std)
+
+    def forward(self, ids: Tensor, dtype: torch.dtype) -> Tensor:
+        return F.embedding(ids, self.weight).to(dtype)
+
+
+def rms_norm(x: Tensor) -> Tensor:
+    return F.rms_norm(x, (x.size(-1),), eps=1e-6)
+
+
+def before(x: Tensor) -> Tensor:
+    """x (B, T, ...) moved one step later; the first step sees zeros."""
+    return torch.cat((torch.zeros_like(x[:, :1]), x[:, :-1]), dim=1)
+
+
+class Rotary(nn.Module):
+    """Cosines and sines (T, 1, R / 2) of position times frequency, in fp32; turns the first R of D dimensions."""
+
+    cos: Tensor
+    sin: Tensor
+
+    def __init__(self, context: int, width: int, base: float) -> None:
+        super().__init__()
+        frequencies = base ** -(torch.arange(0, width, 2, dtype=torch.float64) / width)
+        angles = torch.arange(context, dtype=torch.float64)[:, None, None] * frequencies
+        self.width = width
+        self.register_buffer("cos", angles.cos().float(), persistent=False)
+        self.register_buffer("sin", angles.sin().float(), persistent=False)
+
+    def forward(self, x: Tensor) -> Tensor:  # (B, T, H, D)
+        cos, sin = self.cos[: x.size(1)], self.sin[: x.size(1)]
+        a, b = x[..., : self.width].float().chunk(2, dim=-1)
+        turned = torch.cat((a * cos - b * sin, a * sin + b * cos), dim=-1).to(x.dtype)
+        return torch.cat((turned, x[..., self.width :]), dim=-1)
+
+
+class Attention(nn.Module):
+    GATE_INPUTS = 12
+
+    def __init__(self, config: GPTConfig, layer: int) -> None:
+        super().__init__()
+        self.heads, self.kv_heads, self.width = config.heads, config.kv_heads, config.dim // config.heads
+        self.exclusive = layer >= config.layers - config.xsa
+        self.query = Linear(config.dim, config.dim)
+        self.key = Linear(config.dim, self.kv_heads * self.width)
+        self.value = Linear(config.dim, self.kv_heads * self.width)
+        self.out = Linear(config.dim, config.dim, zero=True)
+        self.gain = nn.Parameter(torch.full((config.heads,), config.qk_gain))
+        self.gate = nn.Parameter(torch.zeros(config.heads, self.GATE_INPUTS)) if config.gate else None
+        self.table = Table(config.vocab_size, self.kv_heads * self.width) if layer < config.value_embeds else None
+
+    def forward(self, x: Tensor, ids: Tensor, rotary: Rotary) -> Tensor:  # (B, T, C), (B, T)
+        B, T, C = x.shape
+        v = self.value(x) if self.table is None else self.value(x) + self.table(ids, x.dtype)
+        q = self.query(x).view(B, T, self.heads, self.width)  # (B, T, H, D)
+        k = self.key(x).view(B, T, self.kv_heads, self.width)  # (B, T, H_kv, D)
+        v = v.view(B, T, self.kv_heads, self.width)
+        q = rotary(rms_norm(q)) * (self.gain / self.width**0.5).to(x.dtype)[:, None]
+        k = rotary(rms_norm(k))
+        y = F.scaled_dot_product_attention(
+            q.transpose(1, 2),  # (B, H, T, D)
+            k.transpose(1, 2),
+            v.transpose(1, 2),
+            is_causal=True,
+            scale=1.0,
+            enable_gqa=self.heads != self.kv_heads,
+        ).transpose(1, 2)
+        if self.exclusive:
+            y = self.exclude(y, v)
+        if self.gate is not None:
+            y = y * 2 * torch.sigmoid(F.linear(x[..., : self.GATE_INPUTS], self.gate.to(x.dtype)))[..., None]
+        return self.out(y.reshape(B, T, C))
+
+    def exclude(self, y: Tensor, v: Tensor) -> Tensor:
+        """y (B, T, H, D) without its component along the token's own value: the residual stream has that already."""
+        B, T, H, D = y.shape
+        y = y.reshape(B, T, self.kv_heads, -1, D)  # heads that share a value lie together
+        v = F.normalize(v, dim=-1).unsqueeze(3)
+        return (y - (y * v).sum(-1, keepdim=True) * v).view(B, T, H, D)
+
+
+class MLP(nn.Module):
+    def __init__(self, config: GPTConfig) -> None:
+        super().__init__()
+        self.leak = config.leak
+        self.up = Linear(config.dim, config.mlp_ratio * config.dim)
+        self.down = Linear(config.mlp_ratio * config.dim, config.dim, zero=True)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.down(F.leaky_relu(self.up(x), self.leak).square())
+
+
+class Block(nn.Module):
+    def __init__(self, config: GPTConfig, layer: int) -> None:
+        super().__init__()
+        self.attn = Attention(config, layer)
+        self.mlp = MLP(config)
+        self.parallel = layer >= config.layers - config.parallel
+        self.scale = (layer + 1) ** -0.5 if config.norm_scale else 1.0
+        self.attn_scale = nn.Parameter(torch.ones(config.dim))
+        self.mlp_scale = nn.Parameter(torch.ones(config.dim))
+        self.mix = nn.Parameter(torch.tensor([[1.0], [0.0]]).repeat(1, config.dim))  # of the input, of the embedding
+
+    def forward(self, x: Tensor, x0: Tensor, ids: Tensor, rotary: Rotary) -> Tensor:  # (B, T, C) twice, (B, T)
+        mix = self.mix.to(x.dtype)
+        x = mix[0] * x + mix[1] * x0
+        attended = self.attn_scale.to(x.dtype) * self.attn(rms_norm(x) * self.scale, ids, rotary)
+        seen = x if self.parallel else x + attended
+        return x + attended + self.mlp_scale.to(x.dtype) * self.mlp(rms_norm(seen) * self.scale)
+
+
+class GPT(nn.Module):
+    def __init__(self, config: GPTConfig, dtype: torch.dtype = torch.float32) -> None:
+        """Parameters are fp32; activations and matrix products are `dtype`."""
+        super().__init__()
+        self.config = config
+        self.dtype = dtype
+        self.embed = Table(config.vocab_size, config.dim, config.embed_std)
+        if config.bigram:
+            self.pairs = Table(config.bigram, config.bigram_dim)
+            self.pairs_up = Linear(config.bigram_dim, config.dim)
+        self.smear = nn.Parameter(torch.zeros(Attention.GATE_INPUTS + 1)) if config.smear else None
+        self.blocks = nn.ModuleList(Block(config, layer) for layer in range(config.layers))
+        self.skip = nn.Parameter(torch.ones(config.layers // 2, config.dim)) if config.skips else None
+        self.experts: Experts | None = None  # only prediction needs them whole
+        if config.ngram:
+            self.gate = nn.Parameter(torch.zeros(config.ngram, config.dim))
+            self.kind = nn.Parameter(torch.zeros(config.ngram - 1, BINS, config.ngram))
+        self.rotary = Rotary(config.context, config.rope_dims or config.dim // config.heads, config.rope_base)
+
+    def forward(
+        self,
+        ids: Tensor,
+        targets: Tensor | None = None,
+        loops: int | None = None,
+        said: Tensor | None = None,
+        kinds: Tensor | None = None,
+    ) -> Tensor:
+        """Logits (B, T, V) in fp32 for ids (B, T); with targets (B, T) the mean loss in nats per token.
+
+        `loops` replaces the config's number: training runs its first part without recurrence. Training with experts
+        needs what they `said` about the targets, and the `kinds` of their contexts, both (B, T, E).
+        """
+        if self.config.context < ids.size(1):
+            raise ValueError(f"{ids.size(1)} tokens are more than the context of {self.config.context}")
+        x = rms_norm(self.features(ids, self.config.loops if loops is None else loops))  # (B, T, C)
+        head, softcap = self.embed.weight, self.config.softcap
+        own, other = None, None
+        if targets is not None and said is not None and kinds is not None:
+            weights = self.weights(x, kinds)
+            own, other = weights[..., 0].flatten(), (weights[..., 1:] * said).sum(-1).flatten()
+        if targets is not None:
+            return capped_cross_entropy(
+                x.flatten(0, 1), head, targets.flatten(), softcap, own, other, self.config.alone
+            )
+        logits = cap(F.linear(x, head.to(x.dtype)).float(), softcap)  # (B, T, V)
+        if self.experts is None:
+            return logits
+        weights = self.weights(x, self.experts.kinds(ids))
+        return self.experts.mix(logits.softmax(-1).mul_(weights[..., :1]), weights[..., 1:], ids).log_()
+
+    def weights(self, x: Tensor, kinds: Tensor) -> Tensor:
+        """Weights (B, T, 1 + E), summing to 1, of the network and the experts, whose contexts are of `kinds`."""
+        gate = F.linear(x, self.gate.to(x.dtype)).float()
+        for expert in range(kinds.size(-1)):
+            gate = gate + F.embedding(kinds[..., expert].long(), self.kind[expert])
+        absent = F.pad(kinds == 0, (1, 0))
+        return gate.masked_fill(absent, -torch.inf).softmax(-1)
+
+    def features(self, ids: Tensor, loops: int) -> Tensor:
+        """The last layer's output (B, T, C)."""
+        x = x0 = self.embedding(ids)
+        half = self.config.layers // 2
+        skips: dict[int, Tensor] = {}
+        for layer in self.config.order(loops):
+            partner = self.config.layers - 1 - layer
+            if self.skip is not None and partner in skips:  # the second half, each layer once
+                x = x + self.skip[partner].to(x.dtype) * skips.pop(partner)
+            x = self.blocks[layer](x, x0, ids, self.rotary)
+            if layer < half:
+                skips[layer] = x
+        return x
+
+    def embedding(self, ids: Tensor) -> Tensor:
+        """Normalised embedding (B, T, C) of ids (B, T) and the tokens just before them."""
+        x = self.embed(ids, self.dtype)
+        if self.config.bigram:
+            # Any mixing will do; tokens are below 2^16, so the product stays far from overflow.
+            row = (ids * 36_313 + before(ids) * 27_191 + 1) % self.config.bigram
+            x = x + self.pairs_up(self.pairs(row, self.dtype))
+        x = rms_norm(x)
+        if self.smear is not None:
+            gate = torch.sigmoid(F.linear(x[..., :-1][..., : Attention.GATE_INPUTS], self.smear[1:].to(x.dtype)[None]))
+            x = rms_norm(x + self.smear[0].to(x.dtype) * gate * before(x))
+        return x
+
+
+def cap(logits: Tensor, softcap: float) -> Tensor:
+    return softcap * torch.tanh(logits / softcap) if softcap else logits
+
+
+ROWS = 4096
+
+
+class CappedCrossEntropy(torch.autograd.Function):
+    """Head, softcap and cross-entropy in one: the logits of ROWS tokens at a time, gradients at once.
+
+    Neither logits nor their gradient ever exist for the whole batch, which is what limits its size, and the
+    backward pass has nothing left to do but to scale (Liger kernel, arXiv:2410.10989).
+    """
+
+    @staticmethod
+    def forward(
+        ctx,
+        x: Tensor,  # (N, C)
+        head: Tensor,  # (V, C)
+        targets: Tensor,  # (N,)
+        softcap: float,
+        own: Tensor | None,  # (N,), like the next
+        other: Tensor | None,
+        alone: float,
+    ) -> Tensor:
+        weight = head.to(x.dtype)
+        total, grad_head = x.new_zeros((), dtype=torch.float32), torch.zeros_like(head)
+        grads_x, grads_own, grads_other = [], [], []
+        for i in range(0, len(x), ROWS):
+            rows, wanted = x[i : i + ROWS], targets[i : i + ROWS, None]
+            logits = cap(F.linear(rows, weight).float(), softcap)  # (R, V)
+            log_p = logits.log_softmax(-1)
+            said = log_p.gather(-1, wanted)  # (R, 1)
+            grad = log_p.exp().scatter_add(-1, wanted, torch.full_like(said, -1.0))
+            if own is None or other is None:
+                total = total - said.sum()
+            else:
+                p, share = said.exp().squeeze(1), own[i : i + ROWS]
+                mixed = share * p + other[i : i + ROWS]
+                total = total - mixed.log().sum()
+                grad = grad * (alone + (1 - alone) * share * p / mixed)[:, None]
+                grads_own.append(-p / mixed / len(x))
+                grads_other.append(-1 / mixed / len(x))
+            if softcap:
+                grad = grad * (1 - (logits / softcap).square())
+            grad = (grad / len(x)).to(x.dtype)
+            grads_x.append(grad @ weight)
+            grad_head = grad_head + (grad.mT @ rows).float()
+        mixture = [torch.cat(grads_own), torch.cat(grads_other)] if grads_own else []
+        ctx.save_for_backward(torch.cat(grads_x), grad_head, *mixture)
+        return total / len(x)
+
+    @staticmethod
+    def backward(ctx, grad: Tensor) -> tuple[Tensor | None, ...]:
+        grad_x, grad_head, *mixture = ctx.saved_tensors
+        own, other = (grad * m for m in mixture) if mixture else (None, None)
+        return grad_x * grad.to(grad_x.dtype), grad_head * grad, None, None, own, other, None
+
+
+def capped_cross_entropy(
+    x: Tensor,
+    head: Tensor,
+    targets: Tensor,
+    softcap: float,
+    own: Tensor | None = None,
+    other: Tensor | None = None,
+    alone: float = 0.0,
+) -> Tensor:
+    """Mean of -log(own * p + other) with p = softmax(cap(x head^T))[target], for x (N, C), head (V, C), targets (N,).
+
+    `own` and `other` (N,) are 1 and 0 if they are not given. The gradients of x and head are those of this loss and
+    of -log p, mixed in the proportion 1 - `alone` to `alone`.
+    """
+    return CappedCrossEntropy.apply(x, head, targets, softcap, own, other, alone)

@@ -1,0 +1,226 @@
+"""Counts of token n-grams as experts beside the network: counted under the clock, shipped in few bytes.
+
+Where training is short, counts of pairs, triples and quadruples of tokens know things that the network has had no time
+to learn. An expert of order n gives p(w | h) = c(hw) / S(h) for the n-gram hw with count c(hw), S(h) being the sum over
+the counts of that context h. The network's gate gives a weight to itself and to each expert, so the mixture is
+a distribution over the vocabulary by construction (a jointly trained form of arXiv:1804.07705; why anything
+else than full distributions is no model at all: FACTS of the contest, hashed n-gram caches).
+
+Training sees honest experts: the tokens are dealt into folds, and what an expert says about a token is counted on
+all other folds. So the network learns when to trust counts, and to be good where they are not.
+
+Counts below `least` are dropped. The rest is coded order by order: given the counts of order n - 1, an n-gram
+u..v w can only exist where u..v and ..v w do, and c(u..v) c(..v w) / c(..v) says how likely that is; each such cell
+gets one symbol, its count's class, from a histogram for cells of like expectation. That takes 4 to 8 bits per n-gram.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import coder
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor, nn
+
+Array = npt.NDArray[np.int64]
+BINS = 64
+"""Kinds of contexts that the gate tells apart: 16 sizes of S(h), times 4 shares of distinct successors in it."""
+ORDERS = 5
+"""Keys of order n are numbers below V^n, in 64 bits."""
+CLASSES = 3  # of counts, per doubling
+
+
+@dataclass(frozen=True)
+class Table:
+    """The n-grams of one order: sorted keys (E,), and counts (E,) as their classes tell them."""
+
+    keys: Array
+    counts: Array
+
+
+def windows(tokens: Array, order: int, vocab_size: int) -> Array:
+    """Keys (N - order + 1,) of all n-grams of tokens (N,): their tokens as digits of a number, the first on top."""
+    keys = np.zeros(max(0, len(tokens) - order + 1), np.int64)
+    for i in range(order):
+        keys = keys * vocab_size + tokens[i : i + len(keys)]
+    return keys
+
+
+def classes(counts: Array) -> Array:
+    """0 and 1 as they are, then three classes per doubling."""
+    return np.where(counts < 2, counts, 2 + np.round(CLASSES * np.log2(np.maximum(counts, 2) / 2))).astype(np.int64)
+
+
+def class_counts(classes: Array) -> Array:
+    """The count that a class stands for; `classes` gives the class again."""
+    return np.where(classes < 2, classes, np.round(2 * 2 ** ((classes - 2) / CLASSES))).astype(np.int64)
+
+
+def count(tokens: Array, vocab_size: int, orders: int, least: int) -> list[Table]:
+    """Tables of orders 1, 2, ..., `orders`; those of order 1 are complete."""
+    ones = np.bincount(tokens, minlength=vocab_size).astype(np.int64)
+    tables = [Table(np.arange(vocab_size), class_counts(classes(ones)))]
+    for order in range(2, orders + 1):
+        keys, counts = np.unique(windows(tokens, order, vocab_size), return_counts=True)
+        kept = counts >= least
+        tables.append(Table(keys[kept], class_counts(classes(counts[kept]))))
+    return tables
+
+
+# Coding
+
+
+def find(keys: Array, wanted: Array) -> tuple[Array, npt.NDArray[np.bool_]]:
+    """Where each wanted key is among the sorted keys, and whether it is there."""
+    at = np.searchsorted(keys, wanted).clip(max=max(0, len(keys) - 1))
+    return at, (keys[at] == wanted if len(keys) else np.zeros(len(wanted), bool))
+
+
+def cells(tables: Sequence[Table], vocab_size: int) -> tuple[Array, npt.NDArray[np.int16]]:
+    """Keys of the n-grams that the next order can have, sorted, and the bin of the count to expect of each."""
+    last, order = tables[-1], len(tables) + 1
+    counts = last.counts.astype(np.float32)
+    if order == 2:
+        keys = np.arange(vocab_size**2)
+        left, right = counts.repeat(vocab_size), np.tile(counts, vocab_size)
+        expected = left * right / max(1, counts.sum())
+    else:
+        contexts, start, size = np.unique(last.keys // vocab_size, return_index=True, return_counts=True)
+        middle = last.keys % vocab_size ** (order - 2)  # what u..v and ..v w share
+        at, there = find(contexts, middle)
+        sizes = np.where(there, size[at], 0)
+        u = np.repeat(np.arange(len(last.keys)), sizes)
+        w = np.arange(len(u)) + np.repeat(start[at] - np.cumsum(sizes) + sizes, sizes)
+        keys = (last.keys * vocab_size)[u] + (last.keys % vocab_size)[w]
+        below = tables[-2]
+        at, there = find(below.keys, middle)
+        left, right = counts[u], counts[w]
+        expected = left * right / np.where(there, below.counts[at], 1).astype(np.float32)[u]
+    bins = np.floor(2 * np.log2(np.maximum(expected, 1e-6))).clip(-20, 19).astype(np.int16) + 20
+    return keys, bins * 8 + np.minimum(np.minimum(left, right), 7).astype(np.int16)
+
+
+def by_bin(bins: npt.NDArray[np.int16]) -> Array:
+    """The order that brings equal bins together; of 16 bits they are sorted digit by digit."""
+    return np.argsort(bins, kind="stable")
+
+
+def dumps(tables: Sequence[Table], vocab_size: int) -> bytes:
+    """All tables as bytes: lengths of models, models, stream (see coder.encode)."""
+    groups = [classes(tables[0].counts).astype(np.int32)]
+    for order in range(2, len(tables) + 1):
+        keys, bins = cells(tables[: order - 1], vocab_size)
+        at, there = find(keys, tables[order - 1].keys)
+        symbols = np.zeros(len(keys), np.int32)
+        symbols[at[there]] = classes(tables[order - 1].counts[there])
+        groups += np.split(symbols[by_bin(bins)], np.cumsum(np.bincount(bins))[:-1])
+    models, stream = coder.encode(groups)
+    lengths = np.array([vocab_size, len(tables), len(models), *map(len, models)], "<u4")
+    return lengths.tobytes() + b"".join(m.tobytes() for m in models) + stream
+
+
+def loads(data: bytes) -> tuple[int, list[Table]]:
+    """Vocabulary size and tables."""
+    vocab_size, orders, n_models = np.frombuffer(data, "<u4", 3).tolist()
+    lengths = np.frombuffer(data, "<u4", n_models, 12).tolist()
+    at = 12 + 4 * n_models
+    models = []
+    for length in lengths:
+        models.append(np.frombuffer(data, np.uint8, length, at))
+        at += length
+    reader = coder.Reader(data[at:])
+    tables = [Table(np.arange(vocab_size), class_counts(reader.take(models.pop(0), vocab_size).astype(np.int64)))]
+    for _ in range(2, orders + 1):
+        keys, bins = cells(tables, vocab_size)
+        symbols = np.zeros(len(keys), np.int64)
+        parts = [reader.take(models.pop(0), int(size)) for size in np.bincount(bins)]
+        symbols[by_bin(bins)] = np.concatenate(parts)
+        tables.append(Table(keys[symbols > 0], class_counts(symbols[symbols > 0])))
+    return vocab_size, tables
+
+
+# Training
+
+
+def kind(total: npt.NDArray[np.float64], distinct: npt.NDArray[np.float64]) -> npt.NDArray[np.uint8]:
+    """The gate's bin of contexts by S(h) and number of successors; 0 for those that are not there."""
+    size = 1 + np.log2(np.maximum(total, 1)).astype(np.int64).clip(0, 14)
+    share = (-np.log2(np.maximum(distinct, 1) / np.maximum(total, 1))).astype(np.int64).clip(0, 3)
+    return np.where(total > 0, 4 * size + share, 0).astype(np.uint8)
+
+
+def held_out(
+    tokens: Array, vocab_size: int, order: int, least: int, folds: int = 16
+) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.uint8]]:
+    """What the expert of `order` says about each token (N,) and its context's kind (N,), by the other folds' counts."""
+    keys, at, counts = np.unique(windows(tokens, order, vocab_size), return_inverse=True, return_counts=True)
+    fold = np.arange(len(at)) * folds // max(1, len(at))
+    pairs, pair_at, own = np.unique(at * folds + fold, return_inverse=True, return_counts=True)
+    gram, pair_fold = pairs // folds, pairs % folds
+    others = counts[gram] - own  # of each n-gram that occurs in a fold, the count elsewhere
+    _, context = np.unique(keys // vocab_size, return_inverse=True)
+    kept = np.where(counts >= least, counts, 0)
+    others = np.where(others >= least, others, 0)
+    # S(h) and the number of successors for each context and fold: over all n-grams, corrected for those in the fold.
+    total = np.bincount(context, kept).astype(np.float64)
+    distinct = np.bincount(context, kept > 0).astype(np.float64)
+    group, group_at = np.unique(context[gram] * folds + pair_fold, return_inverse=True)
+    totals = total[group // folds] - np.bincount(group_at, kept[gram] - others)
+    distincts = distinct[group // folds] - np.bincount(group_at, (kept[gram] > 0) * 1.0 - (others > 0))
+    said, kinds = np.zeros(len(tokens), np.float32), np.zeros(len(tokens), np.uint8)
+    total_at = totals[group_at][pair_at]
+    said[order - 1 :] = others[pair_at] / np.maximum(total_at, 1)
+    kinds[order - 1 :] = kind(total_at, distincts[group_at][pair_at])
+    return said, kinds
+
+
+# Prediction
+
+
+class Experts(nn.Module):
+    """The tables as tensors, for whole rows."""
+
+    def __init__(self, vocab_size: int, tables: Sequence[Table]) -> None:
+        super().__init__()
+        self.vocab_size, self.orders = vocab_size, len(tables)
+        for order, table in enumerate(tables[1:], 2):
+            contexts, start, size = np.unique(table.keys // vocab_size, return_index=True, return_counts=True)
+            total = np.add.reduceat(table.counts, start) if len(start) else start
+            columns = {"contexts": contexts, "start": start, "size": size, "total": total.astype(np.float32)}
+            columns["kind"] = kind(total, size).astype(np.int64)
+            columns["word"] = table.keys % vocab_size
+            columns["count"] = table.counts.astype(np.float32)
+            for name, column in columns.items():
+                self.register_buffer(f"{name}{order}", torch.from_numpy(column), persistent=False)
+
+    def find(self, ids: Tensor, order: int) -> tuple[Tensor, Tensor]:
+        """For ids (B, T) the index of the context that ends at each, and whether there is one."""
+        contexts = getattr(self, f"contexts{order}")
+        keys, n = ids, ids.size(1)
+        for back in range(1, order - 1):
+            earlier = torch.full_like(ids, -(self.vocab_size**ORDERS))  # before the window: no context at all
+            earlier[:, back:] = ids[:, : n - back]
+            keys = keys + earlier * self.vocab_size**back
+        at = torch.searchsorted(contexts, keys.contiguous()).clamp(max=max(0, len(contexts) - 1))
+        return at, contexts[at] == keys if len(contexts) else torch.zeros_like(at, dtype=torch.bool)
+
+    def kinds(self, ids: Tensor) -> Tensor:
+        """Kinds (B, T, E) of the contexts of the E experts."""
+        found = [(self.find(ids, order), order) for order in range(2, self.orders + 1)]
+        return torch.stack([torch.where(there, getattr(self, f"kind{o}")[at], 0) for (at, there), o in found], -1)
+
+    def mix(self, p: Tensor, weights: Tensor, ids: Tensor) -> Tensor:
+        """Add to p (B, T, V), in place, each expert's distribution times its weight (B, T, E); ids are (B, T)."""
+        flat = p.view(-1)
+        for order in range(2, self.orders + 1):
+            at, there = self.find(ids, order)
+            rows = there.flatten().nonzero().squeeze(1)  # (M,) those that have a context
+            at = at.flatten()[rows]
+            start, size = getattr(self, f"start{order}")[at], getattr(self, f"size{order}")[at]
+            scale = weights[..., order - 2].flatten()[rows] / getattr(self, f"total{order}")[at]
+            which = torch.repeat_interleave(torch.arange(len(rows), device=p.device), size)
+            entry = torch.arange(len(which), device=p.device) - (size.cumsum(0) - size - start)[which]
+            cell = rows[which] * self.vocab_size + getattr(self, f"word{order}")[entry]  # no cell twice
+            flat[cell] += getattr(self, f"count{order}")[entry] * scale[which]
+        return p

@@ -1,0 +1,165 @@
+"""From trained weights to codes: how coarse, rounded how, so that the artifact just fits.
+
+- The step of a row follows the standard deviation of its weights, not its largest one: once codes are
+  entropy-coded, what counts is their entropy, and outliers may lie any number of steps out (contest, April).
+- Roles (tables, attention, MLPs) can have steps of their own: mixed precision.
+- GPTQ (arXiv:2210.17323) rounds column by column and lets the columns still to come make up for the error, as far as
+  the layer's inputs, seen on a few training batches, are correlated.
+- One number, the step as a fraction of that deviation, scales all; `fit` searches the one that fills the limit.
+"""
+
+import math
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from coder import SCALES, Coded
+from torch import Tensor, nn
+
+FINEST, COARSEST = 0.02, 4.0
+"""Range of the step in standard deviations: 7.7 bits per weight at one end, nearly all codes 0 at the other."""
+MOST = 8191
+"""Codes are at most so large; even at the finest step that is 160 standard deviations."""
+
+
+@dataclass(frozen=True)
+class Precision:
+    """How the bits are dealt out."""
+
+    gptq: bool
+    row_power: float
+    """Step of a row: deviation of the row to this power, times that of the tensor to the rest."""
+    table: float
+    attention: float
+    mlp: float
+    """Relative steps of the roles."""
+
+    def role(self, name: str) -> float:
+        return self.mlp if ".mlp." in name else self.attention if ".attn." in name else self.table
+
+
+class Inputs:
+    """Collects X^T X (C, C) of the inputs X (N, C) of every linear layer, while it is entered."""
+
+    def __init__(self, model: nn.Module) -> None:
+        self.grams: dict[str, Tensor] = {}
+        self.hooks = [
+            module.register_forward_pre_hook(lambda _, args, name=name: self.add(f"{name}.weight", args[0]))
+            for name, module in model.named_modules()
+            if isinstance(module, nn.Linear)
+        ]
+
+    def add(self, name: str, x: Tensor) -> None:
+        x = x.detach().flatten(0, -2).float()
+        gram = x.mT @ x
+        self.grams[name] = self.grams[name] + gram if name in self.grams else gram
+
+    def __enter__(self) -> "Inputs":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for hook in self.hooks:
+            hook.remove()
+
+
+def row_scales(weight: Tensor, power: float) -> tuple[Tensor, float]:
+    """Scales (R,), in steps of 2^(1/SCALES), and base: base * 2^(scale/SCALES) is the spread of each row (R, C)."""
+    base = float(weight.std(correction=0).clamp_min(1e-8))
+    rows = weight.square().mean(1).sqrt().clamp_min(1e-3 * base)
+    return (SCALES * power * torch.log2(rows / base)).round().int(), base
+
+
+def round_nearest(weight: Tensor, step: Tensor) -> Tensor:
+    """Codes (..., R, C) of weights (..., R, C) with steps (..., R)."""
+    return (weight / step[..., None]).round().clamp(-MOST, MOST)
+
+
+def round_gptq(weight: Tensor, step: Tensor, gram: Tensor, block: int = 128) -> Tensor:
+    """Codes (N, R, C) of weights (N, R, C), steps (N, R), inputs' Gram matrices (N, C, C): all N at once.
+
+    The columns with the largest inputs are rounded first, while there are many left to make up for it.
+    """
+    N, R, C = weight.shape
+    diagonal = gram.diagonal(dim1=1, dim2=2)
+    order = diagonal.argsort(dim=1, descending=True)  # (N, C)
+    gram = gram.gather(1, order[:, :, None].expand(N, C, C)).gather(2, order[:, None, :].expand(N, C, C))
+    # Row i of the upper Cholesky factor of the inverse says how an error in column i is made up for by later ones.
+    for damp in (0.01, 0.1, 1.0):
+        ridge = (damp * diagonal.mean(1) + 1e-6)[:, None, None] * torch.eye(C, device=gram.device)
+        lower, failed = torch.linalg.cholesky_ex(gram + ridge)
+        factor, failed_too = torch.linalg.cholesky_ex(torch.cholesky_inverse(lower), upper=True)
+        if not (failed.any() or failed_too.any()):
+            break
+    else:
+        return round_nearest(weight, step)
+    left = weight.gather(2, order[:, None, :].expand(N, R, C)).clone()
+    codes = torch.empty_like(left)
+    for start in range(0, C, block):
+        stop = min(start + block, C)
+        errors = torch.empty_like(left[:, :, start:stop])
+        for i in range(start, stop):
+            column = left[:, :, i]
+            codes[:, :, i] = (column / step).round().clamp(-MOST, MOST)
+            error = (column - codes[:, :, i] * step) / factor[:, i, i, None]
+            left[:, :, i + 1 : stop] -= error[:, :, None] * factor[:, None, i, i + 1 : stop]
+            errors[:, :, i - start] = error
+        left[:, :, stop:] -= errors @ factor[:, start:stop, stop:]
+    return codes.gather(2, order.argsort(dim=1)[:, None, :].expand(N, R, C))
+
+
+def quantize(
+    tensors: Mapping[str, Tensor], grams: Mapping[str, Tensor], precision: Precision, step: float
+) -> dict[str, Coded]:
+    """Every matrix of `tensors` in steps of `step` deviations times its role's; matrices of one shape together."""
+    groups: dict[tuple[torch.Size, bool], list[str]] = {}
+    for name, tensor in tensors.items():
+        groups.setdefault((tensor.shape, precision.gptq and name in grams), []).append(name)
+    coded: dict[str, Coded] = {}
+    for (_, gptq), names in groups.items():
+        weights = torch.stack([tensors[name].detach().float() for name in names])  # (N, R, C)
+        scaled = [row_scales(weight, precision.row_power) for weight in weights]
+        bases = [base * step * precision.role(name) for name, (_, base) in zip(names, scaled, strict=True)]
+        steps = torch.stack([base * torch.exp2(s.float() / SCALES) for base, (s, _) in zip(bases, scaled, strict=True)])
+        if gptq:
+            codes = round_gptq(weights, steps, torch.stack([grams[name] for name in names]))
+        else:
+            codes = round_nearest(weights, steps)
+        for name, base, (scales, _), code in zip(names, bases, scaled, codes.int().cpu(), strict=True):
+            coded[name] = Coded(code.numpy(), scales.cpu().numpy().astype(np.int32), base)
+    return {name: coded[name] for name in tensors}
+
+
+def fit(dump: Callable[[float], bytes], limit: int, weights: int, finest: float, tries: int = 6) -> tuple[bytes, float]:
+    """The largest of `dump(step)` with at most `limit` bytes that a few tries find, and its step.
+
+    A doubling of the step saves about one bit for each of the `weights`: from one try to the next that leads within
+    a fraction of a percent. Raises ValueError, with the smallest size, when even the coarsest step is too large.
+    """
+    best, step, fine, coarse = (b"", 0.0), finest, 0.0, math.inf  # between these two steps lies the one to find
+    while tries > 0 or not best[0]:
+        data, tries = dump(step), tries - 1
+        if len(data) <= limit:
+            best, coarse = max(best, (data, step), key=lambda found: len(found[0])), step
+            if step <= finest or len(data) > 0.999 * limit:
+                break
+        elif step >= COARSEST:
+            raise ValueError(f"take {len(data):,} bytes at the coarsest step")
+        else:
+            fine = step
+        step *= 2 ** (8 * (len(data) - 0.9995 * limit) / weights)  # aims a little below the limit
+        if tries < 0 or not fine < step < coarse:
+            step = math.sqrt(fine * coarse) if fine and coarse < math.inf else 1.5 * fine if fine else finest
+        step = min(max(step, finest), COARSEST)
+    return best
+
+
+def error(tensors: Mapping[str, Tensor], coded: Mapping[str, Coded]) -> float:
+    """Root mean square of what quantisation changed, relative to the weights'."""
+    changed = sum(float((torch.from_numpy(c.weights()) - tensors[n].cpu()).square().sum()) for n, c in coded.items())
+    return math.sqrt(changed / sum(float(t.square().sum()) for t in tensors.values()))
+
+
+def bits(coded: Iterable[Coded], size: int) -> float:
+    """Bits per weight of `size` bytes."""
+    return 8 * size / sum(c.codes.size for c in coded)

@@ -1,0 +1,533 @@
+"""The strong baseline: model and switches, optimizer, coder, quantiser, counts, trainer."""
+
+import importlib
+import json
+import lzma
+import os
+import signal
+import subprocess
+import sys
+import time
+import zlib
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+import torch.distributed as dist
+import torch.multiprocessing as mp
+import torch.nn.functional as F
+import zstandard
+from torch import nn
+
+from conftest import ROOT
+from pgolf import rules
+from pgolf.artifact import read
+
+GOLF = ROOT / "baselines" / "golf"
+MODULES = ("ngram", "coder", "model", "optim", "quant", "predict", "train", "command", "runlog", "team")
+TINY = """
+    context=64 context_start=32 layers=4 dim=32 heads=4 kv_heads=2 mlp_ratio=2 rope_dims=4 batch_tokens=512 bigram=64
+    bigram_dim=16 xsa=2 loops=1 loop_start=1 loop_stop=3 parallel=1 calibration_tokens=512 ema=0.9 warmup_steps=2
+    compile=0 log_every=1 stride=16 floor=0
+"""
+SHAPE = {"vocab_size": 96, "context": 32, "layers": 5, "dim": 48, "heads": 4, "kv_heads": 2, "rope_dims": 4}
+SHAPE |= {"mlp_ratio": 2, "xsa": 3, "parallel": 2, "loops": 1, "loop_start": 1, "loop_stop": 3}
+SHAPE |= {"bigram": 64, "bigram_dim": 16, "value_embeds": 2, "ngram": 3}
+
+
+@pytest.fixture(scope="module")
+def golf() -> Iterator[Any]:
+    yield from load_golf()
+
+
+def load_golf() -> Iterator[Any]:
+    """The folder's modules under their own names, gone afterwards: other baselines have the same names."""
+    path = list(sys.path)
+    for name in MODULES:
+        sys.modules.pop(name, None)
+    sys.path.insert(0, str(GOLF))
+    sys.path.append(str(GOLF.parent / "naive"))
+    yield SimpleNamespace(**{name: importlib.import_module(name) for name in MODULES})
+    sys.path[:] = path
+    for name in MODULES:
+        sys.modules.pop(name, None)
+
+
+def tiny_model(golf: Any, **changes: Any) -> Any:
+    """A model whose every weight matters: many start at zero, so all are moved."""
+    torch.manual_seed(3)
+    model = golf.model.GPT(golf.model.GPTConfig(**SHAPE | changes))
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.add_(torch.randn_like(parameter), alpha=0.1)
+    return model
+
+
+def ids_of(seed: int, *shape: int) -> torch.Tensor:
+    return torch.randint(96, shape or (2, 32), generator=torch.Generator().manual_seed(seed))
+
+
+def with_experts(golf: Any, **changes: Any) -> Any:
+    model = tiny_model(golf, **changes)
+    tokens = ids_of(9, 4000).numpy() % 24
+    model.experts = golf.ngram.Experts(96, golf.ngram.count(tokens, 96, model.config.ngram, 2))
+    return model
+
+
+# Model
+
+
+def test_main_preset_fits_its_limit(golf: Any) -> None:
+    """Code, tokenizer and codes of 3.2 bits or more: below that quantisation costs too much."""
+    with torch.device("meta"):
+        model = golf.model.GPT(golf.model.GPTConfig())
+    weights = sum(p.numel() for p in model.parameters())
+    assert 30e6 < weights < 37e6
+    assert weights * 3.2 / 8 + 180_000 < 16e6
+
+
+@pytest.mark.parametrize("loops", [0, 1])
+def test_model_is_causal(golf: Any, loops: int) -> None:
+    model = with_experts(golf, loops=loops)
+    ids = ids_of(4) % 24
+    changed = ids.clone()
+    changed[:, 20:] = (changed[:, 20:] + 1) % 24
+    with torch.no_grad():
+        before, after, short = model(ids), model(changed), model(ids[:, :20])
+    torch.testing.assert_close(before[:, :20], after[:, :20])
+    torch.testing.assert_close(before[:, :20], short)
+    assert not torch.allclose(before[:, 20:], after[:, 20:])
+
+
+def test_every_parameter_takes_part(golf: Any) -> None:
+    model = tiny_model(golf)
+    ids = ids_of(5)
+    said, kinds = torch.rand(2, 32, 2) / 2, torch.randint(64, (2, 32, 2)).byte()
+    model(ids, ids.roll(-1, 1), None, said, kinds).backward()
+    assert all(p.grad is not None and p.grad.abs().max() > 0 for p in model.parameters())
+
+
+SWITCHES = ("xsa", "leak", "norm_scale", "gate", "skips", "parallel", "loops", "smear", "bigram", "value_embeds")
+
+
+@pytest.mark.parametrize("off", [*SWITCHES, "rope_dims"])
+def test_each_switch_changes_the_model(golf: Any, off: str) -> None:
+    on, changed = tiny_model(golf), tiny_model(golf, **{off: type(getattr(golf.model.GPTConfig(), off))(0)})
+    changed.load_state_dict({k: v for k, v in on.state_dict().items() if k in changed.state_dict()})
+    with torch.no_grad():
+        assert not torch.allclose(on(ids_of(6)), changed(ids_of(6)))
+
+
+def test_exclusive_attention_leaves_nothing_along_its_own_value(golf: Any) -> None:
+    attention = tiny_model(golf).blocks[-1].attn
+    y, v = torch.randn(2, 7, 4, 12), torch.randn(2, 7, 2, 12)
+    out = attention.exclude(y, v)
+    own = v.repeat_interleave(2, dim=2)  # heads 0 and 1 share the first value
+    assert (out * own).sum(-1).abs().max() < 1e-5
+    torch.testing.assert_close((out - y).norm(dim=-1), (F.cosine_similarity(y, own, dim=-1) * y.norm(dim=-1)).abs())
+
+
+def test_recurrent_layers_run_again(golf: Any) -> None:
+    config = golf.model.GPTConfig(layers=6, loop_start=2, loop_stop=4, xsa=0, parallel=0)
+    assert config.order(0) == [0, 1, 2, 3, 4, 5]
+    assert config.order(2) == [0, 1, 2, 3, 2, 3, 2, 3, 4, 5]
+
+
+@pytest.mark.parametrize("mixed", [False, True])
+@pytest.mark.parametrize("softcap", [0.0, 5.0])
+def test_fused_loss_and_its_gradients(golf: Any, softcap: float, mixed: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(golf.model, "ROWS", 10)
+    generator = torch.Generator().manual_seed(2)
+    x, head = torch.randn(37, 8, generator=generator), torch.randn(50, 8, generator=generator) * 3
+    targets, share = torch.randint(50, (37,), generator=generator), torch.rand(37, generator=generator) * 0.9
+    other = torch.rand(37, generator=generator) * 0.1
+    leaves = [t.double().requires_grad_() for t in ((x, head, share, other) if mixed else (x, head))]
+    fused = [t.detach().float().requires_grad_() for t in leaves]
+    logits = leaves[0] @ leaves[1].T
+    logits = softcap * torch.tanh(logits / softcap) if softcap else logits
+    p = logits.softmax(-1).gather(-1, targets[:, None]).squeeze(1)
+    expected = -(leaves[2] * p + leaves[3]).log().mean() if mixed else -p.log().mean()
+    loss = golf.model.capped_cross_entropy(*fused[:2], targets, softcap, *fused[2:])
+    torch.testing.assert_close(loss.double(), expected)
+    expected.backward()
+    (loss * 1.0).backward()
+    for a, b in zip(fused, leaves, strict=True):
+        torch.testing.assert_close(a.grad.double(), b.grad, rtol=1e-3, atol=1e-6)
+
+
+def test_compiles_without_graph_breaks(golf: Any) -> None:
+    model = tiny_model(golf)
+    ids, said = ids_of(7), torch.full((2, 32, 2), 0.1)
+    kinds = torch.ones(2, 32, 2, dtype=torch.uint8)
+    compiled = torch.compile(model, dynamic=False, fullgraph=True, backend="aot_eager")
+    loss = compiled(ids, ids, 1, said, kinds)
+    torch.testing.assert_close(loss, model(ids, ids, 1, said, kinds))
+    loss.backward()
+    assert all(p.grad is not None for p in model.parameters())
+
+
+# Optimizer
+
+
+@pytest.mark.parametrize("polar", [False, True])
+@pytest.mark.parametrize("shape", [(3, 64, 64), (3, 256, 64), (3, 64, 256)])
+def test_orthogonalized_matrices_have_singular_values_near_one(golf: Any, shape: tuple[int, ...], polar: bool) -> None:
+    batch = torch.randn(shape, generator=torch.Generator().manual_seed(2)) * 1e-3
+    singular = torch.linalg.svdvals(golf.optim.orthogonalize(batch, polar=polar).float())
+    assert singular.max() < (1.2 if polar else 1.3)
+    assert singular.quantile(0.1) > (0.8 if polar else 0.6)
+
+
+def layers() -> nn.Module:
+    torch.manual_seed(1)
+    model = nn.ModuleList(nn.Linear(16, rows, bias=False) for rows in (24, 16, 24, 16, 24))
+    model.append(nn.Embedding(80, 16))
+    model.scale = nn.Parameter(torch.ones(16))
+    return model
+
+
+def train_a_little(golf: Any, model: nn.Module, rank: int = 0, world: int = 1) -> Any:
+    optimizer = golf.optim.Optimizer(model, matrix_lr=0.1, table_lr=0.2, vector_lr=0.3, decay=0.1)
+    for step in range(3):
+        for number, parameter in enumerate(model.parameters()):
+            generator = torch.Generator().manual_seed(1000 * step + number)
+            own = [torch.randn(parameter.shape, generator=generator) for _ in range(2)]
+            parameter.grad = own[rank] if world == 2 else (own[0] + own[1]) / 2
+        loss = optimizer.step(1.0, 0.9, torch.tensor(float(rank)))
+    assert all(p.grad is None for p in model.parameters())
+    return loss
+
+
+def test_any_world_size_gives_the_same_weights(golf: Any, tmp_path: Path) -> None:
+    alone = layers()
+    train_a_little(golf, alone)
+    mp.spawn(_rank, args=(2, str(tmp_path)), nprocs=2)
+    for rank in range(2):
+        together = torch.load(tmp_path / f"{rank}.pt", weights_only=True)
+        assert together.pop("loss") == 0.5
+        for name, tensor in alone.state_dict().items():
+            # Same arithmetic per matrix; only the batch that the kernel sees differs.
+            torch.testing.assert_close(tensor, together[name], atol=4e-3, rtol=0)
+
+
+def _rank(rank: int, world: int, folder: str) -> None:
+    torch.set_num_threads(1)
+    dist.init_process_group("gloo", init_method=f"file://{folder}/meet", rank=rank, world_size=world)
+    golf, model = next(load_golf()), layers()
+    loss = train_a_little(golf, model, rank, world)
+    torch.save(model.state_dict() | {"loss": loss}, Path(folder) / f"{rank}.pt")
+    dist.destroy_process_group()
+
+
+# Coder
+
+
+def gaussian(golf: Any, rows: int, columns: int, step: float, seed: int = 1) -> Any:
+    weight = torch.randn(rows, columns, generator=torch.Generator().manual_seed(seed))
+    precision = golf.quant.Precision(False, 1.0, 1.0, 1.0, 1.0)
+    return golf.quant.quantize({"w": weight}, {}, precision, step)["w"]
+
+
+@pytest.mark.parametrize("step", [0.02, 0.3, 1.0, 4.0])
+def test_weights_survive_their_file(golf: Any, step: float) -> None:
+    coded = {"a": gaussian(golf, 64, 96, step), "b": gaussian(golf, 30, 7, step, 2)}
+    plain = {"c": np.array([1.5, -2.25], np.float32), "d": np.zeros((2, 3), np.float32)}
+    config, tensors = golf.coder.loads(golf.coder.dumps({"dim": 3}, coded, plain))
+    assert config == {"dim": 3}
+    assert list(tensors) == ["a", "b", "c", "d"]
+    for name, matrix in coded.items():
+        np.testing.assert_array_equal(tensors[name], matrix.weights())
+    for name, tensor in plain.items():
+        np.testing.assert_array_equal(tensors[name], tensor)
+
+
+def test_rows_alike_are_coded_as_differences(golf: Any) -> None:
+    matrix = gaussian(golf, 64, 96, 0.1)
+    matrix.codes[20:40] = matrix.codes[20] + np.random.default_rng(1).integers(-1, 2, (20, 96))
+    size = len(golf.coder.dumps({}, {"w": matrix}, {}))
+    assert size < 0.95 * golf.coder.entropy_bytes(matrix.codes)
+    np.testing.assert_array_equal(golf.coder.parse(golf.coder.dumps({}, {"w": matrix}, {}))[1]["w"].codes, matrix.codes)
+
+
+def test_a_matrix_of_zeros_costs_nothing(golf: Any) -> None:
+    zeros = golf.quant.quantize({"w": torch.zeros(64, 64)}, {}, golf.quant.Precision(False, 1, 1, 1, 1), 0.1)
+    assert len(golf.coder.dumps({}, zeros, {})) < 150
+    assert not golf.coder.loads(golf.coder.dumps({}, zeros, {}))[1]["w"].any()
+
+
+@pytest.mark.parametrize("step", [0.1, 0.4, 0.8])
+def test_coded_size_is_the_entropy_and_beats_compressors(golf: Any, step: float) -> None:
+    brotli = pytest.importorskip("brotli")
+    coded = {str(i): gaussian(golf, 256, 512, step, i) for i in range(3)}
+    size = len(golf.coder.dumps({}, coded, {}))
+    groups = golf.coder.split(list(coded.values()))
+    assert size < 1.015 * sum(map(golf.coder.entropy_bytes, groups))
+    raw = b"".join(c.codes.astype(np.int8).tobytes() for c in coded.values())
+    others = zstandard.ZstdCompressor(22).compress(raw), lzma.compress(raw, preset=9), zlib.compress(raw, 9)
+    assert all(size < len(other) for other in (*others, brotli.compress(raw)))
+
+
+def test_damaged_weights_files_are_refused(golf: Any) -> None:
+    data = golf.coder.dumps({}, {"a": gaussian(golf, 16, 16, 0.3)}, {"c": np.ones(3)})
+    for cut in (0, 7, 8, 40, len(data) - 3):
+        with pytest.raises(ValueError, match="weights"):
+            golf.coder.loads(data[:cut])
+
+
+# Quantiser
+
+
+def test_gptq_beats_rounding_where_inputs_are_correlated(golf: Any) -> None:
+    generator = torch.Generator().manual_seed(5)
+    weights = torch.randn(2, 48, 64, generator=generator)
+    inputs = torch.randn(2, 2000, 8, generator=generator) @ torch.randn(2, 8, 64, generator=generator)
+    inputs = inputs + 0.1 * torch.randn(2, 2000, 64, generator=generator)
+    step = torch.full((2, 48), 0.3)
+    nearest = golf.quant.round_nearest(weights, step)
+    gptq = golf.quant.round_gptq(weights, step, inputs.mT @ inputs, block=16)
+    errors = [((codes * 0.3 - weights) @ inputs.mT).square().mean() for codes in (nearest, gptq)]
+    assert errors[1] < 0.35 * errors[0]
+    alone = golf.quant.round_gptq(weights[1:], step[1:], (inputs.mT @ inputs)[1:], block=64)
+    assert (alone != gptq[1:]).float().mean() < 0.01  # neither batch nor block matters but for rounding
+
+
+def test_gptq_without_usable_inputs_is_rounding(golf: Any) -> None:
+    weights, step = torch.randn(1, 8, 6), torch.full((1, 8), 0.3)
+    for gram in (torch.zeros(1, 6, 6), torch.full((1, 6, 6), torch.nan)):
+        assert torch.equal(golf.quant.round_gptq(weights, step, gram), golf.quant.round_nearest(weights, step))
+
+
+@pytest.mark.parametrize("limit", [200_000, 100_000, 60_001, 30_000, 9_000])
+def test_fit_lands_just_under_the_limit(golf: Any, limit: int) -> None:
+    weights = {"blocks.0.mlp.up.weight": torch.randn(512, 256, generator=torch.Generator().manual_seed(1))}
+    precision = golf.quant.Precision(False, 1.0, 0.6, 1.0, 1.1)
+
+    def dump(step: float) -> bytes:
+        return golf.coder.dumps({}, golf.quant.quantize(weights, {}, precision, step), {})
+
+    data, step = golf.quant.fit(dump, limit, 512 * 256, 0.04)
+    assert len(data) <= limit
+    assert dump(step) == data
+    assert step == 0.04 or len(data) > 0.98 * limit
+
+
+def test_fit_says_when_nothing_does(golf: Any) -> None:
+    with pytest.raises(ValueError, match="500 bytes at the coarsest"):
+        golf.quant.fit(lambda step: b"x" * 500, 499, 1000, 0.04)
+
+
+# Counts
+
+
+def test_counts_survive_their_file(golf: Any) -> None:
+    tokens = (np.random.default_rng(1).geometric(0.2, 5000) - 1).clip(max=30)
+    tables = golf.ngram.count(tokens, 31, 4, 2)
+    vocab_size, back = golf.ngram.loads(golf.ngram.dumps(tables, 31))
+    assert vocab_size == 31
+    assert len(back) == 4
+    for a, b in zip(tables, back, strict=True):
+        np.testing.assert_array_equal(a.keys, b.keys)
+        np.testing.assert_array_equal(a.counts, b.counts)
+    true = Counter(zip(tokens, tokens[1:], tokens[2:], strict=False))
+    kept = {(k // 961, k // 31 % 31, k % 31): c for k, c in zip(back[2].keys, back[2].counts, strict=True)}
+    assert set(kept) == {gram for gram, c in true.items() if c >= 2}
+    assert all(abs(np.log(c / true[gram])) < 0.25 for gram, c in kept.items())
+
+
+def test_held_out_experts_know_nothing_of_their_fold(golf: Any) -> None:
+    tokens = np.random.default_rng(2).integers(0, 6, 1200)
+    said, kinds = golf.ngram.held_out(tokens, 6, 3, 2, folds=4)
+    grams = list(zip(tokens, tokens[1:], tokens[2:], strict=False))
+    fold = [i * 4 // len(grams) for i in range(len(grams))]
+    for i in (0, 100, 500, 900, len(grams) - 1):
+        counts = Counter(g for g, f in zip(grams, fold, strict=True) if f != fold[i])
+        counts = Counter({g: c for g, c in counts.items() if c >= 2})
+        total = sum(c for g, c in counts.items() if g[:2] == grams[i][:2])
+        assert said[i + 2] == pytest.approx(counts[grams[i]] / total)
+        distinct = sum(g[:2] == grams[i][:2] for g in counts)
+        assert kinds[i + 2] == golf.ngram.kind(np.array([float(total)]), np.array([float(distinct)]))[0]
+    assert not said[:2].any() and not kinds[:2].any()
+
+
+def test_mixture_is_a_distribution_of_the_counts(golf: Any) -> None:
+    model = with_experts(golf)
+    ids = ids_of(8) % 24
+    with torch.no_grad():
+        torch.testing.assert_close(model(ids).exp().sum(-1), torch.ones(2, 32))
+        kinds = model.experts.kinds(ids)
+        alone = model.experts.mix(torch.zeros(2, 32, 96), torch.ones(2, 32, 2), ids)
+    torch.testing.assert_close(alone.sum(-1), (kinds > 0).sum(-1).float())  # each one that is there adds up to 1
+    table = model.experts
+    pairs = {(int(k) // 96, int(k) % 96) for k in golf.ngram.count(ids_of(9, 4000).numpy() % 24, 96, 2, 2)[1].keys}
+    seen = model.experts.mix(torch.zeros(2, 32, 96), torch.tensor([1.0, 0.0]).expand(2, 32, 2), ids)[0, 5]
+    assert {int(w) for w in seen.nonzero()} == {w for h, w in pairs if h == int(ids[0, 5])}
+    assert table.kinds(ids)[:, 0, 1].eq(0).all()  # no pair of tokens ends at the first one
+
+
+# Trainer
+
+
+def options(data: Path, out: Path, *more: str) -> list[str]:
+    sets = [f"--set={item}" for item in TINY.split()]
+    return ["--data", str(data), "--out", str(out), "--track", "laptop", *sets, *more]
+
+
+def start(args: Sequence[str], ranks: int = 0) -> subprocess.Popen[str]:
+    """The trainer as a process of its own, under torchrun when `ranks` says so."""
+    launcher = ["-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={ranks}"] if ranks else []
+    command = [sys.executable, *launcher, str(GOLF / "train.py"), *args]
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
+    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment)
+
+
+def finish(process: subprocess.Popen[str]) -> str:
+    out, err = process.communicate(timeout=120)
+    assert process.returncode == 0, err
+    return out
+
+
+def lines(log: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in log.read_text().splitlines()]
+
+
+def unpack(path: Path, folder: Path) -> Path:
+    folder.mkdir()
+    for name, data in read(path, rules.TRACKS["laptop"].artifact_bytes).members.items():
+        (folder / name).write_bytes(data)
+    return folder
+
+
+def test_warm_up_is_undone_bit_for_bit(golf: Any, dataset: Path, tmp_path: Path) -> None:
+    train = golf.train
+    args = train.parse(options(dataset, tmp_path / "a.zst"), "", list(train.PRESETS))
+    team = train.Team()
+    run = train.build(args, train.read_settings(args, team, train.PRESETS), team)
+    before = {name: t.clone() for name, t in run.model.state_dict().items()}
+    random = torch.get_rng_state()
+    train.warm_up(run)
+    assert all(torch.equal(t, before[name]) for name, t in run.model.state_dict().items())
+    assert all(p.grad is None for p in run.model.parameters())
+    assert torch.equal(torch.get_rng_state(), random)
+    assert not any(group.momentum.any() for group in run.optimizer().groups)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_two_ranks_train_like_one_and_its_artifact_predicts(golf: Any, dataset: Path, tmp_path: Path) -> None:
+    runs = [(tmp_path / "one.zst", 0), (tmp_path / "two.zst", 2)]
+    processes = [start(options(dataset, out, "--steps", "8", "--set=micro_tokens=256"), n) for out, n in runs]
+    printed = [finish(process) for process in processes]
+    one, two = ([line["loss"] for line in lines(o.with_suffix(".jsonl")) if "loss" in line] for o, _ in runs)
+    assert len(one) == len(two) == 8
+    assert one[-1] < one[0] - 0.3
+    np.testing.assert_allclose(one, two, atol=0.02)
+    out = runs[0][0]
+    assert f"pgolf score {out} --data {dataset}" in printed[0]
+    first, *steps, last = lines(out.with_suffix(".jsonl"))
+    assert first["settings"]["dim"] == 32
+    assert last["artifact_bytes"] == out.stat().st_size
+    assert steps[-1]["lr_scale"] < steps[0]["lr_scale"] <= 1
+    assert out.with_suffix(".png").read_bytes().startswith(b"\x89PNG")
+    folder = unpack(out, tmp_path / "unpacked")
+    alone = "import sys, torch, pathlib; sys.path[:0] = ['.']; import predict; "
+    alone += "print(predict.load(pathlib.Path('.'), torch.device('cpu'))(torch.ones(2, 10).long()).exp().sum(-1).max())"
+    done = subprocess.run([sys.executable, "-I", "-c", alone], cwd=folder, capture_output=True, text=True)
+    assert "tensor(1.0000)" in done.stdout or "tensor(1.)" in done.stdout, done.stderr
+
+
+def test_artifact_trains_again_from_its_own_code(dataset: Path, tmp_path: Path) -> None:
+    first, again = tmp_path / "a.zst", tmp_path / "b.zst"
+    finish(start(options(dataset, first, "--steps", "2")))
+    folder = unpack(first, tmp_path / "code")
+    command = [sys.executable, str(folder / "train.py"), *options(dataset, again, "--steps", "2")]
+    done = subprocess.run(command, capture_output=True, text=True, env=os.environ | {"OMP_NUM_THREADS": "1"})
+    assert done.returncode == 0, done.stderr
+    members = [dict(read(path, 1_000_000).members) for path in (first, again)]
+    for each in members:
+        del each["weights.bin"]  # the faster dtype is chosen by the clock
+    assert members[0] == members[1]
+
+
+def test_timed_run_ends_in_time(dataset: Path, tmp_path: Path) -> None:
+    out = tmp_path / "a.zst"
+    finish(start(options(dataset, out, "--seconds", "6")))
+    _, *steps, last = lines(out.with_suffix(".jsonl"))
+    assert last["steps"] == steps[-1]["step"] > 5
+    assert steps[-1]["seconds"] < last["seconds"] < 6.5  # half a second for a busy machine
+
+
+@pytest.mark.parametrize(("number", "ranks"), [(signal.SIGINT, 0), (signal.SIGTERM, 2)])
+def test_signal_ends_training_with_an_artifact(
+    number: signal.Signals, ranks: int, dataset: Path, tmp_path: Path
+) -> None:
+    out = tmp_path / "a.zst"
+    process = start(options(dataset, out, "--seconds", "600"), ranks)
+    deadline, log = time.monotonic() + 90, out.with_suffix(".jsonl")
+    while not log.exists() or len(log.read_text().splitlines()) < 3:
+        assert time.monotonic() < deadline, "training did not begin"
+        time.sleep(0.05)
+    process.send_signal(number)
+    process.communicate(timeout=60)
+    assert (process.returncode == 0) == (ranks == 0)  # torchrun reports the signal, whatever its workers did
+    last = lines(log)[-1]
+    assert last["stopped"] and last["steps"] > 0
+    assert read(out, rules.TRACKS["laptop"].artifact_bytes).size == last["artifact_bytes"]
+
+
+def test_artifact_fills_the_limit_it_is_given(golf: Any, dataset: Path, tmp_path: Path) -> None:
+    handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    for limit in (80_000, 70_000):
+        out = tmp_path / f"{limit}.zst"
+        assert golf.train.main(options(dataset, out, "--steps", "40", "--set=dim=64", f"--set=limit={limit}")) == 0
+        assert 0.9 * limit < out.stat().st_size <= limit
+    for number, handler in handlers.items():
+        signal.signal(number, handler)
+
+
+@pytest.mark.parametrize(
+    ("more", "code", "sentence"),
+    [
+        (["--data", "nowhere"], 2, "no such dataset"),
+        (["--set", "dimm=3"], 2, "no such setting"),
+        (["--set", "dim=30"], 2, "does not split into 4 heads"),
+        (["--set", "rope_dims=3"], 2, "odd or wider"),
+        (["--set", "loop_stop=9"], 2, "cannot loop"),
+        (["--set", "ngram=6"], 2, "ngram is 6"),
+        (["--set", "context_start=48"], 2, "not a multiple of context_start"),
+        (["--set", "stride=65"], 2, "not within the context"),
+        (["--seconds", "0.2"], 2, "too few"),
+        (["--track", "unlimited"], 2, "no time limit"),
+        (["--set", "limit=20000"], 1, "cannot fit its limit of 20,000 bytes"),
+        (["--set", "vector_lr=1e39", "--steps", "9"], 1, "diverged"),
+        (["--log", "/nowhere/log"], 3, "No such file"),
+    ],
+)
+def test_errors_are_one_sentence(
+    more: list[str], code: int, sentence: str, golf: Any, dataset: Path, tmp_path: Path, capfd: Any
+) -> None:
+    handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    assert golf.train.main(options(dataset, tmp_path / "a.zst", *more)) == code
+    for number, handler in handlers.items():
+        signal.signal(number, handler)
+    error = capfd.readouterr().err
+    assert sentence in error and error.count("\n") == 1
+    assert not (tmp_path / "a.zst").exists()
+
+
+def test_schedules(golf: Any) -> None:
+    settings = replace(golf.train.Settings(), warmdown=0.5, floor=0.1, grow_at=0.3, loop_at=0.4)
+    assert [settings.lr_scale(p) for p in (0.0, 0.5, 1.0)] == [1.0, 1.0, 0.1]
+    assert settings.lr_scale(0.75) == pytest.approx(0.55)
+    assert [settings.length(p) for p in (0.0, 0.3)] == [1024, 2048]
+    assert [settings.depth(p) for p in (0.0, 0.4)] == [0, 1]
+    clock = golf.train.Schedule(None, 100.0, 2.0, 0)
+    assert clock.progress(0, 0.0) == 0
+    assert clock.progress(10, 50.0) == 0.5
+    assert clock.progress(10, 96.0) is None  # a step has taken 9.6 s so far
+    assert clock.progress(90, 97.0) == 0.97
+    assert golf.train.Schedule(4, 1.0, 1.0, 0).progress(4, 0.0) is None
