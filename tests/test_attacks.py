@@ -171,7 +171,7 @@ def module_of(path: Path) -> ModuleType:
 
 
 class Runs:
-    """Scores attacks in three threads (some of them only wait); what a test asks for was begun long before, or begins now."""
+    """Scores attacks in three threads, one of which mostly waits; what a test asks for was begun long before."""
 
     def __init__(self, text: Path, folder: Path, port: int) -> None:
         self.text, self.folder, self.port = text, folder, port

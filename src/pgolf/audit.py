@@ -21,6 +21,7 @@ from pgolf.artifact import Artifact
 from pgolf.predictor import SLOT_BYTES, Floats, Lane, Question, answers, code_lengths
 from pgolf.windows import Index, Plan, Windows
 
+_MOST = 1 << 17  # samples
 _LAST_SHARE = 1 / 32  # of the samples, at the end of a window: there its length can give something away
 _FLOOR = 0.02  # nats; smaller differences are never called outliers
 _CEILING = 0.5  # nats; larger ones always are, however noisy the predictor
@@ -109,7 +110,7 @@ def draw(windows: Windows, tokens: int, rng: np.random.Generator) -> Sample:
         secret[row + 1] = True
         drawn.append((row, start, 1 / chance))
         tokens -= padded(offset + 1, length)
-        if tokens <= 0:
+        if tokens <= 0 or len(drawn) == _MOST:
             break
     rows, starts, weights = zip(*sorted(drawn), strict=True)
     return Sample(np.array(starts), np.array(rows), np.array(weights))
