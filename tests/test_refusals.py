@@ -34,7 +34,7 @@ def nothing_left_behind() -> Iterator[None]:
                 command = (process / "cmdline").read_bytes()
             except OSError:
                 continue
-            if b"pgolf.worker" in command and b"bash" not in command:
+            if b"pgolf.worker" in command and sys.executable.encode() in command:
                 found.add(process.name)
         return found
 
