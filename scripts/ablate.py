@@ -19,6 +19,7 @@ from scipy import stats
 
 from pgolf import rules
 from pgolf.errors import EnvironmentBroken, PgolfError, UsageError
+from pgolf.files import write_whole
 from pgolf.score import score
 
 ROOT = Path(__file__).parent.parent
@@ -127,9 +128,7 @@ def one_run(args: argparse.Namespace, settings: Sequence[str], seed: int) -> dic
         "tokens": last["tokens"],
         "tokens_per_second": last["tokens"] / last.get("train_seconds", last["seconds"]),
     }
-    part = record.with_suffix(".part")
-    part.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
-    part.replace(record)
+    write_whole(record, (json.dumps(result, indent=1) + "\n").encode())
     return result
 
 

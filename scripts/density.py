@@ -17,6 +17,7 @@ import numpy as np
 import torch
 import zstandard
 
+from pgolf import rules
 from pgolf.artifact import read
 from pgolf.errors import PgolfError, UsageError
 
@@ -46,7 +47,7 @@ def main() -> int:
 
 def weights_of(path: Path) -> bytes:
     """The coded weights of an artifact."""
-    members = read(path, 16_000_000).members
+    members = read(path, rules.ARTIFACT_BYTES).members
     if "weights.bin" not in members or "coder.py" not in members:
         raise UsageError(f"{path}: not an artifact of baselines/golf")
     return members["weights.bin"]

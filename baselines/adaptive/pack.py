@@ -34,7 +34,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def repack(source: Path, out: Path, tokens: int = ROUND) -> int:
     """Write the artifact at `source` as `out`, with naive's predict.py as naive.py; returns its size in bytes."""
-    artifact = read(source, max(track.artifact_bytes for track in rules.TRACKS.values()))
+    artifact = read(source, rules.ARTIFACT_BYTES)
     if artifact.manifest.form != "simple" or "naive.py" in artifact.members:
         raise UsageError(f"{source}: not an artifact of baselines/naive/train.py")
     members = dict(artifact.members)

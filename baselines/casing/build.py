@@ -26,6 +26,7 @@ from pgolf.data.dataset import INDEX, Dataset, load_tokenizer, open_dataset, tex
 from pgolf.data.shards import read_shard, split_documents
 from pgolf.data.sources import FileSource
 from pgolf.errors import PgolfError, UsageError
+from pgolf.files import write_whole
 
 MODULE = Path(__file__).with_name("tokenizer.py")
 
@@ -68,19 +69,17 @@ def make_dataset(source: Path, out: Path, vocab_size: int, transform: Callable[[
     original = [text for text in original if text.strip()]  # a build leaves out empty documents
     with tempfile.TemporaryDirectory() as folder:
         train, val = Path(folder) / "train.jsonl", Path(folder) / "val.jsonl"
-        write_documents(train, map(transform, training_text(dataset)))
-        write_documents(val, map(transform, original))
+        with train.open("w", encoding="utf-8") as file:
+            file.writelines(as_lines(map(transform, training_text(dataset))))
+        val.write_text("".join(as_lines(map(transform, original))), encoding="utf-8")
         sources = FileSource(train, False), FileSource(val, False)
         settings = Settings(out.resolve().name, sources[:1], sources[1:], vocab_size=vocab_size)
         index = build(settings, out, len(os.sched_getaffinity(0)))
     encoded = [text.encode() for text in original]
     text = {"sha256": text_digest(encoded), "bytes": sum(map(len, encoded)), "documents": len(encoded)}
-    path = out / index["text"]["file"]
-    write_documents(path.with_name(path.name + ".part"), original)
-    path.with_name(path.name + ".part").replace(path)
-    part = out / (INDEX + ".part")
-    part.write_text(json.dumps(index | {"text": index["text"] | text}, indent=2) + "\n", encoding="utf-8")
-    part.replace(out / INDEX)
+    write_whole(out / index["text"]["file"], "".join(as_lines(original)).encode())
+    index |= {"text": index["text"] | text}
+    write_whole(out / INDEX, (json.dumps(index, indent=2) + "\n").encode())
 
 
 def training_text(dataset: Dataset) -> Iterator[str]:
@@ -91,15 +90,14 @@ def training_text(dataset: Dataset) -> Iterator[str]:
             yield processor.decode(ids.tolist())
 
 
-def write_documents(path: Path, texts: Iterable[str]) -> None:
+def as_lines(texts: Iterable[str]) -> Iterator[str]:
     """One document a line, as JSON."""
-    with path.open("w", encoding="utf-8") as file:
-        file.writelines(json.dumps({"text": text}, ensure_ascii=False) + "\n" for text in texts)
+    return (json.dumps({"text": text}, ensure_ascii=False) + "\n" for text in texts)
 
 
 def repack(source: Path, out: Path) -> int:
     """Write the artifact at `source` as `out`, its tokenizer behind the transform; returns its size in bytes."""
-    artifact = read(source, max(track.artifact_bytes for track in rules.TRACKS.values()))
+    artifact = read(source, rules.ARTIFACT_BYTES)
     if artifact.manifest.tokenizer != "tokenizer.model":
         raise UsageError(f"{source}: not an artifact of baselines/naive/train.py")
     manifest = json.loads(artifact.members[MANIFEST]) | {"name": "casing baseline", "tokenizer": MODULE.name}

@@ -19,6 +19,7 @@ import zstandard
 
 from pgolf import rules
 from pgolf.errors import EnvironmentBroken, Refused, UsageError
+from pgolf.files import write_whole
 
 MANIFEST = "submission.json"
 REQUIRED = (MANIFEST, "predict.py", "train.py")
@@ -85,9 +86,7 @@ def pack(members: Mapping[str, bytes], path: Path, limit: int) -> int:
     parameters = zstandard.ZstdCompressionParameters.from_level(22, source_size=len(raw), write_checksum=True)
     data = zstandard.ZstdCompressor(compression_params=parameters).compress(raw)
     parse(data, limit)
-    part = path.with_name(path.name + ".part")
-    part.write_bytes(data)
-    part.replace(path)
+    write_whole(path, data)
     return len(data)
 
 

@@ -5,17 +5,16 @@ import json
 import os
 import signal
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 from pgolf import artifact, codec, prove, record, rules
+from pgolf.commands import Commands, add_command
 from pgolf.data import cli as data_cli
 from pgolf.data.dataset import default_dataset, open_dataset
 from pgolf.errors import EnvironmentBroken, PgolfError, Refused, UsageError
 from pgolf.sandbox import check_isolation
 from pgolf.score import find_devices, score
-
-Commands = argparse._SubParsersAction  # argparse has no public name for it
 
 _STANDARD = Path("-")
 
@@ -35,6 +34,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 141
+    except OSError as error:
+        print(f"pgolf: {error.filename or 'input or output failed'}: {error.strerror}", file=sys.stderr)
+        return EnvironmentBroken.exit_code
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -55,56 +57,36 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
-def _command(
-    commands: "Commands[argparse.ArgumentParser]",
-    name: str,
-    run: Callable[[argparse.Namespace], int],
-    summary: str,
-    description: str,
-    epilog: str,
-) -> argparse.ArgumentParser:
-    parser = commands.add_parser(
-        name,
-        help=summary,
-        description=description,
-        epilog=epilog,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    parser.set_defaults(run=run)
-    return parser
-
-
 def _add_pack(commands: "Commands[argparse.ArgumentParser]") -> None:
-    parser = _command(
+    parser = add_command(
         commands,
         "pack",
-        _pack,
         "pack a submission's folder into one artifact",
         "Pack a folder with submission.json, predict.py, train.py, weights and tokenizer into one artifact; the same "
         "files give the same bytes.",
-        "example:\n  pgolf pack my-entry/ -o artifact.zst",
+        "pgolf pack my-entry/ -o artifact.zst",
+        _pack,
     )
     parser.add_argument("folder", type=Path)
     parser.add_argument("-o", "--out", type=Path, default=Path("artifact.zst"))
 
 
 def _pack(args: argparse.Namespace) -> int:
-    limit = max(track.artifact_bytes for track in rules.TRACKS.values())
-    size = artifact.pack(artifact.folder_members(args.folder), args.out, limit)
+    size = artifact.pack(artifact.folder_members(args.folder), args.out, rules.ARTIFACT_BYTES)
     print(f"{args.out}: {size:,} bytes")
     return 0
 
 
 def _add_score(commands: "Commands[argparse.ArgumentParser]") -> None:
-    parser = _command(
+    parser = add_command(
         commands,
         "score",
-        _score,
         "check an artifact and compute its bits per byte",
         "Check an artifact against the limits of its track and compute its bits per byte, in a sandbox; then audit it: "
         "a sample of its tokens is scored again without their future.",
-        "example:\n  python -m pgolf.score artifact.zst --data data/demo\n\n"
+        "python -m pgolf.score artifact.zst --data data/demo\n\n"
         "exit codes: 0 scored, 1 the submission is refused, 2 wrong usage, 3 this machine or the data is broken",
+        _score,
     )
     parser.add_argument("artifact", type=Path, help="the submission: one .zst file")
     parser.add_argument("--data", type=Path, help="dataset folder (default: the only one in ./data)")
@@ -137,12 +119,17 @@ def _score(args: argparse.Namespace) -> int:
         audited=not args.no_audit,
         audit_seed=args.audit_seed,
     )
+    _print(result, record.table(result), args.json)
     record.write(result, out)
-    if args.json:
+    return _exit_code(result)
+
+
+def _print(result: record.Record, table: str, as_json: bool) -> None:
+    """Before the file is written: what took so long is not lost if that fails."""
+    if as_json:
         print(json.dumps(result, indent=2))
     else:
-        print(record.table(result), file=sys.stdout if result["status"] == "ok" else sys.stderr)
-    return _exit_code(result)
+        print(table, file=sys.stdout if result["status"] == "ok" else sys.stderr, flush=True)
 
 
 def _exit_code(result: record.Record) -> int:
@@ -150,14 +137,14 @@ def _exit_code(result: record.Record) -> int:
 
 
 def _add_compress(commands: "Commands[argparse.ArgumentParser]") -> None:
-    parser = _command(
+    parser = add_command(
         commands,
         "compress",
-        _compress,
         "compress a text with an artifact's predictor",
         "Compress one UTF-8 file, which is one document, with the predictor of an artifact; every token costs a run of "
         "the model over the tokens before it.",
-        "example:\n  pgolf compress artifact.zst story.txt -o story.pgz",
+        "pgolf compress artifact.zst story.txt -o story.pgz",
+        _compress,
     )
     parser.add_argument("artifact", type=Path, help="the submission: one .zst file")
     parser.add_argument("text", type=Path, help="a UTF-8 file")
@@ -182,14 +169,14 @@ def _compress(args: argparse.Namespace) -> int:
 
 
 def _add_decompress(commands: "Commands[argparse.ArgumentParser]") -> None:
-    parser = _command(
+    parser = add_command(
         commands,
         "decompress",
-        _decompress,
         "get the text back",
         "Decompress a file of `pgolf compress` with the same artifact, on the same kind of machine. Several documents "
         'are written as lines of JSON, {"text": ...} each.',
-        "example:\n  pgolf decompress artifact.zst story.pgz -o story.txt",
+        "pgolf decompress artifact.zst story.pgz -o story.txt",
+        _decompress,
     )
     parser.add_argument("artifact", type=Path, help="the submission that compressed it")
     parser.add_argument("packed", type=Path, help="the compressed file; - is standard input")
@@ -223,7 +210,7 @@ def _prepare_coding(args: argparse.Namespace) -> str:
 
 
 def _read_artifact(path: Path) -> artifact.Artifact:
-    return artifact.read(path, max(track.artifact_bytes for track in rules.TRACKS.values()))
+    return artifact.read(path, rules.ARTIFACT_BYTES)
 
 
 def _read(path: Path, most: int) -> bytes:
@@ -238,15 +225,15 @@ def _read(path: Path, most: int) -> bytes:
 
 
 def _add_prove(commands: "Commands[argparse.ArgumentParser]") -> None:
-    parser = _command(
+    parser = add_command(
         commands,
         "prove",
-        _prove,
         "prove a score by compressing text to it",
         "Draw documents of the validation text, score them, compress them, and let another process, which has nothing "
         "but the artifact and the compressed file, get them back. The figures go into artifact.score.json.",
-        "example:\n  pgolf prove artifact.zst --data data/demo\n\n"
+        "pgolf prove artifact.zst --data data/demo\n\n"
         "exit codes: 0 proven, 1 refused, 2 wrong usage, 3 this machine or the data is broken",
+        _prove,
     )
     parser.add_argument("artifact", type=Path, help="the submission: one .zst file")
     parser.add_argument("--data", type=Path, help="dataset folder (default: the only one in ./data)")
@@ -264,11 +251,8 @@ def _prove(args: argparse.Namespace) -> int:
     open_dataset(data)
     result = prove.prove(args.artifact, data, args.bytes, args.seed, args.device, isolated=not args.no_sandbox)
     out, known = prove.find_record(args.artifact)
+    _print(result, prove.table(result), args.json)
     record.write({**known, "proof": result}, out)
-    if args.json:
-        print(json.dumps(result, indent=2))
-    else:
-        print(prove.table(result), file=sys.stdout if result["status"] == "ok" else sys.stderr)
     return _exit_code(result)
 
 

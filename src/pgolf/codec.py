@@ -30,6 +30,7 @@ from pgolf import rules, tokenizer, windows
 from pgolf.artifact import Artifact
 from pgolf.data.dataset import text_digest
 from pgolf.errors import EnvironmentBroken, Refused, UsageError
+from pgolf.files import write_whole
 from pgolf.predictor import SLOT_BYTES, Floats, Lane, Question, open_lanes
 from pgolf.score import predict
 from pgolf.windows import Index, Plan
@@ -302,12 +303,9 @@ def text_file(texts: Sequence[bytes]) -> bytes:
 
 def write(data: bytes, path: Path) -> None:
     """Write a file, whole or not at all. Raises UsageError where that is not possible."""
-    part = path.with_name(path.name + ".part")
     try:
-        part.write_bytes(data)
-        part.replace(path)
+        write_whole(path, data)
     except OSError as error:
-        part.unlink(missing_ok=True)
         raise UsageError(f"{path}: cannot be written ({error.strerror})") from None
 
 

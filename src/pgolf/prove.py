@@ -79,7 +79,7 @@ def prove(
         "seconds": {},
     }
     try:
-        read = artifact.read(path, max(track.artifact_bytes for track in rules.TRACKS.values()))
+        read = artifact.read(path, rules.ARTIFACT_BYTES)
         device = find_devices(device)[0]
         proof["isolation"] = check_isolation() if isolated else "none"
         dataset = open_dataset(data)

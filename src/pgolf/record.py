@@ -11,6 +11,7 @@ import torch
 
 import pgolf
 from pgolf import rules
+from pgolf.files import write_whole
 
 Record = dict[str, Any]
 
@@ -32,14 +33,8 @@ def environment(device: str) -> dict[str, Any]:
 
 
 def write(record: Record, path: Path) -> None:
-    """Write `record` as JSON under `path`, atomically and durably."""
-    part = path.with_name(path.name + ".part")
-    with part.open("w", encoding="utf-8") as file:
-        json.dump(record, file, indent=2)
-        file.write("\n")
-        file.flush()
-        os.fsync(file.fileno())
-    part.replace(path)
+    """Write `record` as JSON under `path`, whole or not at all."""
+    write_whole(path, (json.dumps(record, indent=2) + "\n").encode())
 
 
 def table(record: Record) -> str:

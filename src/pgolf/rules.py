@@ -28,6 +28,8 @@ TRACKS = {
     )
 }
 
+ARTIFACT_BYTES = max(track.artifact_bytes for track in TRACKS.values())  # while its track is not known
+
 # What an artifact may unpack to. Generous for honest entries, small enough that none can harm the scorer.
 UNPACKED_BYTES = 256 * 1024 * 1024
 MEMBERS = 256

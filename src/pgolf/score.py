@@ -154,9 +154,7 @@ def _score(
     isolated: bool,
 ) -> tuple[Artifact, Plan, Floats]:
     """Fill `result` step by step, so that a refusal keeps what was known by then."""
-    limit = max(t.artifact_bytes for t in rules.TRACKS.values())
-    if result["track"] is not None:
-        limit = rules.track(result["track"]).artifact_bytes
+    limit = rules.ARTIFACT_BYTES if result["track"] is None else rules.track(result["track"]).artifact_bytes
     artifact = read(path, limit)
     manifest = artifact.manifest
     track = rules.track(result["track"] or manifest.track)

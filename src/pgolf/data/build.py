@@ -32,6 +32,7 @@ from pgolf.data.shards import HEADER_BYTES, Tokens, header_bytes, read_shard, sp
 from pgolf.data.sources import Batch, Source, read
 from pgolf.data.vocabulary import Encoded
 from pgolf.errors import EnvironmentBroken, UsageError
+from pgolf.files import write_whole
 
 STATE = "build.json"
 SHARD_TOKENS = 100_000_000
@@ -153,7 +154,7 @@ class _Builder:
         if isinstance(self._settings.validation, int):
             self._held_out = self._find_held_out(self._settings.validation)
         if not (self._out / _TOKENIZER).is_file():
-            _write(self._out / _TOKENIZER, self._make_tokenizer())
+            write_whole(self._out / _TOKENIZER, self._make_tokenizer())
         if self._state.validation is None:
             self._state.validation = self._validate()
             self._state.position = self._held_out
@@ -279,7 +280,7 @@ class _Builder:
             "overlap": 0,  # training documents that are validation documents too: each one was dropped
             "build": self._state.settings,
         }
-        _write(self._out / INDEX, _dumped(index))
+        write_whole(self._out / INDEX, _dumped(index))
         (self._out / STATE).unlink()
         return index
 
@@ -306,7 +307,7 @@ class _Builder:
             yield done, oldest.result()
 
     def _save(self) -> None:
-        _write(self._out / STATE, _dumped(asdict(self._state)))
+        write_whole(self._out / STATE, _dumped(asdict(self._state)))
 
     def _bar(self, title: str, total: int | None = None, initial: int = 0) -> "tqdm[Any]":
         unit = "B" if total else "doc"
@@ -460,7 +461,7 @@ def _load_state(out: Path, identity: _Json) -> _State:
     if others := [p.name for p in out.iterdir() if p.name != STATE + ".part"]:
         raise UsageError(f"{out}: is not empty ({min(others)}) and no build began there; choose another --out")
     state = _State(identity)
-    _write(path, _dumped(asdict(state)))
+    write_whole(path, _dumped(asdict(state)))
     return state
 
 
@@ -511,13 +512,3 @@ def _described(settings: _Json) -> str:
 
 def _dumped(value: _Json) -> bytes:
     return (json.dumps(value, indent=1, ensure_ascii=False) + "\n").encode()
-
-
-def _write(path: Path, data: bytes) -> None:
-    """Write a file that appears under `path` whole or not at all."""
-    part = path.with_name(path.name + ".part")
-    with part.open("wb") as file:
-        file.write(data)
-        file.flush()
-        os.fsync(file.fileno())
-    part.replace(path)

@@ -7,18 +7,17 @@ from pathlib import Path
 from time import monotonic
 from typing import Any
 
+from pgolf.commands import Commands, add_command
 from pgolf.data import demo
 from pgolf.data.build import SHARD_TOKENS, Settings, build, finished
 from pgolf.data.sources import resolve
 from pgolf.data.vocabulary import NORMALIZATIONS
 from pgolf.errors import UsageError
 
-_Commands = argparse._SubParsersAction  # argparse has no public name for it
 
-
-def add_parser(commands: "_Commands[argparse.ArgumentParser]") -> None:
+def add_parser(commands: "Commands[argparse.ArgumentParser]") -> None:
     """Add `data` and its commands."""
-    parser = _command(
+    parser = add_command(
         commands,
         "data",
         "make datasets",
@@ -30,8 +29,8 @@ def add_parser(commands: "_Commands[argparse.ArgumentParser]") -> None:
     _add_demo(data)
 
 
-def _add_build(commands: "_Commands[argparse.ArgumentParser]") -> None:
-    parser = _command(
+def _add_build(commands: "Commands[argparse.ArgumentParser]") -> None:
+    parser = add_command(
         commands,
         "build",
         "build a dataset from files or a hub dataset",
@@ -39,6 +38,7 @@ def _add_build(commands: "_Commands[argparse.ArgumentParser]") -> None:
         "run again. Training documents that are validation documents too are dropped, and so are empty ones.",
         "pgolf data build corpus/*.jsonl.zst --val heldout.jsonl --out data/corpus\n"
         "  pgolf data build owner/dataset --config en --val-documents 5000 --out data/hub",
+        _build,
     )
     parser.add_argument(
         "sources",
@@ -67,40 +67,27 @@ def _add_build(commands: "_Commands[argparse.ArgumentParser]") -> None:
     )
     parser.add_argument("--name", help="name of the dataset (default: that of the folder)")
     _add_common(parser)
-    parser.set_defaults(run=_build)
 
 
-def _add_demo(commands: "_Commands[argparse.ArgumentParser]") -> None:
-    parser = _command(
+def _add_demo(commands: "Commands[argparse.ArgumentParser]") -> None:
+    parser = add_command(
         commands,
         "demo",
         "build a small dataset from what is installed, without network",
         "Build a small dataset of English text from the docstrings and help topics of the installed Python packages.",
         "pgolf data demo",
+        _demo,
     )
     parser.add_argument(
         "--out", type=Path, default=Path("data/demo"), metavar="DIR", help="the dataset folder (default: %(default)s)"
     )
     _add_common(parser)
-    parser.set_defaults(run=_demo)
 
 
 def _add_common(parser: argparse.ArgumentParser) -> None:
     cores = len(os.sched_getaffinity(0))
     parser.add_argument("--workers", type=int, default=cores, metavar="N", help="processes (default: one per core)")
     parser.add_argument("--json", action="store_true", help="print a summary for programs")
-
-
-def _command(
-    commands: "_Commands[argparse.ArgumentParser]", name: str, summary: str, description: str, example: str
-) -> argparse.ArgumentParser:
-    return commands.add_parser(
-        name,
-        help=summary,
-        description=description,
-        epilog=f"example:\n  {example}",
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
 
 
 def _build(args: argparse.Namespace) -> int:

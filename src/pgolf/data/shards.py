@@ -11,6 +11,7 @@ import numpy as np
 import numpy.typing as npt
 
 from pgolf.errors import EnvironmentBroken
+from pgolf.files import write_whole
 
 MAGIC = 20240520
 VERSION = 1
@@ -30,11 +31,7 @@ def header_bytes(count: int) -> bytes:
 
 def write_shard(path: Path, tokens: Tokens) -> None:
     """Write `tokens` (N,) as one shard. It appears under `path` whole or not at all."""
-    part = path.with_name(path.name + ".part")
-    with part.open("wb") as file:
-        file.write(header_bytes(len(tokens)))
-        file.write(tokens.astype("<u2", copy=False).tobytes())
-    part.replace(path)
+    write_whole(path, header_bytes(len(tokens)) + tokens.astype("<u2", copy=False).tobytes())
 
 
 def read_shard(path: Path, vocab_size: int) -> Tokens:
