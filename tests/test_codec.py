@@ -50,8 +50,10 @@ def load(root, device):
 
 BFLOAT16 = CAUSAL.replace("return x @ self.head", "return x.bfloat16() @ self.head.bfloat16()")
 
-# Draws its weights anew in every process.
-MOODY = CAUSAL.replace("manual_seed(7)", "manual_seed(__import__('time').time_ns())")
+# A little noise, other in every process: too little to be seen in the size.
+MOODY = CAUSAL.replace("x @ self.head", "x @ self.head + 0.01 * torch.randn(VOCAB)").replace(
+    "import torch", "import time, torch\ntorch.manual_seed(time.time_ns())"
+)
 
 # Its rows favour the token that comes next, where the window shows it.
 PEEKS = UNIFORM.replace(
