@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 import sentencepiece as spm
+from hypothesis import strategies as st
 
 from pgolf.artifact import pack
 from pgolf.data.dataset import FORMAT, INDEX, file_digest, text_digest
@@ -28,6 +29,21 @@ DOCUMENTS = (
     "short",
     "last one, with a trailing space ",
 )
+
+
+def damaged(data: st.DataObject, whole: bytes) -> bytes:
+    """`whole` with one byte changed, its end cut off, or up to eight bytes put in."""
+    changed = bytearray(whole)
+    at = data.draw(st.integers(0, len(whole) - 1))
+    match data.draw(st.sampled_from(["flip", "cut", "grow"])):
+        case "flip":
+            changed[at] ^= data.draw(st.integers(1, 255))
+        case "cut":
+            del changed[at:]
+        case _:
+            changed[at:at] = data.draw(st.binary(min_size=1, max_size=8))
+    return bytes(changed)
+
 
 UNIFORM = """
 import torch

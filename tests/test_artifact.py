@@ -12,6 +12,7 @@ import zstandard
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from conftest import damaged
 from pgolf import rules
 from pgolf.artifact import Manifest, folder_members, pack, parse, read
 from pgolf.errors import Refused, UsageError
@@ -248,17 +249,8 @@ def test_any_manifest_is_refused_or_sound(base: dict[str, Any], changes: dict[st
 def test_any_damage_is_refused_or_harmless(data: st.DataObject) -> None:
     """A flipped, cut or grown file is refused, or says the same as before; it never raises anything else."""
     whole = zstandard.ZstdCompressor(level=1, write_checksum=False).compress(tar_of())
-    damaged = bytearray(whole)
-    at = data.draw(st.integers(0, len(whole) - 1))
-    match data.draw(st.sampled_from(["flip", "cut", "grow"])):
-        case "flip":
-            damaged[at] ^= data.draw(st.integers(1, 255))
-        case "cut":
-            del damaged[at:]
-        case _:
-            damaged[at:at] = data.draw(st.binary(min_size=1, max_size=8))
     try:
-        parse(bytes(damaged), LIMIT)
+        parse(damaged(data, whole), LIMIT)
     except Refused as error:
         assert str(error).isprintable()
 

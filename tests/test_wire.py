@@ -8,6 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from conftest import damaged
 from pgolf import wire
 from pgolf.wire import Channel, Dtype, Kind, Ring, WireError
 
@@ -64,21 +65,13 @@ def test_a_message_has_one_spelling(message: wire.Batch | wire.Round | wire.Rows
     """Encoded and decoded it is the same; damaged bytes are another message, spelled like that, or a WireError."""
     payload = message.encode()
     assert type(message).decode(payload).encode() == payload
-    damaged = bytearray(payload)
-    at = data.draw(st.integers(0, len(payload) - 1))
-    match data.draw(st.sampled_from(["flip", "cut", "grow"])):
-        case "flip":
-            damaged[at] ^= data.draw(st.integers(1, 255))
-        case "cut":
-            del damaged[at:]
-        case _:
-            damaged[at:at] = data.draw(st.binary(min_size=1, max_size=8))
+    changed = damaged(data, payload)
     try:
-        back = type(message).decode(bytes(damaged))
+        back = type(message).decode(changed)
     except WireError as error:
         assert str(error).isprintable()
     else:
-        assert back.encode() == damaged
+        assert back.encode() == changed
 
 
 @given(st.sampled_from(PARSERS), st.binary(max_size=64))

@@ -78,7 +78,6 @@ class GPTConfig:
             raise ValueError(f"rope_dims {self.rope_dims} is odd or wider than a head of {self.dim // self.heads}")
         if self.loops and not self.loop_start < self.loop_stop <= self.layers:
             raise ValueError(f"layers {self.loop_start} to {self.loop_stop - 1} cannot loop: there are {self.layers}")
-
         if self.ngram not in (0, *range(2, ORDERS + 1)):
             raise ValueError(f"ngram is {self.ngram}; it must be 0 or from 2 to {ORDERS}")
 

@@ -13,8 +13,6 @@ Command line, log and processes are the naive baseline's (`command`, `runlog`, `
 import argparse
 import json
 import math
-import os
-import shutil
 import sys
 import threading
 import time
@@ -29,12 +27,13 @@ SHARED = HERE.parent / "naive"
 sys.path.append(str(SHARED))  # behind this folder, so only what it lacks comes from there
 
 import coder
+import command
 import ngram
 import numpy as np
 import optim
 import quant
 import torch
-from command import description, faster_dtype, one_sentence, parse, read_settings, stop_on_signals
+from command import description, faster_dtype, stop_on_signals
 from model import GPT, GPTConfig
 from runlog import Log
 from team import Team
@@ -46,7 +45,7 @@ from pgolf.clock import Clock
 from pgolf.data.dataset import Dataset, open_dataset
 from pgolf.data.loader import batches
 from pgolf.data.shards import read_shard
-from pgolf.errors import PgolfError, Refused, UsageError
+from pgolf.errors import Refused, UsageError
 
 DESCRIPTION = "Train the strong baseline under the clock and pack the artifact."
 BORROWED = (SHARED / f"{name}.py" for name in ("command", "runlog", "team"))
@@ -248,22 +247,7 @@ class Run:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    args, team = parse(argv, DESCRIPTION, list(PRESETS)), Team()
-    try:
-        settings = read_settings(args, team, PRESETS)
-        team.join()
-        with one_sentence(settings):
-            train_and_pack(args, settings, team)
-        return 0
-    except PgolfError as error:
-        if team.rank == 0 or error.exit_code == 3:
-            print(f"train.py: {error}", file=sys.stderr)
-        return error.exit_code
-    except KeyboardInterrupt:
-        print("train.py: interrupted before the clock started", file=sys.stderr)
-        return 130
-    finally:
-        team.leave()
+    return command.run(argv, DESCRIPTION, PRESETS, train_and_pack)
 
 
 def train_and_pack(args: argparse.Namespace, settings: Settings, team: Team) -> None:
@@ -320,10 +304,10 @@ def build(args: argparse.Namespace, settings: Settings, team: Team) -> Run:
     torch.manual_seed(args.seed)  # on the CPU and the same on each rank, so all start from the same weights
     model = GPT(GPTConfig(**{f.name: getattr(settings, f.name) for f in fields(GPTConfig)})).to(team.device)
     model.dtype = faster_dtype(model, team)
-    can_compile = settings.compile and (team.gpu or shutil.which(os.environ.get("CXX", "g++")) is not None)
-    forward = torch.compile(model, dynamic=False, fullgraph=True) if can_compile else model
+    compiling = command.can_compile(settings, team)
+    forward = torch.compile(model, dynamic=False, fullgraph=True) if compiling else model
     orthogonalize = partial(optim.orthogonalize, polar=settings.polar, row_norm=settings.row_norm)
-    if can_compile and team.gpu:  # on a CPU there is next to nothing to fuse in it
+    if compiling and team.gpu:  # on a CPU there is next to nothing to fuse in it
         orthogonalize = torch.compile(orthogonalize, dynamic=False)
     return Run(args, settings, data, team, model, forward, orthogonalize)
 

@@ -3,11 +3,14 @@
 import argparse
 import contextlib
 import hashlib
+import os
 import platform
+import shutil
 import signal
+import sys
 import threading
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, fields, replace
 from pathlib import Path
 from typing import Any, TypeVar
@@ -16,7 +19,7 @@ import torch
 from team import Team
 
 from pgolf import rules
-from pgolf.errors import EnvironmentBroken, UsageError
+from pgolf.errors import EnvironmentBroken, PgolfError, UsageError
 
 S = TypeVar("S", bound=Any)
 
@@ -67,6 +70,36 @@ def read_settings(args: argparse.Namespace, team: Team, presets: Mapping[str, S]
     if not args.steps and not args.seconds and rules.track(args.track).train_seconds is None:
         raise UsageError(f"track {args.track} has no time limit: give --seconds or --steps")
     return settings
+
+
+def run(
+    argv: Sequence[str] | None,
+    description: str,
+    presets: Mapping[str, S],
+    train_and_pack: Callable[[argparse.Namespace, S, Team], None],
+) -> int:
+    """A trainer from its command line to its exit code."""
+    args, team = parse(argv, description, list(presets)), Team()
+    try:
+        settings = read_settings(args, team, presets)
+        team.join()
+        with one_sentence(settings):
+            train_and_pack(args, settings, team)
+        return 0
+    except PgolfError as error:
+        if team.rank == 0 or isinstance(error, EnvironmentBroken):
+            print(f"train.py: {error}", file=sys.stderr)
+        return error.exit_code
+    except KeyboardInterrupt:
+        print("train.py: interrupted before the clock started", file=sys.stderr)
+        return 130
+    finally:
+        team.leave()
+
+
+def can_compile(settings: Any, team: Team) -> bool:
+    """Whether torch.compile is wanted and has what it needs: on a CPU that is a C++ compiler."""
+    return settings.compile and (team.gpu or shutil.which(os.environ.get("CXX", "g++")) is not None)
 
 
 @contextlib.contextmanager

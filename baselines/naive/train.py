@@ -11,8 +11,6 @@ and learns nothing; everything after it counts.
 import argparse
 import json
 import math
-import os
-import shutil
 import sys
 import threading
 import time
@@ -21,10 +19,11 @@ from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 
+import command
 import optim
 import quant
 import torch
-from command import description, faster_dtype, one_sentence, parse, read_settings, stop_on_signals
+from command import description, faster_dtype, stop_on_signals
 from model import GPT, GPTConfig
 from runlog import Log
 from team import Team
@@ -35,7 +34,7 @@ from pgolf.artifact import pack
 from pgolf.clock import Clock
 from pgolf.data.dataset import Dataset, open_dataset
 from pgolf.data.loader import batches
-from pgolf.errors import EnvironmentBroken, PgolfError, Refused, UsageError
+from pgolf.errors import Refused, UsageError
 
 
 @dataclass(frozen=True)
@@ -128,22 +127,7 @@ class Run:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    args, team = parse(argv, DESCRIPTION, list(PRESETS)), Team()
-    try:
-        settings = read_settings(args, team, PRESETS)
-        team.join()
-        with one_sentence(settings):
-            train_and_pack(args, settings, team)
-        return 0
-    except PgolfError as error:
-        if team.rank == 0 or isinstance(error, EnvironmentBroken):
-            print(f"train.py: {error}", file=sys.stderr)
-        return error.exit_code
-    except KeyboardInterrupt:
-        print("train.py: interrupted before the clock started", file=sys.stderr)
-        return 130
-    finally:
-        team.leave()
+    return command.run(argv, DESCRIPTION, PRESETS, train_and_pack)
 
 
 def train_and_pack(args: argparse.Namespace, settings: Settings, team: Team) -> None:
@@ -188,9 +172,9 @@ def build(args: argparse.Namespace, settings: Settings, team: Team) -> Run:
     torch.manual_seed(args.seed)  # on the CPU and the same on each rank, so all start from the same weights
     model = GPT(GPTConfig(**{f.name: getattr(settings, f.name) for f in fields(GPTConfig)})).to(team.device)
     model.dtype = faster_dtype(model, team)
-    can_compile = settings.compile and (team.gpu or shutil.which(os.environ.get("CXX", "g++")) is not None)
-    forward = torch.compile(model, dynamic=False, fullgraph=True) if can_compile else model
-    on_gpu = can_compile and team.gpu  # on a CPU there is next to nothing to fuse in it
+    compiling = command.can_compile(settings, team)
+    forward = torch.compile(model, dynamic=False, fullgraph=True) if compiling else model
+    on_gpu = compiling and team.gpu  # on a CPU there is next to nothing to fuse in it
     orthogonalize = torch.compile(optim.orthogonalize, dynamic=False) if on_gpu else optim.orthogonalize
     return Run(args, settings, data, team, model, forward, orthogonalize)
 

@@ -1,19 +1,15 @@
 """The strong baseline: model and switches, optimizer, coder, quantiser, counts, trainer."""
 
-import importlib
-import json
 import lzma
 import os
 import signal
 import subprocess
 import sys
-import time
 import zlib
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -28,8 +24,10 @@ from torch import nn
 from conftest import ROOT
 from pgolf import rules
 from pgolf.artifact import read
+from trainers import finish, lines, load, losses, start, unpack, wait_for_steps
 
 GOLF = ROOT / "baselines" / "golf"
+TRAINER = GOLF / "train.py"
 MODULES = ("ngram", "coder", "model", "optim", "quant", "predict", "train", "command", "runlog", "team")
 TINY = """
     context=64 context_start=32 layers=4 dim=32 heads=4 kv_heads=2 mlp_ratio=2 rope_dims=4 batch_tokens=512 bigram=64
@@ -47,16 +45,7 @@ def golf() -> Iterator[Any]:
 
 
 def load_golf() -> Iterator[Any]:
-    """The folder's modules under their own names, gone afterwards: other baselines have the same names."""
-    path = list(sys.path)
-    for name in MODULES:
-        sys.modules.pop(name, None)
-    sys.path.insert(0, str(GOLF))
-    sys.path.append(str(GOLF.parent / "naive"))
-    yield SimpleNamespace(**{name: importlib.import_module(name) for name in MODULES})
-    sys.path[:] = path
-    for name in MODULES:
-        sys.modules.pop(name, None)
+    return load(MODULES, GOLF, GOLF.parent / "naive")
 
 
 def tiny_model(golf: Any, **changes: Any) -> Any:
@@ -378,36 +367,11 @@ def options(data: Path, out: Path, *more: str) -> list[str]:
     return ["--data", str(data), "--out", str(out), "--track", "laptop", *sets, *more]
 
 
-def start(args: Sequence[str], ranks: int = 0) -> subprocess.Popen[str]:
-    """The trainer as a process of its own, under torchrun when `ranks` says so."""
-    launcher = ["-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={ranks}"] if ranks else []
-    command = [sys.executable, *launcher, str(GOLF / "train.py"), *args]
-    environment = os.environ | {"OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
-    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment)
-
-
-def finish(process: subprocess.Popen[str]) -> str:
-    out, err = process.communicate(timeout=120)
-    assert process.returncode == 0, err
-    return out
-
-
-def lines(log: Path) -> list[dict[str, Any]]:
-    return [json.loads(line) for line in log.read_text().splitlines()]
-
-
-def unpack(path: Path, folder: Path) -> Path:
-    folder.mkdir()
-    for name, data in read(path, rules.TRACKS["laptop"].artifact_bytes).members.items():
-        (folder / name).write_bytes(data)
-    return folder
-
-
 def test_warm_up_is_undone_bit_for_bit(golf: Any, dataset: Path, tmp_path: Path) -> None:
     train = golf.train
-    args = train.parse(options(dataset, tmp_path / "a.zst"), "", list(train.PRESETS))
-    team = train.Team()
-    run = train.build(args, train.read_settings(args, team, train.PRESETS), team)
+    args = golf.command.parse(options(dataset, tmp_path / "a.zst"), "", list(train.PRESETS))
+    team = golf.team.Team()
+    run = train.build(args, golf.command.read_settings(args, team, train.PRESETS), team)
     before = {name: t.clone() for name, t in run.model.state_dict().items()}
     random = torch.get_rng_state()
     train.warm_up(run)
@@ -420,9 +384,9 @@ def test_warm_up_is_undone_bit_for_bit(golf: Any, dataset: Path, tmp_path: Path)
 
 def test_two_ranks_train_like_one_and_its_artifact_predicts(golf: Any, dataset: Path, tmp_path: Path) -> None:
     runs = [(tmp_path / "one.zst", 0), (tmp_path / "two.zst", 2)]
-    processes = [start(options(dataset, out, "--steps", "8", "--set=micro_tokens=256"), n) for out, n in runs]
+    processes = [start(TRAINER, options(dataset, out, "--steps", "8", "--set=micro_tokens=256"), n) for out, n in runs]
     printed = [finish(process) for process in processes]
-    one, two = ([line["loss"] for line in lines(o.with_suffix(".jsonl")) if "loss" in line] for o, _ in runs)
+    one, two = (losses(o.with_suffix(".jsonl")) for o, _ in runs)
     assert len(one) == len(two) == 8
     assert one[-1] < one[0] - 0.3
     np.testing.assert_allclose(one, two, atol=0.02)
@@ -442,7 +406,7 @@ def test_two_ranks_train_like_one_and_its_artifact_predicts(golf: Any, dataset: 
 
 def test_artifact_trains_again_from_its_own_code(dataset: Path, tmp_path: Path) -> None:
     first, again = tmp_path / "a.zst", tmp_path / "b.zst"
-    finish(start(options(dataset, first, "--steps", "2")))
+    finish(start(TRAINER, options(dataset, first, "--steps", "2")))
     folder = unpack(first, tmp_path / "code")
     command = [sys.executable, str(folder / "train.py"), *options(dataset, again, "--steps", "2")]
     done = subprocess.run(command, capture_output=True, text=True, env=os.environ | {"OMP_NUM_THREADS": "1"})
@@ -455,7 +419,7 @@ def test_artifact_trains_again_from_its_own_code(dataset: Path, tmp_path: Path) 
 
 def test_timed_run_ends_in_time(dataset: Path, tmp_path: Path) -> None:
     out = tmp_path / "a.zst"
-    finish(start(options(dataset, out, "--seconds", "6")))
+    finish(start(TRAINER, options(dataset, out, "--seconds", "6")))
     _, *steps, last = lines(out.with_suffix(".jsonl"))
     assert last["steps"] == steps[-1]["step"] > 5
     assert steps[-1]["seconds"] < last["seconds"] < 6.5  # half a second for a busy machine
@@ -466,11 +430,9 @@ def test_signal_ends_training_with_an_artifact(
     number: signal.Signals, ranks: int, dataset: Path, tmp_path: Path
 ) -> None:
     out = tmp_path / "a.zst"
-    process = start(options(dataset, out, "--seconds", "600"), ranks)
-    deadline, log = time.monotonic() + 90, out.with_suffix(".jsonl")
-    while not log.exists() or len(log.read_text().splitlines()) < 3:
-        assert time.monotonic() < deadline, "training did not begin"
-        time.sleep(0.05)
+    process = start(TRAINER, options(dataset, out, "--seconds", "600"), ranks)
+    log = out.with_suffix(".jsonl")
+    wait_for_steps(log)
     process.send_signal(number)
     process.communicate(timeout=60)
     assert (process.returncode == 0) == (ranks == 0)  # torchrun reports the signal, whatever its workers did

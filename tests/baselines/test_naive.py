@@ -1,17 +1,11 @@
 """The naive baseline: model, weights file, trainer under its clock, and parity with the contest's own model."""
 
-import importlib
 import io
 import json
-import os
 import signal
-import subprocess
-import sys
-import time
 import zlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -25,22 +19,19 @@ from pgolf import rules
 from pgolf.artifact import read
 from pgolf.data.loader import batches
 from pgolf.data.shards import read_shard, write_shard
+from trainers import finish, lines, load, losses, start, unpack, wait_for_steps
 
 NAIVE = ROOT / "baselines" / "naive"
 MODULES = ("model", "quant", "optim", "team", "runlog", "command", "predict", "train")
 TINY = ["context=64", "layers=3", "dim=32", "heads=4", "kv_heads=2", "batch_tokens=512", "warmup_steps=2"]
 TINY += ["compile=0", "log_every=1"]
+TRAINER = NAIVE / "train.py"
 FORMER = SHARED / "artifacts" / "d384_l7_seq512.int8.ptz"
 
 
 @pytest.fixture(scope="module")
 def naive() -> Iterator[Any]:
-    """The folder's modules under their own names, gone afterwards: other baselines have the same names."""
-    sys.path.insert(0, str(NAIVE))
-    yield SimpleNamespace(**{name: importlib.import_module(name) for name in MODULES})
-    sys.path.remove(str(NAIVE))
-    for name in MODULES:
-        sys.modules.pop(name, None)
+    yield from load(MODULES, NAIVE)
 
 
 def tiny_model(naive: Any) -> Any:
@@ -56,42 +47,6 @@ def tiny_model(naive: Any) -> Any:
 def options(data: Path, out: Path, *more: str) -> list[str]:
     sets = [f"--set={item}" for item in TINY]
     return ["--data", str(data), "--out", str(out), "--track", "laptop", *sets, *more]
-
-
-def start(args: Sequence[str], ranks: int = 0) -> subprocess.Popen[str]:
-    """The trainer as a process of its own, under torchrun when `ranks` says so."""
-    launcher = ["-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={ranks}"] if ranks else []
-    command = [sys.executable, *launcher, str(NAIVE / "train.py"), *args]
-    environment = os.environ | {"OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
-    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment)
-
-
-def finish(process: subprocess.Popen[str]) -> str:
-    out, err = process.communicate(timeout=120)
-    assert process.returncode == 0, err
-    return out
-
-
-def lines(log: Path) -> list[dict[str, Any]]:
-    return [json.loads(line) for line in log.read_text().splitlines()]
-
-
-def losses(log: Path) -> list[float]:
-    return [line["loss"] for line in lines(log) if "loss" in line]
-
-
-def wait_for_steps(log: Path) -> None:
-    deadline = time.monotonic() + 90
-    while not log.exists() or len(log.read_text().splitlines()) < 3:
-        assert time.monotonic() < deadline, "training did not begin"
-        time.sleep(0.05)
-
-
-def unpack(path: Path, folder: Path) -> Path:
-    folder.mkdir()
-    for name, data in read(path, rules.TRACKS["laptop"].artifact_bytes).members.items():
-        (folder / name).write_bytes(data)
-    return folder
 
 
 # Model
@@ -228,8 +183,8 @@ def test_batches_are_one_stream_for_any_world(tmp_path: Path) -> None:
 
 def test_warm_up_is_undone_bit_for_bit(naive: Any, dataset: Path, tmp_path: Path) -> None:
     train = naive.train
-    args, team = train.parse(options(dataset, tmp_path / "a.zst"), "", []), train.Team()
-    run = train.build(args, train.read_settings(args, team, train.PRESETS), team)
+    args, team = naive.command.parse(options(dataset, tmp_path / "a.zst"), "", []), naive.team.Team()
+    run = train.build(args, naive.command.read_settings(args, team, train.PRESETS), team)
     before = {name: t.clone() for name, t in run.model.state_dict().items()}
     random = torch.get_rng_state()
     train.warm_up(run)
@@ -245,7 +200,7 @@ def test_warm_up_is_undone_bit_for_bit(naive: Any, dataset: Path, tmp_path: Path
 def test_two_ranks_train_like_one(naive: Any, dataset: Path, tmp_path: Path) -> None:
     # fp32 matrix products: what is left is the order of sums, and Muon's bf16, which spreads it from step to step.
     runs = [(tmp_path / "one.zst", 0), (tmp_path / "two.zst", 2)]
-    processes = [start(options(dataset, out, "--steps", "8", "--set=micro_tokens=256"), n) for out, n in runs]
+    processes = [start(TRAINER, options(dataset, out, "--steps", "8", "--set=micro_tokens=256"), n) for out, n in runs]
     for process in processes:
         finish(process)
     one, two = (losses(out.with_suffix(".jsonl")) for out, _ in runs)
@@ -256,7 +211,7 @@ def test_two_ranks_train_like_one(naive: Any, dataset: Path, tmp_path: Path) -> 
 
 def test_artifact_and_log_of_a_timed_run(naive: Any, dataset: Path, tmp_path: Path) -> None:
     out = tmp_path / "a.zst"
-    printed = finish(start(options(dataset, out, "--seconds", "4")))
+    printed = finish(start(TRAINER, options(dataset, out, "--seconds", "4")))
     assert f"pgolf score {out} --data {dataset}" in printed
     first, *steps, last = lines(out.with_suffix(".jsonl"))
     assert first["seed"] == 1
@@ -280,7 +235,7 @@ def test_signal_ends_training_with_an_artifact(
     number: signal.Signals, ranks: int, dataset: Path, tmp_path: Path
 ) -> None:
     out = tmp_path / "a.zst"
-    process = start(options(dataset, out, "--seconds", "600"), ranks)
+    process = start(TRAINER, options(dataset, out, "--seconds", "600"), ranks)
     wait_for_steps(out.with_suffix(".jsonl"))
     process.send_signal(number)
     process.communicate(timeout=60)

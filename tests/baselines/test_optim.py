@@ -1,7 +1,5 @@
 """Muon against a reference that handles one matrix at a time, and its split over ranks."""
 
-import importlib
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
@@ -14,6 +12,7 @@ import torch.multiprocessing as mp
 from torch import Tensor, nn
 
 from conftest import ROOT
+from trainers import load
 
 NAIVE = ROOT / "baselines" / "naive"
 SHAPES = [(24, 16), (16, 24), (24, 16), (16, 16), (24, 16)]
@@ -25,11 +24,7 @@ def optim() -> Iterator[SimpleNamespace]:
 
 
 def load_optim() -> Iterator[Any]:
-    """The folder's optim.py under its own name, gone afterwards: other baselines have one, too."""
-    sys.path.insert(0, str(NAIVE))
-    yield importlib.import_module("optim")
-    sys.path.remove(str(NAIVE))
-    sys.modules.pop("optim", None)
+    return (modules.optim for modules in load(["optim"], NAIVE))
 
 
 def exact_orthogonalize(batch: Tensor) -> Tensor:

@@ -1,0 +1,65 @@
+"""What the tests of the trainers share: their modules under their own names, and runs as processes of their own."""
+
+import importlib
+import json
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+from pgolf import rules
+from pgolf.artifact import read
+
+
+def load(names: Sequence[str], *folders: Path) -> Iterator[Any]:
+    """Modules of the folders, earlier ones first, gone afterwards: every baseline has some of the same names."""
+    path = list(sys.path)
+    for name in names:
+        sys.modules.pop(name, None)
+    sys.path[:0] = map(str, folders)
+    yield SimpleNamespace(**{name: importlib.import_module(name) for name in names})
+    sys.path[:] = path
+    for name in names:
+        sys.modules.pop(name, None)
+
+
+def start(trainer: Path, args: Sequence[str], ranks: int = 0) -> subprocess.Popen[str]:
+    """A trainer as a process of its own, under torchrun when `ranks` says so."""
+    launcher = ["-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={ranks}"] if ranks else []
+    command = [sys.executable, *launcher, str(trainer), *args]
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
+    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment)
+
+
+def finish(process: subprocess.Popen[str]) -> str:
+    """What it printed."""
+    out, err = process.communicate(timeout=120)
+    assert process.returncode == 0, err
+    return out
+
+
+def lines(log: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in log.read_text().splitlines()]
+
+
+def losses(log: Path) -> list[float]:
+    return [line["loss"] for line in lines(log) if "loss" in line]
+
+
+def wait_for_steps(log: Path) -> None:
+    deadline = time.monotonic() + 90
+    while not log.exists() or len(log.read_text().splitlines()) < 3:
+        assert time.monotonic() < deadline, "training did not begin"
+        time.sleep(0.05)
+
+
+def unpack(path: Path, folder: Path) -> Path:
+    """A laptop artifact's members as files."""
+    folder.mkdir()
+    for name, data in read(path, rules.TRACKS["laptop"].artifact_bytes).members.items():
+        (folder / name).write_bytes(data)
+    return folder
