@@ -28,9 +28,10 @@ import torch
 import zstandard
 
 from conftest import write_dataset
-from pgolf import audit, predictor, rules, sandbox, score, seccomp, tokenizer
+from pgolf import audit, predictor, rules, sandbox, score, seccomp, tokenizer, windows
 from pgolf.errors import EnvironmentBroken
 from pgolf.record import Record
+from pgolf.windows import Index, Windows
 
 ATTACKS = Path(__file__).parent / "attacks"
 MOST_GAIN = 1e-3  # bpb
@@ -90,6 +91,7 @@ ENDINGS = {
     "encode_leak": Attack("", UNBOXED, 1.0),
     "page_cache": Attack(),
     "patches_pgolf": Attack(),
+    "between_lanes": Attack("", UNBOXED, 0.005, "honest_document"),
     "survivor": Attack(),
     # Tokenizers and counts
     "drops_bytes": Attack("the tokenizer is lossy", UNDECODED, 0.01),
@@ -115,7 +117,8 @@ LIES = {
     "type": "unknown element type 7",
     "kind": "kind 3 where ROWS was due",
 }
-OTHERS = ("duplicate_scoring", "flips_ring")
+OTHERS = ("duplicate_scoring", "flips_ring", "round_opening")
+TWO_LANES = ("between_lanes",)
 HONEST = ("honest", "honest_document", "honest_streaming")
 
 
@@ -210,7 +213,7 @@ class Runs:
                 score.score,
                 path,
                 self.text,
-                device="cpu",
+                device="cpu+cpu" if name in TWO_LANES else "cpu",
                 isolated=without != UNBOXED,
                 audited=defended,
                 audit_seed=1,
@@ -243,6 +246,7 @@ def runs(request: pytest.FixtureRequest, text: Path, tmp_path_factory: pytest.Te
             started.boxed |= {Path("/proc", str(pid)) for pid in sandbox._descendants(worker._process.pid)}
             real_close(worker)
 
+        patch.setattr(score, "find_devices", lambda device: device.split("+"))
         patch.setattr(score, "_audit", noted_audit)
         patch.setattr(sandbox.Worker, "close", watched_close)
         patch.setattr(tokenizer, "check_decoding", check_unless)
@@ -350,6 +354,28 @@ def command_of(process: Path) -> bytes:
     with suppress(OSError):
         return (process / "cmdline").read_bytes()
     return b""
+
+
+@pytest.mark.parametrize("attack", ["round_opening"])
+def test_end_of_a_round_tells_nothing(attack: str, runs: Runs, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Rounds of whole documents, as far as they fit, would tell a lower bound of the next one's length."""
+    record, honest = runs(attack), runs("honest_streaming")
+    assert record["status"] == "ok", record["reason"]
+    assert record["bpb"] > honest["bpb"] - MOST_GAIN
+
+    def whole_documents(boundaries: Index, most: int) -> list[Windows]:
+        found, begin = [], 0
+        while begin < len(boundaries) - 1:
+            end = int(np.searchsorted(boundaries, boundaries[begin] + most, side="right")) - 1
+            edges = boundaries[begin : end + 1]
+            found.append(Windows(edges[:-1], np.diff(edges), np.zeros_like(edges[:-1])))
+            begin = end
+        return found
+
+    monkeypatch.setattr(windows, "rounds", whole_documents)
+    record = score.score(runs.artifact(attack, "unfilled", ""), runs.text, device="cpu", audit_seed=1)
+    assert record["status"] == "ok", "not even the audit finds it"
+    assert record["bpb"] < honest["bpb"] - 5e-4, f"{record['bpb']} is no gain on {honest['bpb']}"
 
 
 def test_page_cache_would_have_leaked(runs: Runs, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -9,6 +9,7 @@ import sentencepiece as spm
 import torch
 
 from conftest import CAUSAL, DOCUMENTS, UNIFORM, MakeArtifact
+from pgolf import rules
 from pgolf.predictor import negative_log_likelihood
 from pgolf.score import score
 
@@ -97,9 +98,14 @@ def test_half_precision_rows(make_artifact: MakeArtifact, dataset: Path, dtype: 
     assert a["bpb"] == pytest.approx(b["bpb"], rel=1e-9)
 
 
-def test_sample_and_unboxed_runs_are_not_eligible(make_artifact: MakeArtifact, dataset: Path) -> None:
-    """Only a full, boxed run may enter a leaderboard, and the record says which it was."""
+def test_sample_and_unboxed_runs_are_not_eligible(
+    make_artifact: MakeArtifact, dataset: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Only a full, boxed run with enough audited tokens may enter a leaderboard; the record says which it was."""
     artifact = make_artifact(UNIFORM)
+    few = score(artifact, dataset)
+    assert few["status"] == "ok" and few["audit"]["positions"] < rules.AUDIT_LEAST and not few["eligible"]
+    monkeypatch.setattr(rules, "AUDIT_LEAST", 1)
     full = score(artifact, dataset)
     sample = score(artifact, dataset, documents=3)
     unboxed = score(artifact, dataset, isolated=False)

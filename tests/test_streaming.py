@@ -78,11 +78,10 @@ def reference(documents: Sequence[Sequence[int]], vocab: int, tokens: int, adapt
     total, count = 0.0, 0
     for document in documents:
         inputs, own = [BOS, *document], Counter[int]()
-        for at, (token, target) in enumerate(zip(inputs, [*document, BOS], strict=True)):
-            if at % tokens == 0:  # a piece begins
-                if len(waiting) + min(tokens, len(inputs) - at) > tokens:
-                    seen.update(waiting if adapts else [])
-                    waiting = []
+        for token, target in zip(inputs, [*document, BOS], strict=True):
+            if count and count % tokens == 0:  # a round begins
+                seen.update(waiting if adapts else [])
+                waiting = []
                 own = own if adapts else Counter()
             waiting.append(token)
             own[token] += 1
@@ -149,17 +148,17 @@ def test_next_round_waits_for_all_rows(make_artifact: MakeArtifact, tokenizer_mo
 
 @settings(deadline=None)
 @given(st.lists(st.integers(0, 300), min_size=1, max_size=30), st.integers(64, 200))
-def test_rounds_are_bounded_and_complete(lengths: list[int], most: int) -> None:
-    """Rounds hold at most so many tokens, all of the stream in order; only a first piece may go on from before."""
+def test_rounds_are_full_and_complete(lengths: list[int], most: int) -> None:
+    """Rounds end at places that no text can choose, and hold the stream in order; only a first piece goes on."""
     documents = [np.full(length, 5, dtype=np.int32) for length in lengths]
     stream, boundaries = windows.stream(documents, BOS)
     plan = Plan(stream, tuple(windows.rounds(boundaries, most)))
     shown = [plan.show(number) for number in range(len(plan.rounds))]
-    assert all(0 < sum(map(len, documents)) <= most for documents in shown)
     assert np.array_equal(np.concatenate([ids for documents in shown for ids in documents]), stream[:-1])
-    for before, after in zip([[], *shown], shown, strict=False):
-        assert all(ids[0] == BOS for ids in after[1:])
-        assert after[0][0] == BOS or len(before[-1]) == most, "a document was cut before its round was full"
+    assert {sum(map(len, documents)) for documents in shown[:-1]} <= {most}
+    assert 0 < sum(map(len, shown[-1])) <= most
+    for documents in shown:
+        assert all(len(ids) and ids[0] == BOS for ids in documents[1:])
 
 
 FAULTS = {

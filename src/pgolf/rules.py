@@ -53,6 +53,7 @@ AUDIT_TOLERANCE = 5e-4  # nats per token that a peek may be worth, as far as the
 AUDIT_BYTES = 2.0  # for tokens of so many bytes or more; less in proportion for shorter ones
 AUDIT_NOISE = 0.05  # nats by which a token may differ when it is scored again, root mean square
 AUDIT_CONFIDENCE = 0.99
+AUDIT_LEAST = 100  # audited tokens; a score with fewer does not count, for its verdict means little
 AUDIT_SECONDS = 30.0  # time for the audit: this, or half of what scoring took if that is more
 
 # Compression (see `codec`).

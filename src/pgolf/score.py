@@ -133,7 +133,8 @@ def score(
             seed = secrets.randbits(63) if audit_seed is None else audit_seed
             _audit(result, artifact, plan, nll, devices, isolated, seed)
         result["status"] = "ok"
-        result["eligible"] = isolated and audited and documents is None
+        enough = result["audit"] is not None and result["audit"]["positions"] >= rules.AUDIT_LEAST
+        result["eligible"] = isolated and documents is None and enough
     except Refused as error:
         result.update(status="refused", reason=str(error), bpb=None, nats_per_token=None)
     except WireError as error:

@@ -118,23 +118,17 @@ def window_start(row: int, context: int, stride: int) -> int:
 
 
 def rounds(boundaries: Index, most: int) -> list[Windows]:
-    """The stream in rounds of at most `most` inputs: whole documents as far as they fit, a longer one in pieces.
+    """The stream in rounds of `most` inputs, the last one of what is left, whatever documents are cut by that.
 
-    A round is the pieces that it shows, as windows all of whose rows count. A piece that does not begin with BOS
-    is the first of its round and continues the last one of the round before.
+    So where a round ends tells nothing of the text. A round is the pieces of documents that it shows, as windows all
+    of whose rows count. A piece that does not begin with BOS continues the last one of the round before.
     """
-    parts: list[list[tuple[int, int]]] = [[]]
-    room = most
-    for begin, end in pairwise(boundaries.tolist()):
-        for start in range(begin, end, most):
-            length = min(most, end - start)
-            if length > room:
-                parts.append([])
-                room = most
-            parts[-1].append((start, length))
-            room -= length
-    columns = [np.array(pieces, dtype=np.int64).reshape(-1, 2).T for pieces in parts if pieces]
-    return [Windows(start, length, np.zeros_like(start)) for start, length in columns]
+    begin, end = int(boundaries[0]), int(boundaries[-1])
+    edges = np.union1d(boundaries, np.arange(begin, end, most))
+    start, length = edges[:-1], np.diff(edges)
+    cuts = np.flatnonzero(np.diff((start - begin) // most)) + 1
+    pairs = zip(np.split(start, cuts), np.split(length, cuts), strict=True)
+    return [Windows(s, n, np.zeros_like(s)) for s, n in pairs]
 
 
 def batches(windows: Windows, most_inputs: int) -> Iterator[Batch]:
