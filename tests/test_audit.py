@@ -102,6 +102,35 @@ def test_power_at_the_contests_size(noise: Noise) -> None:
     assert accepted(62_021_632, noise, 0.2, 0.01, runs=20) == 0
 
 
+def test_power_over_long_documents() -> None:
+    """A peek that keeps to the second half of long documents is found as well, whatever share of the text they are.
+
+    0.005 nats per token from tokens of 6 nats each, in documents of over 4,096 tokens, shown whole in rounds.
+    """
+    rng = np.random.default_rng(0)
+    boundaries = np.concatenate([[0], np.cumsum(rng.lognormal(6.3, 1.1, 62_000).astype(np.int64) + 2)])
+    pieces = windows.rounds(boundaries, rules.ROUND[1])
+    shown = windows.Windows(*(np.concatenate([getattr(p, f) for p in pieces]) for f in ("start", "length", "first")))
+    length, tokens = np.diff(boundaries), int(boundaries[-1])
+    good = 0
+    for _ in range(10):
+        sample = audit.draw(shown, int(rules.AUDIT_SHARE * tokens), rng)
+        document = np.searchsorted(boundaries, sample.row, side="right") - 1
+        late = (length[document] > 4096) & (sample.row - boundaries[document] > length[document] // 2)
+        reachable = float(np.sum(length[length > 4096] / 2)) / tokens
+        peeked = late & (rng.random(len(late)) < 0.005 / 6 / reachable)
+        good += audit.verdict(fp32(rng, len(late)) + 6 * peeked, sample.weight).accepted
+    assert good <= 1
+
+
+def test_noise_makes_an_audit_of_few_tokens_inconclusive() -> None:
+    """Where rounding, or noise that was put in on purpose, hides a record's margin, the verdict says so."""
+    for tokens, noise, expected in [(1_040_060, fp32, True), (1_040_060, bf16, False), (62_021_632, bf16, True)]:
+        rng = np.random.default_rng(0)
+        sample = audit.draw(plan(tokens, 1024), int(rules.AUDIT_SHARE * tokens), rng)
+        assert audit.verdict(noise(rng, len(sample.row)), sample.weight).conclusive == expected
+
+
 def test_losses_are_no_offence() -> None:
     """A predictor that does better blind is noisy, not a cheat."""
     rng = np.random.default_rng(0)

@@ -40,3 +40,15 @@ def test_unwritable_output_is_one_sentence(
     assert main(["pack", str(folder), "-o", str(tmp_path / "nowhere" / "a.zst")]) == 3
     error = capsys.readouterr().err
     assert error == f"pgolf: {tmp_path / 'nowhere' / 'a.zst'}: No such file or directory\n"
+
+
+def test_packing_twice_into_the_folder_itself(make_artifact: MakeArtifact, tmp_path: Path) -> None:
+    """The artifact of an earlier call is no part of the entry."""
+    folder, sizes = tmp_path / "entry", []
+    folder.mkdir()
+    for name, data in read(make_artifact(UNIFORM), 1_000_000).members.items():
+        (folder / name).write_bytes(data)
+    for _ in range(2):
+        assert main(["pack", str(folder), "-o", str(folder / "a.zst")]) == 0
+        sizes.append((folder / "a.zst").stat().st_size)
+    assert sizes[0] == sizes[1]

@@ -193,6 +193,8 @@ def test_exit_codes_and_single_sentences(make_artifact: MakeArtifact, dataset: P
         (command(tmp_path / "big.zst", "--data", dataset), 1, "16,000,001 bytes; the limit is 16,000,000"),
         (command(tmp_path / "cut.zst", "--data", dataset), 1, "truncated"),
         (command(tmp_path / "none.zst", "--data", dataset), 2, "no such artifact"),
+        (command(tmp_path, "--data", dataset), 2, "no such artifact"),
+        (command(artifact, "--data", dataset, "--out", artifact), 2, "would overwrite the artifact"),
         (command(artifact, "--data", tmp_path / "nowhere"), 2, "no such dataset"),
         (command(artifact, "--data", dataset, "--device", "tpu"), 2, "no device 'tpu'"),
         (command(artifact, "--data", dataset, "--device", "cuda:99"), 2, "is not here"),

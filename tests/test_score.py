@@ -109,8 +109,9 @@ def test_sample_and_unboxed_runs_are_not_eligible(
     full = score(artifact, dataset)
     sample = score(artifact, dataset, documents=3)
     unboxed = score(artifact, dataset, isolated=False)
-    assert [r["status"] for r in (full, sample, unboxed)] == ["ok"] * 3
-    assert [r["eligible"] for r in (full, sample, unboxed)] == [True, False, False]
+    foreseen = score(artifact, dataset, audit_seed=1)
+    assert [r["status"] for r in (full, sample, unboxed, foreseen)] == ["ok"] * 4
+    assert [r["eligible"] for r in (full, sample, unboxed, foreseen)] == [True, False, False, False]
     assert sample["documents"] == 3
     assert unboxed["isolation"] == "none" != full["isolation"]
     assert unboxed["bpb"] == full["bpb"]

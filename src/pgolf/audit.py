@@ -23,6 +23,7 @@ from pgolf.windows import Index, Plan, Windows
 
 _MOST = 1 << 17  # samples
 _LAST_SHARE = 1 / 32  # of the samples, at the end of a window: there its length can give something away
+_PADDING = 1.1  # `padded` over the plain length, on average
 _FLOOR = 0.02  # nats; smaller differences are never called outliers
 _CEILING = 0.5  # nats; larger ones always are, however noisy the predictor
 _SIGMAS = 10.0  # an outlier is so many times the noise,
@@ -66,6 +67,8 @@ class Verdict:
     """What the mean may be, in nats."""
     quiet: bool
     """Whether the noise is small enough for the mean to tell something."""
+    conclusive: bool
+    """Whether a peek worth a record would have been found: enough tokens, and an interval that is narrow enough."""
 
     def reason(self) -> str:
         """One sentence for a refusal."""
@@ -85,35 +88,52 @@ class Verdict:
 
 
 def draw(windows: Windows, tokens: int, rng: np.random.Generator) -> Sample:
-    """Draw rows to audit, at most one a window, until their prefixes hold `tokens` tokens.
+    """Draw rows to audit, at most one a window, until their prefixes hold about `tokens` tokens.
 
-    The chance of row o of a window falls with 1 / (o + 1): every octave of prefix lengths costs the same, and there
-    are several times as many samples as with equal chances. No drawn token is part of another one's prefix.
+    The chance of a window is in proportion to the rows it scores; the chance of row o in it falls with 1 / (o + 1):
+    every octave of prefix lengths costs the same, and there are several times as many samples as with equal chances.
+    No drawn token is part of another one's prefix.
     """
+    rows = windows.length - windows.first
     harmonic = np.concatenate([[0.0], np.cumsum(1.0 / np.arange(1, int(windows.length.max()) + 1))])
+    octaves = harmonic[windows.length] - harmonic[windows.first]
+    share = _shares(rows, (1 - _LAST_SHARE) * rows / octaves + _LAST_SHARE * windows.length, tokens)
+    chosen = np.flatnonzero(rng.random(len(rows)) < share)
+    if not len(chosen):
+        chosen = rng.choice(len(rows), size=1, p=rows / rows.sum())
     end = int((windows.start + windows.length).max())
     shown, secret = np.zeros(end + 1, dtype=bool), np.zeros(end + 1, dtype=bool)
     drawn: list[tuple[int, int, float]] = []
-    for index in rng.permutation(len(windows.start)):
+    for index in rng.permutation(chosen):
         start, length, first = (int(a[index]) for a in (windows.start, windows.length, windows.first))
-        total = harmonic[length] - harmonic[first]
         if rng.random() < _LAST_SHARE:
             offset = length - 1
         else:
-            at = harmonic[first] + rng.random() * total
+            at = harmonic[first] + rng.random() * octaves[index]
             offset = min(max(int(np.searchsorted(harmonic, at, side="right")) - 1, first), length - 1)
-        chance = (1 - _LAST_SHARE) / (offset + 1) / total + _LAST_SHARE * (offset == length - 1)
+        chance = (1 - _LAST_SHARE) / (offset + 1) / octaves[index] + _LAST_SHARE * (offset == length - 1)
         row = start + offset
         if shown[row + 1] or secret[start : row + 1].any():
             continue
         shown[start : row + 1] = True
         secret[row + 1] = True
-        drawn.append((row, start, 1 / chance))
+        drawn.append((row, start, 1 / (chance * share[index])))
         tokens -= padded(offset + 1, length)
         if tokens <= 0 or len(drawn) == _MOST:
             break
-    rows, starts, weights = zip(*sorted(drawn), strict=True)
-    return Sample(np.array(starts), np.array(rows), np.array(weights))
+    positions, starts, weights = zip(*sorted(drawn), strict=True)
+    return Sample(np.array(starts), np.array(positions), np.array(weights))
+
+
+def _shares(rows: Index, cost: Floats, tokens: int) -> Floats:
+    """Chances (W,) of windows, in proportion to their rows (W,), at which they cost `tokens` tokens; 1 at most."""
+    low, high = 0.0, 1.0
+    for _ in range(50):
+        middle = (low + high) / 2
+        enough = _PADDING * float(np.sum(np.minimum(1.0, middle * rows) * cost)) > tokens
+        low, high = (low, middle) if enough else (middle, high)
+    shares: Floats = np.minimum(1.0, high * rows)
+    return shares
 
 
 def padded(length: int, most: int) -> int:
@@ -125,14 +145,15 @@ def padded(length: int, most: int) -> int:
 def verdict(difference: Floats, weight: Floats, tolerance: float = rules.AUDIT_TOLERANCE) -> Verdict:
     """Judge differences (K,), blind minus scored, of tokens with sampling weights (K,).
 
-    Two tests, each one-sided: the mean, by its normal interval with a survey sample's standard error (Hájek); and the
+    Two tests, each one-sided: the mean, by its t interval with a survey sample's standard error (Hájek) and its
+    effective size (Kish); and the
     number of outliers, by Poisson bounds. docs/security.md has their power and their false alarms. Both lose power to
     noise, which a cheat can add in the audit alone at no cost, so there is a limit to that as well.
     """
     count = len(difference)
     mean = float(np.average(difference, weights=weight))
     error = float(np.sqrt(np.sum((weight * (difference - mean)) ** 2)) / np.sum(weight))
-    half = NormalDist().inv_cdf((1 + rules.AUDIT_CONFIDENCE) / 2) * error
+    half = _student((1 + rules.AUDIT_CONFIDENCE) / 2, float(np.sum(weight) ** 2 / np.sum(weight**2)) - 1) * error
     noise = math.sqrt(2 * float(np.mean(np.minimum(difference, 0) ** 2)))
     # Also at the ceiling and beyond: fewer outliers settle it there, since noise reaches it more rarely.
     for outlier in (min(max(_FLOOR, _SIGMAS * noise), _CEILING), _CEILING, 2 * _CEILING):
@@ -154,7 +175,14 @@ def verdict(difference: Floats, weight: Floats, tolerance: float = rules.AUDIT_T
         allowed=allowed,
         tolerance=tolerance,
         quiet=quiet,
+        conclusive=count >= rules.AUDIT_LEAST and half <= rules.AUDIT_PRECISION,
     )
+
+
+def _student(probability: float, freedom: float) -> float:
+    """Quantile of Student's t, by its expansion around the normal one (Abramowitz and Stegun 26.7.5)."""
+    z, freedom = NormalDist().inv_cdf(probability), max(freedom, 1.0)
+    return z + (z**3 + z) / (4 * freedom) + (5 * z**5 + 16 * z**3 + 3 * z) / (96 * freedom**2)
 
 
 def _poisson_allowance(expected: float) -> int:

@@ -72,7 +72,10 @@ def _add_pack(commands: "Commands[argparse.ArgumentParser]") -> None:
 
 
 def _pack(args: argparse.Namespace) -> int:
-    size = artifact.pack(artifact.folder_members(args.folder), args.out, rules.ARTIFACT_BYTES)
+    members = artifact.folder_members(args.folder)
+    if args.out.exists() and args.out.resolve().is_relative_to(args.folder.resolve()):
+        members.pop(args.out.resolve().relative_to(args.folder.resolve()).as_posix(), None)  # of an earlier call
+    size = artifact.pack(members, args.out, rules.ARTIFACT_BYTES)
     print(f"{args.out}: {size:,} bytes")
     return 0
 
@@ -96,7 +99,7 @@ def _add_score(commands: "Commands[argparse.ArgumentParser]") -> None:
     parser.add_argument("--no-sandbox", action="store_true", help="run code you trust unboxed: not eligible")
     parser.add_argument("--no-audit", action="store_true", help="skip the blind audit: not eligible")
     parser.add_argument(
-        "--audit-seed", type=int, metavar="N", help="repeat an audit (default: a secret seed, told by the record)"
+        "--audit-seed", type=_seed, metavar="N", help="repeat an audit, whose record tells the seed: not eligible"
     )
     parser.add_argument("--out", type=Path, help="the record (default: artifact.score.json beside the artifact)")
     parser.add_argument("--json", action="store_true", help="print the record to standard output")
@@ -104,8 +107,12 @@ def _add_score(commands: "Commands[argparse.ArgumentParser]") -> None:
 
 def _score(args: argparse.Namespace) -> int:
     """Score, write the record, print it."""
+    if not args.artifact.is_file():
+        raise UsageError(f"{args.artifact}: no such artifact")
     data = args.data or default_dataset()
     out = args.out or args.artifact.with_suffix(".score.json")
+    if out.exists() and out.samefile(args.artifact):
+        raise UsageError(f"{out}: the record would overwrite the artifact")
     if not out.parent.is_dir():
         raise UsageError(f"{out.parent}: no such folder for the record")
     open_dataset(data)
@@ -239,7 +246,7 @@ def _add_prove(commands: "Commands[argparse.ArgumentParser]") -> None:
     parser.add_argument("--data", type=Path, help="dataset folder (default: the only one in ./data)")
     parser.add_argument("--bytes", type=_positive, default=rules.PROOF_BYTES, metavar="N", help="default: %(default)s")
     parser.add_argument(
-        "--seed", type=int, metavar="N", help="draws the documents (default: a secret seed, told by the record)"
+        "--seed", type=_seed, metavar="N", help="draws the documents (default: a secret seed, told by the record)"
     )
     _add_box(parser)
     parser.add_argument("--json", action="store_true", help="print the figures to standard output")
@@ -254,6 +261,12 @@ def _prove(args: argparse.Namespace) -> int:
     _print(result, prove.table(result), args.json)
     record.write({**known, "proof": result}, out)
     return _exit_code(result)
+
+
+def _seed(text: str) -> int:
+    if not text.isdecimal():
+        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number from 0 on")
+    return int(text)
 
 
 def _positive(text: str) -> int:

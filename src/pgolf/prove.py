@@ -21,7 +21,7 @@ from pgolf import artifact, codec, record, rules
 from pgolf.artifact import Artifact
 from pgolf.data.dataset import CanonicalText, file_digest, open_dataset
 from pgolf.errors import EnvironmentBroken, Refused, UsageError
-from pgolf.sandbox import check_isolation
+from pgolf.sandbox import check_hidden, check_isolation
 from pgolf.score import find_devices
 
 _PR_SET_PDEATHSIG = 1  # linux/prctl.h
@@ -83,6 +83,8 @@ def prove(
         device = find_devices(device)[0]
         proof["isolation"] = check_isolation() if isolated else "none"
         dataset = open_dataset(data)
+        if isolated:
+            check_hidden(dataset.root)
         text = dataset.canonical_text()
         proof["data"] = {"name": dataset.name, "sha256": text.sha256}
         texts = [text.documents[number] for number in draw(text, size, np.random.default_rng(seed))]
@@ -104,11 +106,12 @@ def _prove(proof: Proof, read: Artifact, path: Path, texts: list[bytes], device:
     file = packet.encode()
     scored, code = done.scored_bits / 8, len(packet.code)
     proof.update(tokens=packet.tokens, environment=packet.environment)
-    proof.update(scored_bytes=round(scored, 3), code_bytes=code, file_bytes=len(file), ratio=round(code / scored, 6))
+    ratio = code / scored if scored else 1.0
+    proof.update(scored_bytes=round(scored, 3), code_bytes=code, file_bytes=len(file), ratio=round(ratio, 6))
     proof["seconds"].update(done.seconds)
     if code > (1 + rules.PROOF_TOLERANCE) * scored + _END_BYTES:
         raise Refused(
-            f"not proven: the text takes {code:,} bytes, {code / scored - 1:.1%} more than its scored code length of "
+            f"not proven: the text takes {code:,} bytes, {code - scored:,.1f} more than its scored code length of "
             f"{scored:,.1f}, where {rules.PROOF_TOLERANCE:.0%} is allowed"
         )
     started = time.monotonic()

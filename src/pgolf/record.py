@@ -57,6 +57,8 @@ def table(record: Record) -> str:
         "score": f"{record['bpb']:.6f} bpb" + ("" if record["eligible"] else "  (not eligible: a trial)"),
     }
     if audit := record["audit"]:
+        if not audit["conclusive"]:
+            lines["score"] = f"{record['bpb']:.6f} bpb  (not eligible: too few tokens or too much noise in the audit)"
         low, high = audit["interval"]
         lines["audit"] = (
             f"{audit['positions']:,} tokens blind: mean {audit['mean']:+.1e} nats [{low:+.1e}, {high:+.1e}], "

@@ -43,7 +43,7 @@ WORKER_OUTPUT_BYTES = 1024 * 1024  # stdout and stderr together
 VOCAB_SIZE = 1 << 20
 CONTEXT = 1 << 14  # the audit of a row costs the window before it: of longer ones it could afford too few
 WINDOW_LOGITS = 1 << 28  # vocab_size times context: one window's logits
-ROUND = (64, 1 << 17)  # fewest and most tokens that a streaming predictor may ask for in a round
+ROUND = (64, CONTEXT)  # fewest and most tokens that a streaming predictor may ask for in a round
 TOKENS_PER_BYTE = 4  # a tokenizer may not flood the scorer; plain bytes need 1
 
 # The blind audit (see `audit` for what these mean, docs/security.md for what they detect).
@@ -53,8 +53,9 @@ AUDIT_TOLERANCE = 5e-4  # nats per token that a peek may be worth, as far as the
 AUDIT_BYTES = 2.0  # for tokens of so many bytes or more; less in proportion for shorter ones
 AUDIT_NOISE = 0.05  # nats by which a token may differ when it is scored again, root mean square
 AUDIT_CONFIDENCE = 0.99
-AUDIT_LEAST = 100  # audited tokens; a score with fewer does not count, for its verdict means little
-AUDIT_SECONDS = 30.0  # time for the audit: this, or half of what scoring took if that is more
+AUDIT_LEAST = 100  # audited tokens; a score with fewer does not count, for its verdict means little,
+AUDIT_PRECISION = 2e-3  # nor one whose interval reaches further than so many nats from the mean
+AUDIT_SECONDS = 30.0  # time for the audit: what predicting took and this
 
 # Compression (see `codec`).
 CODED_TOKENS = 1 << 24  # most tokens in one file, so that a hostile one ends

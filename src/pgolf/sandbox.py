@@ -40,6 +40,7 @@ _NAMESPACES = (
     *("--unshare-all", "--unshare-user", "--disable-userns", "--die-with-parent", "--new-session"),
     *("--cap-drop", "ALL", "--uid", "65534", "--gid", "65534", "--hostname", "box"),
 )
+_SYSTEM = tuple(Path(p) for p in ("/usr", "/bin", "/lib", "/lib64", "/etc/ld.so.cache"))
 _NOT_NEEDED = (Path("/usr/share"), Path("/usr/local/share"), Path("/usr/src"))  # text to learn from, free of charge
 _HARNESS_FILES = ("__init__.py", "wire.py", "worker.py")
 _POLL_SECONDS = 0.1
@@ -58,7 +59,7 @@ def check_isolation() -> str:
         raise EnvironmentBroken(f"{printed.strip() or 'bwrap'} is too old, 0.8 is needed; {fix}")
     with contextlib.ExitStack() as stack:
         fds: list[int] = []
-        probe = [*_bubblewrap(stack, {}, fds), "true"]
+        probe = [*_bubblewrap(stack, {}, fds), sys.executable, "-I", "-c", ""]
         done = subprocess.run(probe, capture_output=True, text=True, pass_fds=fds, check=False)
     if done.returncode != 0:
         reason = done.stderr.strip().splitlines()[-1:] or ["no reason given"]
@@ -286,10 +287,12 @@ def _bubblewrap(
     # /tmp first: the Python environment may lie below it.
     command = ["bwrap", *_NAMESPACES, "--size", str(rules.WORKER_DISK_BYTES), "--tmpfs", "/tmp"]
     for path in _system_folders():
-        command += ["--symlink", str(path.readlink())] if path.is_symlink() else ["--ro-bind", str(path)]
+        linked = path.is_symlink() and path in _SYSTEM
+        command += ["--symlink", str(path.readlink())] if linked else ["--ro-bind", str(path)]
         command += [str(path)]
+    python = _python_folders()
     for path in _NOT_NEEDED:
-        if path.is_dir() and not path.is_symlink():
+        if path.is_dir() and not path.is_symlink() and not any(p.is_relative_to(path) for p in python):
             command += ["--tmpfs", str(path), "--remount-ro", str(path)]
     command += ["--proc", "/proc", "--dev", "/dev", "--tmpfs", "/dev/shm", "--remount-ro", "/dev/shm"]
     if device.startswith("cuda"):
@@ -312,13 +315,15 @@ def _bubblewrap(
 
 def _system_folders() -> list[Path]:
     """What Python and torch need of the host, read-only."""
-    system = [Path(p) for p in ("/usr", "/bin", "/lib", "/lib64", "/etc/ld.so.cache")]
-    python = [Path(p) for p in (sys.prefix, sys.base_prefix)] + _package_folders()
     folders: list[Path] = []
-    for path in system + python:
+    for path in (*_SYSTEM, *_python_folders()):
         if path.exists() and not any(path.is_relative_to(known) for known in folders):
             folders.append(path)
     return folders
+
+
+def _python_folders() -> list[Path]:
+    return [Path(sys.prefix), Path(sys.base_prefix), *_package_folders()]
 
 
 def _package_folders() -> list[Path]:

@@ -101,7 +101,8 @@ def score(
 ) -> record.Record:
     """Score the artifact at `path` on the validation text of `data`.
 
-    `documents`: only the first so many. `audit_seed` draws the audited tokens; None: a secret one.
+    `documents`: only the first so many. `audit_seed` draws the audited tokens; None: a secret one. Who knows the seed
+    knows where a peek would pass, so the score does not count then.
     Returns the record: status "ok", or "refused" (the submission breaks a rule) or "failed" (this machine or the
     data is not fit) with the reason. Raises UsageError when there is nothing to score.
     """
@@ -133,12 +134,15 @@ def score(
             seed = secrets.randbits(63) if audit_seed is None else audit_seed
             _audit(result, artifact, plan, nll, devices, isolated, seed)
         result["status"] = "ok"
-        enough = result["audit"] is not None and result["audit"]["positions"] >= rules.AUDIT_LEAST
-        result["eligible"] = isolated and documents is None and enough
+        conclusive = result["audit"] is not None and result["audit"]["conclusive"]
+        result["eligible"] = isolated and documents is None and audit_seed is None and conclusive
     except Refused as error:
         result.update(status="refused", reason=str(error), bpb=None, nats_per_token=None)
     except WireError as error:
         reason = f"the submission broke the wire protocol: {error}"
+        result.update(status="refused", reason=reason, bpb=None, nats_per_token=None)
+    except torch.OutOfMemoryError:
+        reason = "the predictor leaves the scorer too little of the GPU's memory"
         result.update(status="refused", reason=reason, bpb=None, nats_per_token=None)
     except EnvironmentBroken as error:
         result.update(status="failed", reason=str(error))
@@ -203,7 +207,7 @@ def _audit(
     shown = plan.windows()
     tokens = max(rules.AUDIT_TOKENS, int(rules.AUDIT_SHARE * int(shown.length.sum())))
     sample = audit.draw(shown, tokens, np.random.default_rng(seed))
-    limit = max(rules.AUDIT_SECONDS, result["seconds"]["predict"] / 2)
+    limit = result["seconds"]["predict"] + rules.AUDIT_SECONDS
     timer = Timer(limit, time.monotonic() + limit, result["seconds"])
     with timer.phase("audit"), open_lanes(artifact, plan, devices, timer.deadline, isolated) as lanes:
         blind = audit.blind(artifact, plan, sample, lanes)

@@ -119,6 +119,8 @@ def _open_own(root: Path) -> Dataset:
         index = json.loads(path.read_text(encoding="utf-8"))
         if index["format"] != FORMAT:
             raise EnvironmentBroken(f"{path}: format {index['format']} is not {FORMAT}; build it again")
+        if not {"file", "sha256"} <= set(index["text"]):
+            raise KeyError("text")
         shards = [root / shard["file"] for shard in index["shards"]]
         dataset = Dataset(
             name=index["name"],
