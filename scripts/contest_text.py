@@ -6,32 +6,41 @@ them until the whole has --bytes bytes.
 """
 
 import argparse
-import io
 import json
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
-import sentencepiece
-import zstandard
+from pgolf.data.dataset import load_tokenizer, open_dataset
+from pgolf.data.sources import read, resolve
+from pgolf.errors import PgolfError
+from pgolf.files import write_whole
 
-from pgolf.data.dataset import open_dataset
 
-
-def main() -> None:
+def main() -> int:
+    """Write the two files; returns the exit code."""
     parser = argparse.ArgumentParser(
         description=__doc__,
         epilog="example:\n  python scripts/contest_text.py --shards SHARDS --train HEAD.jsonl.zst --out data/text",
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("--shards", type=Path, required=True, help="folder with the contest's shards and tokenizer")
-    parser.add_argument("--train", type=Path, required=True, help="training documents, .jsonl.zst")
-    parser.add_argument("--also", type=Path, help="more training documents, .jsonl.zst")
+    parser.add_argument("--train", required=True, help="training documents")
+    parser.add_argument("--also", help="more training documents")
     parser.add_argument("--bytes", type=int, default=0, help="size of the training text with them")
     parser.add_argument("--out", type=Path, required=True, help="folder for the two files")
     args = parser.parse_args()
+    try:
+        make(args)
+    except PgolfError as error:
+        print(f"contest_text: {error}", file=sys.stderr)
+        return error.exit_code
+    return 0
+
+
+def make(args: argparse.Namespace) -> None:
     data = open_dataset(args.shards)
-    text = data.canonical_text()
-    tokenizer = sentencepiece.SentencePieceProcessor(model_file=str(data.tokenizer))
+    text, tokenizer = data.canonical_text(), load_tokenizer(data.tokenizer)
     head = [tokenizer.decode(tokenizer.encode(t)) for t in documents(args.train)]
     more, missing = [], args.bytes - sum(len(t.encode()) for t in head)
     for document in documents(args.also) if args.also else ():
@@ -44,10 +53,10 @@ def main() -> None:
     write(args.out / "val.jsonl", [d.decode() for d in text.documents])
 
 
-def documents(path: Path) -> Iterator[str]:
-    with path.open("rb") as file, zstandard.ZstdDecompressor().stream_reader(file) as stream:
-        for line in io.TextIOWrapper(stream, encoding="utf-8"):
-            yield json.loads(line)["text"]
+def documents(source: str) -> Iterator[str]:
+    for batch in read(resolve([source], config=None, split="train", lines=False), "text"):
+        for _, text in batch.texts("text"):
+            yield text
 
 
 def spread(few: list[str], many: list[str]) -> list[str]:
@@ -57,9 +66,9 @@ def spread(few: list[str], many: list[str]) -> list[str]:
 
 
 def write(path: Path, texts: list[str]) -> None:
-    path.write_text("".join(json.dumps({"text": t}) + "\n" for t in texts), encoding="utf-8")
+    write_whole(path, "".join(json.dumps({"text": t}) + "\n" for t in texts).encode())
     print(f"{path}: {len(texts):,} documents, {sum(len(t.encode()) for t in texts):,} bytes")
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

@@ -145,10 +145,9 @@ def padded(length: int, most: int) -> int:
 def verdict(difference: Floats, weight: Floats, tolerance: float = rules.AUDIT_TOLERANCE) -> Verdict:
     """Judge differences (K,), blind minus scored, of tokens with sampling weights (K,).
 
-    Two tests, each one-sided: the mean, by its t interval with a survey sample's standard error (Hájek) and its
-    effective size (Kish); and the
-    number of outliers, by Poisson bounds. docs/security.md has their power and their false alarms. Both lose power to
-    noise, which a cheat can add in the audit alone at no cost, so there is a limit to that as well.
+    Two tests, each one-sided: the mean, by its t interval with a survey sample's standard error (Hájek) and effective
+    size (Kish); and the number of outliers, by Poisson bounds. docs/security.md has their power and their false alarms.
+    Both lose power to noise, which a cheat can add in the audit alone at no cost, so there is a limit to that as well.
     """
     count = len(difference)
     mean = float(np.average(difference, weights=weight))

@@ -107,11 +107,9 @@ def _add_score(commands: "Commands[argparse.ArgumentParser]") -> None:
 
 def _score(args: argparse.Namespace) -> int:
     """Score, write the record, print it."""
-    if not args.artifact.is_file():
-        raise UsageError(f"{args.artifact}: no such artifact")
     data = args.data or default_dataset()
-    out = args.out or args.artifact.with_suffix(".score.json")
-    if out.exists() and out.samefile(args.artifact):
+    out = args.out or args.artifact.parent / f"{args.artifact.stem}.score.json"
+    if out.resolve() == args.artifact.resolve():
         raise UsageError(f"{out}: the record would overwrite the artifact")
     if not out.parent.is_dir():
         raise UsageError(f"{out.parent}: no such folder for the record")
