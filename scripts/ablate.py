@@ -53,6 +53,7 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     )
     parser.add_argument("--data", type=Path, required=True, help="dataset folder")
     parser.add_argument("--track", default="laptop", choices=rules.TRACKS)
+    parser.add_argument("--preset", help="the trainer's settings to begin with (default: those of the track)")
     budget = parser.add_mutually_exclusive_group(required=True)
     budget.add_argument("--steps", type=int, help="budget in steps: the same on any machine")
     budget.add_argument("--seconds", type=float, help="budget in seconds: needs a quiet machine")
@@ -104,6 +105,7 @@ def one_run(args: argparse.Namespace, settings: Sequence[str], seed: int) -> dic
     """Train and score, or read what an earlier call left. The record is written when all is done."""
     budget = ["--steps", str(args.steps)] if args.steps else ["--seconds", str(args.seconds)]
     command = [str(args.trainer), "--data", str(args.data), "--track", args.track, "--seed", str(seed), *budget]
+    command += ["--preset", args.preset] if args.preset else []
     command += [f"--set={setting}" for setting in settings]
     key = hashlib.sha256(json.dumps([*command, args.documents, source(args.trainer)]).encode()).hexdigest()[:16]
     record = args.out / f"{key}.json"

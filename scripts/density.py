@@ -60,9 +60,8 @@ def main_shape(coder: Any) -> bytes:
         shapes = {n: t.shape for n, t in model.GPT(model.GPTConfig()).state_dict().items() if n.endswith("weight")}
     torch.manual_seed(0)
     weights = {n: torch.randn(shape) * torch.rand(shape[0], 1).add(0.5) for n, shape in shapes.items()}
-    precision = quant.Precision(False, 1.0, 0.6, 1.0, 1.1)
     count = sum(w.numel() for w in weights.values())
-    dump = lambda step: coder.dumps({}, quant.quantize(weights, {}, precision, step), {})  # noqa: E731
+    dump = lambda step: coder.dumps({}, quant.quantize(weights, {}, step), {})  # noqa: E731
     return quant.fit(dump, MAIN_ROOM, count, 0.04)[0]
 
 
@@ -73,8 +72,7 @@ def report(coder: Any, data: bytes) -> None:
     seconds = time.perf_counter() - start
     raw = b"".join(narrow(part) for c in coded.values() for part in (c.codes, c.scales))
     count = sum(c.codes.size for c in coded.values())
-    groups = [g for names in coder.roles(coded) for g in coder.split([coded[name] for name in names])]
-    entropy = sum(map(coder.entropy_bytes, groups))
+    entropy = sum(map(entropy_bytes, coder.split(coded)))
     own = len(data) - 2 * sum(t.size for t in plain.values())
     sizes = {
         "entropy of each group": entropy,
@@ -88,6 +86,12 @@ def report(coder: Any, data: bytes) -> None:
     for name, size in sizes.items():
         print(f"| {name} | {size:,.0f} | {size / entropy:.4f} |")
     print(f"decoded in {seconds:.2f} s, {len(data) / seconds / 1e6:.1f} MB/s")
+
+
+def entropy_bytes(codes: np.ndarray) -> float:
+    """The empirical zeroth-order entropy of codes, in bytes: what no code of single symbols can beat."""
+    counts = np.unique(codes, return_counts=True)[1]
+    return float(-(counts * np.log2(counts / counts.sum())).sum() / 8)
 
 
 def narrow(codes: np.ndarray) -> bytes:

@@ -4,14 +4,13 @@
     header    JSON: {"config": {...}, "coded": [[name, [R, C], step], ...], "models": [[least code, length], ...],
               "plain": [[name, [sizes]], ...]}
     models    one byte per possible code: the logarithm of how often it occurs
-    halves    fp16 numbers of the plain tensors; high bytes first, then low ones
+    halves    the plain tensors in fp16
     codes     one range-coded stream (constriction) of 32-bit words
 
 A coded tensor is a matrix; a weight is code * step * 2^(scale / 8) with the scale of its row. The matrices of one role,
-such as all `blocks.*.mlp.up.weight`, are coded together in four groups: row scales; for each row, whether its codes
-are given as differences from the row before (tokens that never occur have rows nearly alike); the codes of rows
-given directly; the differences. Every group has its own model, the histogram of its codes: a code that occurs n times
-among N costs log2(N / n) bits, so the size is the entropy of the codes, and no general compressor comes near it.
+such as all `blocks.*.mlp.up.weight`, are coded together in two groups, row scales and codes. Every group has its own
+model, the histogram of its codes: a code that occurs n times among N costs log2(N / n) bits, so the size is the entropy
+of the codes, and no general compressor comes near it.
 """
 
 import json
@@ -56,7 +55,7 @@ def _categorical(model: npt.NDArray[np.uint8]) -> Any:
     return constriction.stream.model.Categorical((weights / weights.sum()).astype(np.float32), perfect=False)
 
 
-def encode(groups: list[Codes]) -> tuple[list[npt.NDArray[np.uint8]], bytes]:
+def encode(groups: Sequence[Codes]) -> tuple[list[npt.NDArray[np.uint8]], bytes]:
     """Models and stream of groups of codes that begin at 0."""
     coder = constriction.stream.queue.RangeEncoder()
     models = [histogram(codes) for codes in groups]
@@ -85,22 +84,18 @@ def roles(names: Iterable[str]) -> list[list[str]]:
     return list(found.values())
 
 
-def split(matrices: Sequence[Coded]) -> list[Codes]:
-    """The four groups of matrices of one role."""
-    scales, flags, direct, differences = [], [], [], []
-    for matrix in matrices:
-        change = np.diff(matrix.codes, axis=0, prepend=matrix.codes[:1] * 0)
-        flag = np.log2(1 + np.abs(change)).sum(1) < 0.9 * np.log2(1 + np.abs(matrix.codes)).sum(1)
-        scales.append(matrix.scales)
-        flags.append(flag.astype(np.int32))
-        direct.append(matrix.codes[~flag].ravel())
-        differences.append(change[flag].ravel())
-    return [np.concatenate(parts) for parts in (scales, flags, direct, differences)]
+def split(coded: Mapping[str, Coded]) -> list[Codes]:
+    """The groups: scales and codes of each role."""
+    groups = []
+    for names in roles(coded):
+        groups.append(np.concatenate([coded[name].scales for name in names]))
+        groups.append(np.concatenate([coded[name].codes.ravel() for name in names]))
+    return groups
 
 
 def dumps(config: Mapping[str, Any], coded: Mapping[str, Coded], plain: Mapping[str, npt.NDArray[Any]]) -> bytes:
     """Model shape and tensors as bytes (see above)."""
-    groups = [group for names in roles(coded) for group in split([coded[name] for name in names])]
+    groups = split(coded)
     leasts = [int(group.min(initial=0)) for group in groups]
     models, stream = encode([group - least for group, least in zip(groups, leasts, strict=True)])
     header = {
@@ -110,11 +105,9 @@ def dumps(config: Mapping[str, Any], coded: Mapping[str, Coded], plain: Mapping[
         "plain": [[name, list(tensor.shape)] for name, tensor in plain.items()],
     }
     table = b"".join(model.tobytes() for model in models)
-    numbers = [tensor.astype("<f2").ravel() for tensor in plain.values()]
-    halves = np.concatenate([np.empty(0, "<f2"), *numbers]).view(np.uint8).reshape(-1, 2)
+    halves = b"".join(tensor.astype("<f2").tobytes() for tensor in plain.values())
     text = json.dumps(header, separators=(",", ":")).encode()
-    lengths = np.array([len(text), len(table)], dtype="<u4").tobytes()
-    return b"".join([lengths, text, table, halves[:, ::-1].T.tobytes(), stream])
+    return b"".join([np.array([len(text), len(table)], "<u4").tobytes(), text, table, halves, stream])
 
 
 def parse(data: bytes) -> tuple[dict[str, Any], dict[str, Coded], dict[str, npt.NDArray[np.float32]]]:
@@ -122,56 +115,39 @@ def parse(data: bytes) -> tuple[dict[str, Any], dict[str, Coded], dict[str, npt.
     if len(data) < 8:
         raise ValueError(f"weights: {len(data)} bytes are no header")
     n_text, n_table = np.frombuffer(data, "<u4", 2).tolist()
-    halves_at = 8 + n_text + n_table
+    at, halves_at = 8 + n_text, 8 + n_text + n_table
     if len(data) < halves_at:
         raise ValueError(f"weights: {len(data)} bytes end inside the header")
-    header = json.loads(data[8 : 8 + n_text])
+    header = json.loads(data[8:at])
     n_halves = sum(prod(shape) for _, shape in header["plain"])
     stream_at = halves_at + 2 * n_halves
     if len(data) < stream_at or (len(data) - stream_at) % 4:
         raise ValueError(f"weights: {len(data)} bytes do not hold what the header announces")
-    planes = np.frombuffer(data, np.uint8, 2 * n_halves, halves_at).reshape(2, -1)
-    halves = np.ascontiguousarray(planes[::-1].T).view("<f2").ravel().astype(np.float32)
-
-    reader, at, models = Reader(data[stream_at:]), 8 + n_text, iter(header["models"])
-
-    def take(size: int) -> Codes:
-        nonlocal at
-        least, length = next(models)
-        at += length
-        return reader.take(np.frombuffer(data, np.uint8, length, at - length), size) + least
-
-    shapes = {name: (rows, columns, step) for name, (rows, columns), step in header["coded"]}
-    coded: dict[str, Coded] = {}
-    for names in roles(shapes):
-        rows, columns, _ = zip(*(shapes[name] for name in names), strict=True)
-        scales, flags = take(sum(rows)), take(sum(rows)).astype(bool)
-        widths = np.repeat(columns, rows)
-        direct, differences = take(int(widths[~flags].sum())), take(int(widths[flags].sum()))
-        for name in names:
-            n_rows, n_columns, step = shapes[name]
-            flag, flags = flags[:n_rows], flags[n_rows:]
-            codes = np.empty((n_rows, n_columns), np.int32)
-            n_direct, n_different = codes[~flag].size, codes[flag].size
-            codes[~flag] = direct[:n_direct].reshape(-1, n_columns)
-            codes[flag] = differences[:n_different].reshape(-1, n_columns)
-            direct, differences = direct[n_direct:], differences[n_different:]
-            for row in np.flatnonzero(flag):
-                codes[row] += codes[row - 1]
-            coded[name], scales = Coded(codes, scales[:n_rows], step), scales[n_rows:]
-    plain = {}
+    halves, plain = np.frombuffer(data, "<f2", n_halves, halves_at).astype(np.float32), {}
     for name, shape in header["plain"]:
         plain[name], halves = halves[: prod(shape)].reshape(shape).copy(), halves[prod(shape) :]
+
+    reader, models = Reader(data[stream_at:]), []
+    for least, length in header["models"]:
+        models.append((least, np.frombuffer(data, np.uint8, length, at)))
+        at += length
+    shapes = {name: (shape, step) for name, shape, step in header["coded"]}
+    coded: dict[str, Coded] = {}
+    for names in roles(shapes):
+        sizes = np.array([shapes[name][0] for name in names])  # (names, 2)
+        scales, codes = (cut(reader, *models.pop(0), size) for size in (sizes[:, 0], sizes.prod(1)))
+        for name, scale, code in zip(names, scales, codes, strict=True):
+            shape, step = shapes[name]
+            coded[name] = Coded(code.reshape(shape), scale, step)
     return header["config"], {name: coded[name] for name in shapes}, plain
+
+
+def cut(reader: Reader, least: int, model: npt.NDArray[np.uint8], sizes: npt.NDArray[np.int64]) -> list[Codes]:
+    """The next group of a stream, cut into parts of these sizes."""
+    return np.split(reader.take(model, int(sizes.sum())) + least, np.cumsum(sizes)[:-1])
 
 
 def loads(data: bytes) -> tuple[dict[str, Any], dict[str, npt.NDArray[np.float32]]]:
     """Model shape and tensors in fp32. Raises ValueError when bytes are missing."""
     config, coded, plain = parse(data)
     return config, {name: matrix.weights() for name, matrix in coded.items()} | plain
-
-
-def entropy_bytes(codes: Codes) -> float:
-    """The empirical zeroth-order entropy of codes, in bytes: what no code of single symbols can beat."""
-    counts = np.unique(codes, return_counts=True)[1]
-    return float(-(counts * np.log2(counts / counts.sum())).sum() / 8)

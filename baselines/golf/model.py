@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from ngram import BINS, ORDERS, Experts
 from torch import Tensor, nn
 
-MAY_BE_ZERO = ("loops", "xsa", "leak", "parallel", "bigram", "ngram", "alone", "value_embeds", "softcap", "rope_dims")
+MAY_BE_ZERO = ("loops", "xsa", "leak", "parallel", "ngram", "softcap", "rope_dims")
 
 
 @dataclass(frozen=True)
@@ -53,15 +53,8 @@ class GPTConfig:
     loop_stop: int = 6
     smear: bool = True
     """Each embedding takes up a learned, gated share of the one before it (modded-nanogpt)."""
-    bigram: int = 4096
-    """Rows of the hashed bigram embedding (contest; hashing: arXiv:1902.00751); 0: none."""
-    bigram_dim: int = 64
     ngram: int = 0
     """Counts of n-grams up to so many tokens are mixed in as experts (see ngram.py); 0: none."""
-    alone: float = 1.0
-    """With experts: 0: the network learns to predict what they do not; 1: as if it were alone, only its gate does."""
-    value_embeds: int = 0
-    """The values of the first so many layers get an embedding of the token (value embeddings, modded-nanogpt)."""
 
     def __post_init__(self) -> None:
         for field in fields(GPTConfig):
@@ -99,24 +92,8 @@ class Linear(nn.Linear):
         return F.linear(x, self.weight.to(x.dtype))
 
 
-class Table(nn.Module):
-    """Rows looked up by index and cast to `dtype`; they start at zero unless `std` says otherwise."""
-
-    def __init__(self, rows: int, width: int, std: float = 0.0) -> None:
-        super().__init__()
-        self.weight = nn.Parameter(torch.randn(rows, width) * std)
-
-    def forward(self, ids: Tensor, dtype: torch.dtype) -> Tensor:
-        return F.embedding(ids, self.weight).to(dtype)
-
-
 def rms_norm(x: Tensor) -> Tensor:
     return F.rms_norm(x, (x.size(-1),), eps=1e-6)
-
-
-def before(x: Tensor) -> Tensor:
-    """x (B, T, ...) moved one step later; the first step sees zeros."""
-    return torch.cat((torch.zeros_like(x[:, :1]), x[:, :-1]), dim=1)
 
 
 class Rotary(nn.Module):
@@ -153,14 +130,12 @@ class Attention(nn.Module):
         self.out = Linear(config.dim, config.dim, zero=True)
         self.gain = nn.Parameter(torch.full((config.heads,), config.qk_gain))
         self.gate = nn.Parameter(torch.zeros(config.heads, self.GATE_INPUTS)) if config.gate else None
-        self.table = Table(config.vocab_size, self.kv_heads * self.width) if layer < config.value_embeds else None
 
-    def forward(self, x: Tensor, ids: Tensor, rotary: Rotary) -> Tensor:  # (B, T, C), (B, T)
+    def forward(self, x: Tensor, rotary: Rotary) -> Tensor:
         B, T, C = x.shape
-        v = self.value(x) if self.table is None else self.value(x) + self.table(ids, x.dtype)
         q = self.query(x).view(B, T, self.heads, self.width)  # (B, T, H, D)
         k = self.key(x).view(B, T, self.kv_heads, self.width)  # (B, T, H_kv, D)
-        v = v.view(B, T, self.kv_heads, self.width)
+        v = self.value(x).view(B, T, self.kv_heads, self.width)
         q = rotary(rms_norm(q)) * (self.gain / self.width**0.5).to(x.dtype)[:, None]
         k = rotary(rms_norm(k))
         y = F.scaled_dot_product_attention(
@@ -207,10 +182,10 @@ class Block(nn.Module):
         self.mlp_scale = nn.Parameter(torch.ones(config.dim))
         self.mix = nn.Parameter(torch.tensor([[1.0], [0.0]]).repeat(1, config.dim))  # of the input, of the embedding
 
-    def forward(self, x: Tensor, x0: Tensor, ids: Tensor, rotary: Rotary) -> Tensor:  # (B, T, C) twice, (B, T)
+    def forward(self, x: Tensor, x0: Tensor, rotary: Rotary) -> Tensor:  # (B, T, C) twice
         mix = self.mix.to(x.dtype)
         x = mix[0] * x + mix[1] * x0
-        attended = self.attn_scale.to(x.dtype) * self.attn(rms_norm(x) * self.scale, ids, rotary)
+        attended = self.attn_scale.to(x.dtype) * self.attn(rms_norm(x) * self.scale, rotary)
         seen = x if self.parallel else x + attended
         return x + attended + self.mlp_scale.to(x.dtype) * self.mlp(rms_norm(seen) * self.scale)
 
@@ -221,10 +196,8 @@ class GPT(nn.Module):
         super().__init__()
         self.config = config
         self.dtype = dtype
-        self.embed = Table(config.vocab_size, config.dim, config.embed_std)
-        if config.bigram:
-            self.pairs = Table(config.bigram, config.bigram_dim)
-            self.pairs_up = Linear(config.bigram_dim, config.dim)
+        self.embed = nn.Embedding(config.vocab_size, config.dim)
+        nn.init.normal_(self.embed.weight, std=config.embed_std)
         self.smear = nn.Parameter(torch.zeros(Attention.GATE_INPUTS + 1)) if config.smear else None
         self.blocks = nn.ModuleList(Block(config, layer) for layer in range(config.layers))
         self.skip = nn.Parameter(torch.ones(config.layers // 2, config.dim)) if config.skips else None
@@ -238,27 +211,25 @@ class GPT(nn.Module):
         self,
         ids: Tensor,
         targets: Tensor | None = None,
-        loops: int | None = None,
         said: Tensor | None = None,
         kinds: Tensor | None = None,
+        loops: int | None = None,
     ) -> Tensor:
         """Logits (B, T, V) in fp32 for ids (B, T); with targets (B, T) the mean loss in nats per token.
 
-        `loops` replaces the config's number: training runs its first part without recurrence. Training with experts
-        needs what they `said` about the targets, and the `kinds` of their contexts, both (B, T, E).
+        Training with experts needs what they `said` about the targets, and the `kinds` of their contexts, both
+        (B, T, E). `loops` replaces the config's number: training runs its first part without recurrence.
         """
         if self.config.context < ids.size(1):
             raise ValueError(f"{ids.size(1)} tokens are more than the context of {self.config.context}")
         x = rms_norm(self.features(ids, self.config.loops if loops is None else loops))  # (B, T, C)
         head, softcap = self.embed.weight, self.config.softcap
-        own, other = None, None
-        if targets is not None and said is not None and kinds is not None:
-            weights = self.weights(x, kinds)
-            own, other = weights[..., 0].flatten(), (weights[..., 1:] * said).sum(-1).flatten()
         if targets is not None:
-            return capped_cross_entropy(
-                x.flatten(0, 1), head, targets.flatten(), softcap, own, other, self.config.alone
-            )
+            own = other = None
+            if said is not None and kinds is not None:
+                weights = self.weights(x, kinds)
+                own, other = weights[..., 0].flatten(), (weights[..., 1:] * said).sum(-1).flatten()
+            return capped_cross_entropy(x.flatten(0, 1), head, targets.flatten(), softcap, own, other)
         logits = cap(F.linear(x, head.to(x.dtype)).float(), softcap)  # (B, T, V)
         if self.experts is None:
             return logits
@@ -282,23 +253,19 @@ class GPT(nn.Module):
             partner = self.config.layers - 1 - layer
             if self.skip is not None and partner in skips:  # the second half, each layer once
                 x = x + self.skip[partner].to(x.dtype) * skips.pop(partner)
-            x = self.blocks[layer](x, x0, ids, self.rotary)
+            x = self.blocks[layer](x, x0, self.rotary)
             if layer < half:
                 skips[layer] = x
         return x
 
     def embedding(self, ids: Tensor) -> Tensor:
         """Normalised embedding (B, T, C) of ids (B, T) and the tokens just before them."""
-        x = self.embed(ids, self.dtype)
-        if self.config.bigram:
-            # Any mixing will do; tokens are below 2^16, so the product stays far from overflow.
-            row = (ids * 36_313 + before(ids) * 27_191 + 1) % self.config.bigram
-            x = x + self.pairs_up(self.pairs(row, self.dtype))
-        x = rms_norm(x)
-        if self.smear is not None:
-            gate = torch.sigmoid(F.linear(x[..., :-1][..., : Attention.GATE_INPUTS], self.smear[1:].to(x.dtype)[None]))
-            x = rms_norm(x + self.smear[0].to(x.dtype) * gate * before(x))
-        return x
+        x = rms_norm(self.embed(ids).to(self.dtype))
+        if self.smear is None:
+            return x
+        smear = self.smear.to(x.dtype)
+        gate = torch.sigmoid(F.linear(x[..., : Attention.GATE_INPUTS], smear[None, 1:]))  # (B, T, 1)
+        return rms_norm(x + smear[0] * gate * F.pad(x[:, :-1], (0, 0, 1, 0)))
 
 
 def cap(logits: Tensor, softcap: float) -> Tensor:
@@ -317,61 +284,44 @@ class CappedCrossEntropy(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx,
-        x: Tensor,  # (N, C)
-        head: Tensor,  # (V, C)
-        targets: Tensor,  # (N,)
-        softcap: float,
-        own: Tensor | None,  # (N,), like the next
-        other: Tensor | None,
-        alone: float,
-    ) -> Tensor:
-        weight = head.to(x.dtype)
-        total, grad_head = x.new_zeros((), dtype=torch.float32), torch.zeros_like(head)
-        grads_x, grads_own, grads_other = [], [], []
-        for i in range(0, len(x), ROWS):
+        ctx, x: Tensor, head: Tensor, targets: Tensor, softcap: float, own: Tensor | None, other: Tensor | None
+    ):
+        weight, n, total = head.to(x.dtype), len(x), x.new_zeros((), dtype=torch.float32)
+        grad_head, grads_x, mixture = torch.zeros_like(head), [], []
+        for i in range(0, n, ROWS):
             rows, wanted = x[i : i + ROWS], targets[i : i + ROWS, None]
             logits = cap(F.linear(rows, weight).float(), softcap)  # (R, V)
             log_p = logits.log_softmax(-1)
             said = log_p.gather(-1, wanted)  # (R, 1)
-            grad = log_p.exp().scatter_add(-1, wanted, torch.full_like(said, -1.0))
             if own is None or other is None:
                 total = total - said.sum()
             else:
-                p, share = said.exp().squeeze(1), own[i : i + ROWS]
-                mixed = share * p + other[i : i + ROWS]
+                p = said.exp().squeeze(1)
+                mixed = own[i : i + ROWS] * p + other[i : i + ROWS]
                 total = total - mixed.log().sum()
-                grad = grad * (alone + (1 - alone) * share * p / mixed)[:, None]
-                grads_own.append(-p / mixed / len(x))
-                grads_other.append(-1 / mixed / len(x))
+                mixture.append(torch.stack((-p, -torch.ones_like(p))) / mixed / n)
+            grad = log_p.exp().scatter_add(-1, wanted, torch.full_like(said, -1.0))
             if softcap:
                 grad = grad * (1 - (logits / softcap).square())
-            grad = (grad / len(x)).to(x.dtype)
+            grad = (grad / n).to(x.dtype)
             grads_x.append(grad @ weight)
             grad_head = grad_head + (grad.mT @ rows).float()
-        mixture = [torch.cat(grads_own), torch.cat(grads_other)] if grads_own else []
-        ctx.save_for_backward(torch.cat(grads_x), grad_head, *mixture)
-        return total / len(x)
+        ctx.save_for_backward(torch.cat(grads_x), grad_head, *(torch.cat(mixture, dim=1).unbind() if mixture else ()))
+        return total / n
 
     @staticmethod
     def backward(ctx, grad: Tensor) -> tuple[Tensor | None, ...]:
         grad_x, grad_head, *mixture = ctx.saved_tensors
         own, other = (grad * m for m in mixture) if mixture else (None, None)
-        return grad_x * grad.to(grad_x.dtype), grad_head * grad, None, None, own, other, None
+        return grad_x * grad.to(grad_x.dtype), grad_head * grad, None, None, own, other
 
 
 def capped_cross_entropy(
-    x: Tensor,
-    head: Tensor,
-    targets: Tensor,
-    softcap: float,
-    own: Tensor | None = None,
-    other: Tensor | None = None,
-    alone: float = 0.0,
+    x: Tensor, head: Tensor, targets: Tensor, softcap: float, own: Tensor | None = None, other: Tensor | None = None
 ) -> Tensor:
     """Mean of -log(own * p + other) with p = softmax(cap(x head^T))[target], for x (N, C), head (V, C), targets (N,).
 
-    `own` and `other` (N,) are 1 and 0 if they are not given. The gradients of x and head are those of this loss and
-    of -log p, mixed in the proportion 1 - `alone` to `alone`.
+    `own` and `other` (N,) are 1 and 0 if they are not given. They get the gradients of this loss, x and head those of
+    -log p: a network taught only what the experts leave over learns too slowly (docs/LOG.md).
     """
-    return CappedCrossEntropy.apply(x, head, targets, softcap, own, other, alone)
+    return CappedCrossEntropy.apply(x, head, targets, softcap, own, other)

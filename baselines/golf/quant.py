@@ -2,15 +2,13 @@
 
 - The step of a row follows the standard deviation of its weights, not its largest one: once codes are
   entropy-coded, what counts is their entropy, and outliers may lie any number of steps out (contest, April).
-- Roles (tables, attention, MLPs) can have steps of their own: mixed precision.
 - GPTQ (arXiv:2210.17323) rounds column by column and lets the columns still to come make up for the error, as far as
   the layer's inputs, seen on a few training batches, are correlated.
 - One number, the step as a fraction of that deviation, scales all; `fit` searches the one that fills the limit.
 """
 
 import math
-from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
 
 import numpy as np
 import torch
@@ -21,22 +19,6 @@ FINEST, COARSEST = 0.02, 4.0
 """Range of the step in standard deviations: 7.7 bits per weight at one end, nearly all codes 0 at the other."""
 MOST = 8191
 """Codes are at most so large; even at the finest step that is 160 standard deviations."""
-
-
-@dataclass(frozen=True)
-class Precision:
-    """How the bits are dealt out."""
-
-    gptq: bool
-    row_power: float
-    """Step of a row: deviation of the row to this power, times that of the tensor to the rest."""
-    table: float
-    attention: float
-    mlp: float
-    """Relative steps of the roles."""
-
-    def role(self, name: str) -> float:
-        return self.mlp if ".mlp." in name else self.attention if ".attn." in name else self.table
 
 
 class Inputs:
@@ -63,11 +45,11 @@ class Inputs:
             hook.remove()
 
 
-def row_scales(weight: Tensor, power: float) -> tuple[Tensor, float]:
-    """Scales (R,), in steps of 2^(1/SCALES), and base: base * 2^(scale/SCALES) is the spread of each row (R, C)."""
+def row_scales(weight: Tensor) -> tuple[Tensor, float]:
+    """Scales (R,), in steps of 2^(1/SCALES), and base: base * 2^(scale/SCALES) is the deviation of each row (R, C)."""
     base = float(weight.std(correction=0).clamp_min(1e-8))
     rows = weight.square().mean(1).sqrt().clamp_min(1e-3 * base)
-    return (SCALES * power * torch.log2(rows / base)).round().int(), base
+    return (SCALES * torch.log2(rows / base)).round().int(), base
 
 
 def round_nearest(weight: Tensor, step: Tensor) -> Tensor:
@@ -108,25 +90,22 @@ def round_gptq(weight: Tensor, step: Tensor, gram: Tensor, block: int = 128) -> 
     return codes.gather(2, order.argsort(dim=1)[:, None, :].expand(N, R, C))
 
 
-def quantize(
-    tensors: Mapping[str, Tensor], grams: Mapping[str, Tensor], precision: Precision, step: float
-) -> dict[str, Coded]:
-    """Every matrix of `tensors` in steps of `step` deviations times its role's; matrices of one shape together."""
+def quantize(tensors: Mapping[str, Tensor], grams: Mapping[str, Tensor], step: float) -> dict[str, Coded]:
+    """Every matrix in steps of `step` deviations, by GPTQ where there is a Gram matrix; those of one shape together."""
     groups: dict[tuple[torch.Size, bool], list[str]] = {}
     for name, tensor in tensors.items():
-        groups.setdefault((tensor.shape, precision.gptq and name in grams), []).append(name)
+        groups.setdefault((tensor.shape, name in grams), []).append(name)
     coded: dict[str, Coded] = {}
     for (_, gptq), names in groups.items():
         weights = torch.stack([tensors[name].detach().float() for name in names])  # (N, R, C)
-        scaled = [row_scales(weight, precision.row_power) for weight in weights]
-        bases = [base * step * precision.role(name) for name, (_, base) in zip(names, scaled, strict=True)]
-        steps = torch.stack([base * torch.exp2(s.float() / SCALES) for base, (s, _) in zip(bases, scaled, strict=True)])
+        scales, bases = zip(*map(row_scales, weights), strict=True)
+        steps = torch.stack([step * b * torch.exp2(s.float() / SCALES) for s, b in zip(scales, bases, strict=True)])
         if gptq:
             codes = round_gptq(weights, steps, torch.stack([grams[name] for name in names]))
         else:
             codes = round_nearest(weights, steps)
-        for name, base, (scales, _), code in zip(names, bases, scaled, codes.int().cpu(), strict=True):
-            coded[name] = Coded(code.numpy(), scales.cpu().numpy().astype(np.int32), base)
+        for name, base, scale, code in zip(names, bases, scales, codes.int().cpu(), strict=True):
+            coded[name] = Coded(code.numpy(), scale.cpu().numpy().astype(np.int32), step * base)
     return {name: coded[name] for name in tensors}
 
 
@@ -152,14 +131,3 @@ def fit(dump: Callable[[float], bytes], limit: int, weights: int, finest: float,
             step = math.sqrt(fine * coarse) if fine and coarse < math.inf else 1.5 * fine if fine else finest
         step = min(max(step, finest), COARSEST)
     return best
-
-
-def error(tensors: Mapping[str, Tensor], coded: Mapping[str, Coded]) -> float:
-    """Root mean square of what quantisation changed, relative to the weights'."""
-    changed = sum(float((torch.from_numpy(c.weights()) - tensors[n].cpu()).square().sum()) for n, c in coded.items())
-    return math.sqrt(changed / sum(float(t.square().sum()) for t in tensors.values()))
-
-
-def bits(coded: Iterable[Coded], size: int) -> float:
-    """Bits per weight of `size` bytes."""
-    return 8 * size / sum(c.codes.size for c in coded)

@@ -1,97 +1,151 @@
-"""The optimizer: Muon for the matrices of the blocks, Adam for embedding and vectors.
+"""The optimizer: Muon for the matrices of the blocks, Adam for tables and vectors, and all that ranks exchange.
 
 Muon (Keller Jordan, https://kellerjordan.github.io/posts/muon/) moves each matrix by its momentum with all
-singular values brought near 1. Matrices of one shape are handled as a batch, and the batch is dealt over the
-ranks: each orthogonalises its share, then all gather all shares. So every rank holds the same weights.
+singular values brought near 1. Matrices of one shape are a group, dealt over the ranks. A step is a pipeline
+(parallel Muon, contest): all gradients are sent off at once, each rank receives the sum of its share only,
+orthogonalises it while the next group's is still on its way, and sends the result off while it goes on.
 """
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-NEWTON_SCHULZ = (3.4445, -4.7750, 2.0315)  # odd quintic with a steep slope at 0, from the Muon post
-NEWTON_SCHULZ_STEPS = 5
+NEWTON_SCHULZ = ((3.4445, -4.7750, 2.0315),) * 5
+"""One odd quintic with a steep slope at 0, five times: from the Muon post."""
 
 
-def orthogonalize(batch: Tensor) -> Tensor:
-    """Matrices (N, R, C) with their singular values brought to about 0.7 to 1.2, in bf16.
+def orthogonalize(batch: Tensor, quintics: Sequence[tuple[float, float, float]] = NEWTON_SCHULZ) -> Tensor:
+    """Matrices (N, R, C) with their singular values brought near 1 (to 0.7 to 1.2 by default), in bf16.
 
-    The polynomial p(s) = a s + b s^3 + c s^5 acts on every singular value s without computing any.
+    Each polynomial p(s) = a s + b s^3 + c s^5 acts on every singular value s without computing any.
     """
-    a, b, c = NEWTON_SCHULZ
     tall = batch.size(1) > batch.size(2)
     x = (batch / (batch.norm(dim=(1, 2), keepdim=True) + 1e-7)).bfloat16()
     x = x.mT if tall else x  # the Gram matrix is taken over the shorter side
-    for _ in range(NEWTON_SCHULZ_STEPS):
+    for a, b, c in quintics:
         gram = x @ x.mT  # (N, S, S)
         x = a * x + (b * gram + c * (gram @ gram)) @ x
     return x.mT if tall else x
 
 
-class Muon:
-    """Momentum, orthogonalised. Gradients have to be the same on all ranks."""
+class Group:
+    """Matrices of one shape; this rank holds the momentum of `share` of them."""
 
-    def __init__(
-        self, matrices: Iterable[nn.Parameter], orthogonalize: Callable[[Tensor], Tensor] = orthogonalize
-    ) -> None:
-        self.rank, self.world = (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
-        self.orthogonalize = orthogonalize
-        shapes: dict[torch.Size, list[nn.Parameter]] = {}
-        for matrix in matrices:
-            shapes.setdefault(matrix.shape, []).append(matrix)
-        self.groups = list(shapes.values())
-        # Each rank keeps the momentum of its own share only; shares are padded to the same length.
-        self.momenta = [g[0].new_zeros(-(-len(g) // self.world), *g[0].shape) for g in self.groups]
+    def __init__(self, matrices: list[nn.Parameter], rank: int, world: int) -> None:
+        self.matrices, self.world = matrices, world
+        self.share = -(-len(matrices) // world)  # the last rank's is padded
+        self.momentum = matrices[0].new_zeros(self.share, *matrices[0].shape)
+        rows, columns = matrices[0].shape
+        # A tall matrix has more outputs than inputs: this keeps the size of the change per output.
+        self.size = max(1.0, rows / columns) ** 0.5
 
-    @torch.no_grad()
-    def step(self, lr: float, momentum: float) -> None:
-        """Apply the gradients; Nesterov's form of the momentum."""
-        for group, velocity in zip(self.groups, self.momenta, strict=True):
-            share = len(velocity)
-            own = group[self.rank * share : (self.rank + 1) * share]
-            grads = [p.grad if p.grad is not None else torch.zeros_like(p) for p in own]
-            grads += [torch.zeros_like(group[0])] * (share - len(own))
-            grad = torch.stack(grads)  # (share, R, C)
-            velocity.mul_(momentum).add_(grad)
-            update = self.orthogonalize(grad.add(velocity, alpha=momentum))
-            if self.world > 1:
-                update = update.contiguous()
-                shares = update.new_empty(self.world * share, *group[0].shape)
-                dist.all_gather_into_tensor(shares, update)
-                update = shares
-            rows, columns = group[0].shape
-            # A tall matrix has more outputs than inputs: this keeps the size of the change per output.
-            size = max(1.0, rows / columns) ** 0.5
-            torch._foreach_add_(group, list(update[: len(group)].float().unbind()), alpha=-lr * size)
+    def send_gradients(self) -> tuple[Tensor, dist.Work | None]:
+        """Begin to sum this rank's share (share, R, C) over all ranks."""
+        first = self.matrices[0]
+        padding = [torch.zeros_like(first)] * (self.world * self.share - len(self.matrices))
+        grads = torch.stack([torch.zeros_like(m) if m.grad is None else m.grad for m in self.matrices] + padding)
+        if self.world == 1:
+            return grads, None
+        own = torch.empty_like(self.momentum)
+        return own, dist.reduce_scatter_tensor(own, grads, async_op=True)
+
+    def send_update(self, update: Tensor) -> tuple[Tensor, dist.Work | None]:
+        """Begin to collect the updates (N, R, C) of all ranks."""
+        if self.world == 1:
+            return update, None
+        every = update.new_empty(self.world * self.share, *update.shape[1:])
+        return every, dist.all_gather_into_tensor(every, update.contiguous(), async_op=True)
 
 
 class Optimizer:
-    """Both parts, with learning rates for matrices, embedding and vectors."""
+    """Both parts, with learning rates for matrices (weights of nn.Linear), tables (other weights) and vectors."""
 
     def __init__(
         self,
         model: nn.Module,
+        *,
         matrix_lr: float,
-        embed_lr: float,
+        table_lr: float,
         vector_lr: float,
+        betas: tuple[float, float] = (0.9, 0.95),
+        decay: float = 0.0,
         orthogonalize: Callable[[Tensor], Tensor] = orthogonalize,
     ) -> None:
-        matrices, embeds, vectors = [], [], []
+        """`betas` are Adam's; `decay` is the decoupled weight decay of matrices and tables, times learning rate."""
+        rank, self.world = (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
+        shapes: dict[torch.Size, list[nn.Parameter]] = {}
+        tables, vectors = [], []
+        linear = {id(module.weight) for module in model.modules() if isinstance(module, nn.Linear)}
         for name, parameter in model.named_parameters():
-            kind = embeds if name == "embed.weight" else matrices if name.endswith(".weight") else vectors
-            kind.append(parameter)
-        self.muon = Muon(matrices, orthogonalize)
-        self.adam = torch.optim.Adam([{"params": embeds}, {"params": vectors}], betas=(0.9, 0.95), fused=True)
-        self.matrix_lr, self.adam_lrs = matrix_lr, (embed_lr, vector_lr)
+            if id(parameter) in linear:
+                shapes.setdefault(parameter.shape, []).append(parameter)
+            else:
+                (tables if name.endswith("weight") else vectors).append(parameter)
+        self.groups = [Group(matrices, rank, self.world) for matrices in shapes.values()]
+        self.rest = [*tables, *vectors]
+        self.adam = torch.optim.AdamW(
+            [{"params": tables, "weight_decay": decay}, {"params": vectors, "weight_decay": 0.0}],
+            betas=betas,
+            fused=True,
+        )
+        self.orthogonalize = orthogonalize
+        self.matrix_lr, self.adam_lrs, self.decay = matrix_lr, (table_lr, vector_lr), decay
 
-    def step(self, scale: float, momentum: float) -> None:
-        """One step with all learning rates times `scale`; `momentum` is Muon's. Drops the gradients."""
-        for group, lr in zip(self.adam.param_groups, self.adam_lrs, strict=True):
-            group["lr"] = lr * scale
+    @torch.no_grad()
+    def step(self, scale: float, momentum: float, loss: Tensor) -> Tensor:
+        """One step with all learning rates times `scale`; returns the loss averaged over all ranks.
+
+        `momentum` is Muon's, in Nesterov's form. Drops the gradients.
+        """
+        sums = [group.send_gradients() for group in self.groups]
+        flat, sent = self._send_rest(loss)
+        updates = []
+        for group, (grad, arriving) in zip(self.groups, sums, strict=True):
+            _wait(arriving)
+            group.momentum.mul_(momentum).add_(grad)
+            updates.append(group.send_update(self.orthogonalize(grad.add(group.momentum, alpha=momentum))))
+        _wait(sent)
+        loss = self._step_rest(flat, scale)
+        lr = self.matrix_lr * scale
+        for group, (update, arriving) in zip(self.groups, updates, strict=True):
+            _wait(arriving)
+            if self.decay:
+                torch._foreach_mul_(group.matrices, 1 - lr * self.decay)
+            each = list(update[: len(group.matrices)].float().unbind())
+            torch._foreach_add_(group.matrices, each, alpha=-lr * group.size)
+        _forget(self.rest)
+        for group in self.groups:
+            _forget(group.matrices)
+        return loss
+
+    def _send_rest(self, loss: Tensor) -> tuple[Tensor, dist.Work | None]:
+        """Begin to sum the gradients of tables and vectors and, as the last number, the loss."""
+        if self.world == 1:
+            return loss.reshape(1), None
+        grads = [torch.zeros_like(p) if p.grad is None else p.grad for p in self.rest]
+        flat = torch.cat([*(g.flatten() for g in grads), loss.reshape(1)])
+        return flat, dist.all_reduce(flat, async_op=True)
+
+    def _step_rest(self, flat: Tensor, scale: float) -> Tensor:
+        flat = flat / self.world
+        if self.world > 1:
+            parts = flat[:-1].split([p.numel() for p in self.rest])
+            for parameter, grad in zip(self.rest, parts, strict=True):
+                parameter.grad = grad.view_as(parameter)
+        for settings, lr in zip(self.adam.param_groups, self.adam_lrs, strict=True):
+            settings["lr"] = lr * scale
         self.adam.step()
-        self.muon.step(self.matrix_lr * scale, momentum)
-        for group in (*self.muon.groups, *(g["params"] for g in self.adam.param_groups)):
-            for parameter in group:
-                parameter.grad = None
+        return flat[-1]
+
+
+def _wait(work: dist.Work | None) -> None:
+    """On a GPU this makes the stream wait, not the host."""
+    if work is not None:
+        work.wait()
+
+
+def _forget(parameters: Iterable[nn.Parameter]) -> None:
+    for parameter in parameters:
+        parameter.grad = None

@@ -6,7 +6,7 @@ from typing import cast
 
 import torch
 import torch.distributed as dist
-from torch import Tensor, nn
+from torch import Tensor
 
 
 class Team:
@@ -35,18 +35,6 @@ class Team:
         if self.world > 1:
             dist.all_reduce(agreed, op=dist.ReduceOp.MAX)
         return cast(list[float], agreed.tolist())
-
-    def average(self, model: nn.Module, loss: Tensor) -> Tensor:
-        """Average the gradients over all ranks in one message, the loss being its last number."""
-        if self.world == 1:
-            return loss
-        parameters = list(model.parameters())
-        flat = torch.cat([*(p.grad.flatten() for p in parameters if p.grad is not None), loss.reshape(1)])
-        dist.all_reduce(flat)
-        flat /= self.world
-        for parameter, grad in zip(parameters, flat[:-1].split([p.numel() for p in parameters]), strict=True):
-            parameter.grad = grad.view_as(parameter)
-        return flat[-1]
 
     def settle(self) -> None:
         """Wait until the device has done its work."""

@@ -5,6 +5,7 @@ import json
 import signal
 import zlib
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +23,7 @@ from pgolf.data.shards import read_shard, write_shard
 from trainers import finish, lines, load, losses, start, unpack, wait_for_steps
 
 NAIVE = ROOT / "baselines" / "naive"
-MODULES = ("model", "quant", "optim", "team", "runlog", "command", "predict", "train")
+MODULES = ("model", "quant", "optim", "team", "runlog", "command", "loop", "predict", "train")
 TINY = ["context=64", "layers=3", "dim=32", "heads=4", "kv_heads=2", "batch_tokens=512", "warmup_steps=2"]
 TINY += ["compile=0", "log_every=1"]
 TRAINER = NAIVE / "train.py"
@@ -187,14 +188,20 @@ def test_warm_up_is_undone_bit_for_bit(naive: Any, dataset: Path, tmp_path: Path
     run = train.build(args, naive.command.read_settings(args, team, train.PRESETS), team)
     before = {name: t.clone() for name, t in run.model.state_dict().items()}
     random = torch.get_rng_state()
-    train.warm_up(run)
+    naive.loop.warm_up(run, train.Trainer(run))
     assert all(torch.equal(t, before[name]) for name, t in run.model.state_dict().items())
     assert all(p.grad is None for p in run.model.parameters())
     assert torch.equal(torch.get_rng_state(), random)
-    optimizer = run.optimizer()
-    assert not optimizer.adam.state
-    assert not any(momentum.any() for momentum in optimizer.muon.momenta)
     assert list(tmp_path.iterdir()) == []
+
+
+def test_budget_ends_in_time(naive: Any) -> None:
+    clock, steps = naive.loop.Budget(None, 100.0, 2.0, 0), naive.loop.Budget(4, 1.0, 1.0, 0)
+    assert clock.left(0, 0.0) == 50  # by the warm-up's steps
+    assert (clock.left(10, 50.0), clock.done(10, 50.0)) == (10, 0.5)
+    assert clock.left(10, 96.0) < 1 <= clock.left(90, 97.0)  # a step has taken 9.6 s so far, or 1.1 s
+    assert replace(clock, ahead=2).left(90, 97.0) < 1  # two steps are still under way
+    assert (steps.left(3, 50.0), steps.left(4, 0.0), steps.done(3, 50.0)) == (1, 0, 0.75)
 
 
 def test_two_ranks_train_like_one(naive: Any, dataset: Path, tmp_path: Path) -> None:

@@ -1,6 +1,6 @@
 """Muon against a reference that handles one matrix at a time, and its split over ranks."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -44,32 +44,35 @@ def reference_step(weight: Tensor, grad: Tensor, velocity: Tensor, lr: float, mo
     return weight - lr * max(1.0, rows / columns) ** 0.5 * update
 
 
-def matrices() -> list[nn.Parameter]:
-    generator = torch.Generator().manual_seed(1)
-    return [nn.Parameter(torch.randn(shape, generator=generator)) for shape in SHAPES]
+def model_of(shapes: Sequence[tuple[int, int]] = SHAPES) -> nn.Module:
+    """Matrices (R, C) of some shapes, a table and a vector."""
+    torch.manual_seed(1)
+    model = nn.Module()
+    model.matrices = nn.ModuleList(nn.Linear(columns, rows, bias=False) for rows, columns in shapes)
+    model.table = nn.Embedding(8, 4)
+    model.vector = nn.Parameter(torch.ones(4))
+    return model
 
 
-def give_gradients(parameters: list[nn.Parameter], step: int) -> None:
-    generator = torch.Generator().manual_seed(100 + step)
-    for parameter in parameters:
-        parameter.grad = torch.randn(parameter.shape, generator=generator)
+RATES = {"matrix_lr": 0.1, "table_lr": 0.2, "vector_lr": 0.3}
 
 
 def test_matches_one_matrix_at_a_time(optim: Any) -> None:
-    parameters = matrices()
-    expected = [p.detach().double() for p in parameters]
+    model = model_of()
+    weights = [module.weight for module in model.matrices]
+    expected = [w.detach().double() for w in weights]
     velocities = [torch.zeros_like(e) for e in expected]
-    muon = optim.Muon(parameters, exact_orthogonalize)
-    for step in range(4):
-        give_gradients(parameters, step)
-        muon.step(0.1, 0.9)
+    optimizer = optim.Optimizer(model, **RATES, orthogonalize=exact_orthogonalize)
+    for _ in range(4):
+        grads = [torch.randn_like(w) for w in weights]
+        for weight, grad in zip(weights, grads, strict=True):
+            weight.grad = grad.clone()
+        optimizer.step(1.0, 0.9, torch.zeros(()))
         expected = [
-            reference_step(e, p.grad.double(), v, 0.1, 0.9)
-            for e, p, v in zip(expected, parameters, velocities, strict=True)
-            if p.grad is not None
+            reference_step(e, g.double(), v, 0.1, 0.9) for e, g, v in zip(expected, grads, velocities, strict=True)
         ]
-    for parameter, value in zip(parameters, expected, strict=True):
-        torch.testing.assert_close(parameter.detach().double(), value, atol=1e-5, rtol=0)
+    for weight, value in zip(weights, expected, strict=True):
+        torch.testing.assert_close(weight.detach().double(), value, atol=1e-5, rtol=0)
 
 
 @pytest.mark.parametrize("shape", [(3, 24, 16), (3, 64, 64), (3, 128, 64), (3, 64, 128)])
@@ -93,45 +96,56 @@ def test_zero_gradient_moves_nothing(optim: Any) -> None:
     assert torch.equal(optim.orthogonalize(torch.zeros(2, 8, 8)), torch.zeros(2, 8, 8, dtype=torch.bfloat16))
 
 
-def test_any_world_size_gives_the_same_weights(optim: Any, tmp_path: Path) -> None:
-    alone = matrices()
-    muon = optim.Muon(alone)
+def train_a_little(optim: Any, model: nn.Module, rank: int = 0, world: int = 1) -> Any:
+    """Three steps; each of two ranks has its own gradients, one alone has their mean."""
+    optimizer = optim.Optimizer(model, **RATES, decay=0.1)
     for step in range(3):
-        give_gradients(alone, step)
-        muon.step(0.1, 0.9)
+        for number, parameter in enumerate(model.parameters()):
+            generator = torch.Generator().manual_seed(1000 * step + number)
+            own = [torch.randn(parameter.shape, generator=generator) for _ in range(2)]
+            parameter.grad = own[rank] if world == 2 else (own[0] + own[1]) / 2
+        loss = optimizer.step(1.0, 0.9, torch.tensor(float(rank)))
+    assert all(p.grad is None for p in model.parameters())
+    return loss
+
+
+def test_any_world_size_gives_the_same_weights(optim: Any, tmp_path: Path) -> None:
+    alone = model_of()
+    train_a_little(optim, alone)
     mp.spawn(_rank, args=(2, str(tmp_path)), nprocs=2)
     for rank in range(2):
         together = torch.load(tmp_path / f"{rank}.pt", weights_only=True)
-        for a, b in zip(alone, together, strict=True):
+        assert together.pop("loss") == 0.5
+        for name, tensor in alone.state_dict().items():
             # Same arithmetic per matrix; only the batch that the kernel sees differs.
-            torch.testing.assert_close(a.detach(), b, atol=2e-3, rtol=0)
+            torch.testing.assert_close(tensor, together[name], atol=4e-3, rtol=0)
 
 
 def _rank(rank: int, world: int, folder: str) -> None:
     torch.set_num_threads(1)
     dist.init_process_group("gloo", init_method=f"file://{folder}/meet", rank=rank, world_size=world)
-    optim = next(load_optim())
-    parameters = matrices()
-    muon = optim.Muon(parameters)
-    for step in range(3):
-        give_gradients(parameters, step)
-        muon.step(0.1, 0.9)
-    torch.save([p.detach() for p in parameters], Path(folder) / f"{rank}.pt")
+    optim, model = next(load_optim()), model_of()
+    loss = train_a_little(optim, model, rank, world)
+    torch.save(model.state_dict() | {"loss": loss}, Path(folder) / f"{rank}.pt")
     dist.destroy_process_group()
 
 
-def test_adam_gets_embedding_and_vectors(optim: Any) -> None:
-    model = nn.Module()
-    model.embed = nn.Embedding(8, 4)
-    model.out = nn.Linear(4, 4, bias=False)
-    model.scale = nn.Parameter(torch.ones(4))
-    optimizer = optim.Optimizer(model, matrix_lr=0.1, embed_lr=0.2, vector_lr=0.3)
+def test_adam_gets_tables_and_vectors(optim: Any) -> None:
+    model = model_of([(4, 4)])
     before = {name: p.detach().clone() for name, p in model.named_parameters()}
     for parameter in model.parameters():
         parameter.grad = torch.ones_like(parameter)
-    optimizer.step(scale=0.5, momentum=0.9)
+    optim.Optimizer(model, **RATES).step(0.5, 0.9, torch.zeros(()))
     # Adam's first step is the learning rate times the sign of the gradient.
-    torch.testing.assert_close(model.embed.weight.detach(), before["embed.weight"] - 0.1)
-    torch.testing.assert_close(model.scale.detach(), before["scale"] - 0.15)
-    assert not torch.equal(model.out.weight, before["out.weight"])
-    assert all(p.grad is None for p in model.parameters())
+    torch.testing.assert_close(model.table.weight.detach(), before["table.weight"] - 0.1)
+    torch.testing.assert_close(model.vector.detach(), before["vector"] - 0.15)
+
+
+def test_decay_shrinks_matrices_and_tables(optim: Any) -> None:
+    model = model_of()
+    before = {name: p.detach().clone() for name, p in model.named_parameters()}
+    for parameter in model.parameters():
+        parameter.grad = torch.zeros_like(parameter)
+    optim.Optimizer(model, **RATES, decay=0.5).step(1.0, 0.9, torch.zeros(()))
+    for name, rate in [("matrices.0.weight", 0.1), ("table.weight", 0.2), ("vector", 0.0)]:
+        torch.testing.assert_close(model.get_parameter(name).detach(), before[name] * (1 - rate * 0.5))

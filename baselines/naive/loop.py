@@ -1,0 +1,237 @@
+"""From settings to artifact: what all trainers here share, in the order in which it happens.
+
+Build the model, compile and warm up on made-up tokens, pack once for practice, undo all that, start the clock, open
+the data, train, pack. What comes before the clock costs nothing and learns nothing; everything after it counts.
+"""
+
+import argparse
+import json
+import math
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, fields, replace
+from itertools import chain, repeat
+from pathlib import Path
+from typing import Any, Protocol
+
+import torch
+from command import can_compile, description, faster_dtype, stop_on_signals
+from runlog import Log
+from team import Team
+from torch import Tensor
+
+from pgolf import rules
+from pgolf.clock import Clock
+from pgolf.data.dataset import Dataset, open_dataset
+from pgolf.data.loader import batches
+from pgolf.errors import Refused, UsageError
+
+
+@dataclass(frozen=True)
+class Run:
+    """What stays the same from the first step to the last."""
+
+    args: argparse.Namespace
+    settings: Any
+    data: Dataset
+    team: Team
+    model: Any
+    forward: Callable[..., Tensor]
+    """The model's loss, compiled or not."""
+    orthogonalize: Callable[[Tensor], Tensor]
+
+
+@dataclass(frozen=True)
+class Budget:
+    """How long to train: so many steps, or by the wall clock when `steps` is None."""
+
+    steps: int | None
+    seconds: float
+    """Time to train: the limit less what packing takes."""
+    step_seconds: float
+    """What the longest kind of step took in the warm-up."""
+    ahead: int
+    """Steps that the host may be ahead of the device, so that its clock is early."""
+
+    def left(self, step: int, elapsed: float) -> float:
+        """Steps that there is time for, before step number `step` at `elapsed` seconds."""
+        if self.steps is not None:
+            return self.steps - step
+        return (self.seconds - elapsed) / max(self.step_seconds, elapsed / step if step else 0.0) - self.ahead
+
+    def done(self, step: int, elapsed: float) -> float:
+        """How much of the run is over then, from 0 to 1."""
+        return min(1.0, elapsed / self.seconds) if self.steps is None else step / self.steps
+
+
+class Trainer(Protocol):
+    """What a baseline does its own way; made anew after the warm-up."""
+
+    def begin(self) -> None:
+        """First thing under the clock."""
+
+    def kinds(self) -> Sequence[Callable[[Tensor], object]]:
+        """One function for each kind of step that training will take, for practice on made-up ids (B, T)."""
+
+    def step(self, step: int, left: float, done: float, ids: Tensor, targets: Tensor) -> tuple[Tensor, float]:
+        """Train on a batch (B, T); returns the loss and the factor of the learning rates."""
+
+    def save(self, path: Path, feed: Iterator[tuple[Tensor, Tensor]]) -> tuple[dict[str, Any], str]:
+        """Pack the artifact, on rank 0; returns facts for the log and a sentence. `feed` has unused batches."""
+
+
+def build(
+    args: argparse.Namespace,
+    settings: Any,
+    team: Team,
+    model_class: Any,
+    config_class: Any,
+    orthogonalize: Callable[[Tensor], Tensor],
+) -> Run:
+    """Model and compiled functions. Of the data this reads names and tokenizer, no training token."""
+    data = open_dataset(args.data)
+    if not data.train_shards:
+        raise UsageError(f"{args.data}: holds no training shards")
+    args.out.parent.mkdir(parents=True, exist_ok=True)
+    settings = replace(settings, vocab_size=data.vocab_size)
+    torch.manual_seed(args.seed)  # on the CPU and the same on each rank, so all start from the same weights
+    config = config_class(**{f.name: getattr(settings, f.name) for f in fields(config_class)})
+    model = model_class(config).to(team.device)
+    model.dtype = faster_dtype(model, team)
+    compiling = can_compile(settings, team)
+    forward = torch.compile(model, dynamic=False, fullgraph=True) if compiling else model
+    if compiling and team.gpu:  # on a CPU there is next to nothing to fuse in it
+        orthogonalize = torch.compile(orthogonalize, dynamic=False)
+    return Run(args, settings, data, team, model, forward, orthogonalize)
+
+
+def train_and_pack(run: Run, new_trainer: Callable[[Run], Trainer], source: Mapping[str, bytes]) -> None:
+    """All the rest."""
+    args, settings, team, limit = run.args, run.settings, run.team, seconds_limit(run.args)
+    step_seconds, pack_seconds = warm_up(run, new_trainer(run))
+    time_to_train = limit - 1.3 * pack_seconds - 0.5
+    if not args.steps and time_to_train < 2 * step_seconds:
+        raise UsageError(f"{limit:g} s are too few: packing takes {pack_seconds:.1f} s, a step {step_seconds:.1f} s")
+    budget = Budget(args.steps, time_to_train, step_seconds, 2 if team.gpu else 0)
+    path = (args.log or args.out.with_suffix(".jsonl")) if team.rank == 0 else None
+    log = Log(path, args.steps, limit, settings.log_every, settings.batch_tokens)
+    log.write(**description(run, source, step_seconds, pack_seconds))
+    trainer, stop, clock = new_trainer(run), stop_on_signals(), Clock(limit)
+
+    clock.start()
+    steps, feed = train(run, trainer, budget, clock, stop, log)
+    if team.rank != 0:
+        return
+    trained = clock.elapsed()
+    facts, sentence = trainer.save(args.out, feed)
+    seconds = clock.elapsed()
+
+    log.bar.close()
+    tokens = steps * settings.batch_tokens
+    times = {"seconds": round(seconds, 3), "train_seconds": round(trained, 3), "stopped": stop.is_set()}
+    log.write(steps=steps, tokens=tokens, **times, **facts)
+    log.plot(args.out.with_suffix(".png"))
+    print(f"{steps:,} steps, {tokens:,} tokens{', stopped by a signal' if stop.is_set() else ''}")
+    print(f"{sentence}; {seconds:.1f} seconds of {limit:g}")
+    print(f"score it with: pgolf score {args.out} --data {args.data}")
+    if seconds > limit:
+        raise Refused(f"the artifact was finished {seconds - limit:.1f} s after the limit of {limit:g} s")
+
+
+def seconds_limit(args: argparse.Namespace) -> float:
+    return args.seconds or rules.track(args.track).train_seconds or math.inf
+
+
+def warm_up(run: Run, trainer: Trainer) -> tuple[float, float]:
+    """Compile, take some steps on made-up tokens and pack, then restore the weights bit for bit.
+
+    Returns the seconds of the longest kind of step and of packing. Raises Refused when the artifact cannot fit.
+    """
+    s, team = run.settings, run.team
+    initial = {name: tensor.clone() for name, tensor in run.model.state_dict().items()}
+    generator, step_seconds = torch.Generator().manual_seed(0), 0.0
+    shape = s.batch_tokens // s.context // team.world, s.context
+    for kind in trainer.kinds():
+        for _ in range(s.warmup_steps):
+            ids = torch.randint(s.vocab_size, shape, generator=generator).to(team.device)
+            team.settle()
+            start = time.monotonic()
+            kind(ids)
+            team.settle()
+        step_seconds = max(step_seconds, time.monotonic() - start)
+    start = time.monotonic()
+    if team.rank == 0:
+        trial = run.args.out.with_name(run.args.out.name + ".trial")
+        try:
+            trainer.save(trial, repeat((ids, ids)))
+        finally:
+            trial.unlink(missing_ok=True)
+    pack_seconds = time.monotonic() - start
+    run.model.load_state_dict(initial)
+    step_seconds, pack_seconds = team.most(step_seconds, pack_seconds)
+    return step_seconds, pack_seconds
+
+
+def train(
+    run: Run, trainer: Trainer, budget: Budget, clock: Clock, stop: threading.Event, log: Log
+) -> tuple[int, Iterator[tuple[Tensor, Tensor]]]:
+    """Train until the budget is spent or a signal came; returns the number of steps, and the batches not used."""
+    s, team = run.settings, run.team
+    shards, rank = run.data.train_shards, {"rank": team.rank, "world": team.world, "device": team.device}
+    feed = batches(shards, s.vocab_size, s.batch_tokens, s.context, **rank)
+    unread: deque[tuple[int, float, Callable[[], float]]] = deque()
+    trainer.begin()
+    for step, batch in enumerate(feed):
+        elapsed, stopping = team.most(clock.elapsed(), stop.is_set())
+        left = budget.left(step, elapsed)
+        if stopping or left < 1:
+            break
+        loss, scale = trainer.step(step, left, budget.done(step, elapsed), *batch)
+        unread.append((step + 1, scale, team.read_later(loss)))
+        # Reading an old loss waits for its step only, and so keeps the host from running further ahead.
+        while len(unread) > budget.ahead:
+            done, scale, read = unread.popleft()
+            log.step(done, read(), clock.elapsed(), scale)
+    for done, scale, read in unread:
+        log.step(done, read(), clock.elapsed(), scale)
+    return step, chain([batch], feed)
+
+
+def gradients(forward: Callable[..., Tensor], batch: Sequence[Tensor], most: int) -> Tensor:
+    """Forward and backward on a batch (B, T, ...), in equal parts of at most `most` sequences; returns the loss."""
+    count = len(batch[0])
+    micro = max(size for size in range(1, max(1, most) + 1) if count % size == 0)  # equal: one compiled shape
+    total = torch.zeros((), device=batch[0].device)
+    for part in zip(*(t.split(micro) for t in batch), strict=True):
+        loss = forward(*part) * (micro / count)
+        loss.backward()
+        total += loss.detach()
+    return total
+
+
+def momentum(settings: Any, step: int) -> float:
+    """Muon's, which rises to its final value over the first steps."""
+    s = settings
+    return s.momentum_start + (s.momentum - s.momentum_start) * min(1.0, step / s.momentum_steps)
+
+
+def members(run: Run, source: Mapping[str, bytes], name: str, **changes: Any) -> dict[str, bytes]:
+    """The artifact without its weights: code, tokenizer, and the manifest, usual but for these changes."""
+    manifest = {
+        "name": name,
+        "author": "pgolf",
+        "track": run.args.track,
+        "vocab_size": run.data.vocab_size,
+        "bos": run.data.bos,
+        "context": run.settings.context,
+        "window": "packed",
+        "stride": None,
+        "form": "simple",
+        "adapts": False,
+        "tokenizer": "tokenizer.model",
+        "packages": ["torch"],
+    }
+    text = json.dumps(manifest | changes, indent=1)
+    return dict(source) | {"submission.json": text.encode(), "tokenizer.model": run.data.tokenizer.read_bytes()}
