@@ -1,6 +1,6 @@
 """Ablations: train a base and variants of it with the same seeds and budget, and compare them seed by seed.
 
-A variant is one or more settings of the trainer, joined by commas: `xsa=0` or `bigram=0,smear=0`. Every run is
+A variant is one or more settings of the trainer, joined by commas: `xsa=0` or `gate=0,smear=0`. Every run is
 kept in --out under its settings, so the table can be extended, and a call that was cut short goes on where it stopped.
 """
 
@@ -45,7 +45,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         description=__doc__,
-        epilog="example:\n  scripts/ablate --data data/demo --steps 200 --seeds 1 2 3 xsa=0 bigram=0,smear=0",
+        epilog="example:\n  scripts/ablate --data data/demo --steps 200 --seeds 1 2 3 xsa=0 gate=0,smear=0",
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument(

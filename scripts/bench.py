@@ -14,7 +14,9 @@ import tempfile
 import time
 from pathlib import Path
 
+import density
 import numpy as np
+import quantise
 import sentencepiece as spm
 import torch
 import zstandard
@@ -24,7 +26,7 @@ from pgolf import score as scoring
 from pgolf.artifact import Artifact, read
 from pgolf.data import vocabulary
 from pgolf.data.dataset import open_dataset
-from pgolf.errors import Refused
+from pgolf.errors import PgolfError, Refused
 from pgolf.score import SLOT_BYTES, score
 
 
@@ -53,8 +55,21 @@ def main() -> None:
     command.add_argument("--device", default="auto")
     command.add_argument("--seeds", type=int, default=100)
     command.set_defaults(run=bench_audit)
+    command = commands.add_parser("density", help=density.__doc__)
+    command.add_argument("artifact", type=Path, nargs="?", help="an artifact of baselines/golf")
+    command.set_defaults(run=density.bench_density)
+    command = commands.add_parser("quantise", help="what coarser weights cost", description=quantise.__doc__)
+    command.add_argument("artifact", type=Path, help="an artifact of baselines/naive or baselines/golf")
+    command.add_argument("--data", type=Path, required=True)
+    command.add_argument("--bits", type=float, nargs="+", default=[3.0, 3.5, 4.0, 4.5, 5.0])
+    command.add_argument("--tokens", type=int, default=131_072, help="of the validation text (default: %(default)s)")
+    command.set_defaults(run=quantise.bench_quantise)
     args = parser.parse_args()
-    args.run(args)
+    try:
+        args.run(args)
+    except PgolfError as error:
+        print(f"bench: {error}", file=sys.stderr)
+        sys.exit(error.exit_code)
 
 
 def bench_score(args: argparse.Namespace) -> None:

@@ -19,30 +19,17 @@ import zstandard
 
 from pgolf import rules
 from pgolf.artifact import read
-from pgolf.errors import PgolfError, UsageError
+from pgolf.errors import UsageError
 
 GOLF = Path(__file__).parent.parent / "baselines" / "golf"
 MAIN_ROOM = 15_800_000  # of the main track's limit, for the weights
 
 
-def main() -> int:
-    """Print the table; returns the exit code."""
-    parser = argparse.ArgumentParser(
-        description=__doc__,
-        epilog="example:\n  scripts/bench density runs/golf.zst",
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    parser.add_argument("artifact", type=Path, nargs="?", help="an artifact of baselines/golf")
-    args = parser.parse_args()
+def bench_density(args: argparse.Namespace) -> None:
+    """Print the table."""
     sys.path.insert(0, str(GOLF))
     coder = importlib.import_module("coder")
-    try:
-        data = main_shape(coder) if args.artifact is None else weights_of(args.artifact)
-    except PgolfError as error:
-        print(f"bench: {error}", file=sys.stderr)
-        return error.exit_code
-    report(coder, data)
-    return 0
+    report(coder, main_shape(coder) if args.artifact is None else weights_of(args.artifact))
 
 
 def weights_of(path: Path) -> bytes:
@@ -99,7 +86,3 @@ def narrow(codes: np.ndarray) -> bytes:
     if np.abs(codes).max() < 128:
         return codes.astype(np.int8).tobytes()
     return codes.astype("<i2").ravel().view(np.uint8).reshape(-1, 2).T.tobytes()
-
-
-if __name__ == "__main__":
-    sys.exit(main())

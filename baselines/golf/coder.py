@@ -1,9 +1,9 @@
 """The weights as bytes: integer codes, entropy-coded group by group, and a few fp16 numbers.
 
-    8 bytes   lengths of the header and of the models, little-endian, 4 bytes each
-    header    JSON: {"config": {...}, "coded": [[name, [R, C], step], ...], "models": [[least code, length], ...],
-              "plain": [[name, [sizes]], ...]}
-    models    one byte per possible code: the logarithm of how often it occurs
+    4 bytes   length of the head, little-endian
+    head      deflated (zlib): a line of JSON, {"config": {...}, "coded": [[name, [R, C], step], ...],
+              "models": [[least code, length], ...], "plain": [[name, [sizes]], ...]}; then the models,
+              one byte per possible code: the logarithm of how often it occurs
     halves    the plain tensors in fp16
     codes     one range-coded stream (constriction) of 32-bit words
 
@@ -15,6 +15,7 @@ of the codes, and no general compressor comes near it.
 
 import json
 import re
+import zlib
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from math import prod
@@ -104,33 +105,32 @@ def dumps(config: Mapping[str, Any], coded: Mapping[str, Coded], plain: Mapping[
         "models": [[least, len(model)] for least, model in zip(leasts, models, strict=True)],
         "plain": [[name, list(tensor.shape)] for name, tensor in plain.items()],
     }
-    table = b"".join(model.tobytes() for model in models)
-    halves = b"".join(tensor.astype("<f2").tobytes() for tensor in plain.values())
-    text = json.dumps(header, separators=(",", ":")).encode()
-    return b"".join([np.array([len(text), len(table)], "<u4").tobytes(), text, table, halves, stream])
+    line = json.dumps(header, separators=(",", ":")).encode() + b"\n"
+    head = zlib.compress(b"".join([line, *(model.tobytes() for model in models)]), 9)
+    halves = (tensor.astype("<f2").tobytes() for tensor in plain.values())
+    return b"".join([len(head).to_bytes(4, "little"), head, *halves, stream])
 
 
 def parse(data: bytes) -> tuple[dict[str, Any], dict[str, Coded], dict[str, npt.NDArray[np.float32]]]:
     """What `dumps` was given. Raises ValueError when bytes are missing."""
-    if len(data) < 8:
-        raise ValueError(f"weights: {len(data)} bytes are no header")
-    n_text, n_table = np.frombuffer(data, "<u4", 2).tolist()
-    at, halves_at = 8 + n_text, 8 + n_text + n_table
-    if len(data) < halves_at:
-        raise ValueError(f"weights: {len(data)} bytes end inside the header")
-    header = json.loads(data[8:at])
+    halves_at = 4 + int.from_bytes(data[:4], "little")
+    try:
+        line, _, table = zlib.decompress(data[4:halves_at]).partition(b"\n")
+    except zlib.error as error:
+        raise ValueError(f"weights: the head is damaged ({error})") from None
+    header = json.loads(line)
     n_halves = sum(prod(shape) for _, shape in header["plain"])
     stream_at = halves_at + 2 * n_halves
     if len(data) < stream_at or (len(data) - stream_at) % 4:
-        raise ValueError(f"weights: {len(data)} bytes do not hold what the header announces")
+        raise ValueError(f"weights: {len(data)} bytes do not hold what the head announces")
     halves, plain = np.frombuffer(data, "<f2", n_halves, halves_at).astype(np.float32), {}
     for name, shape in header["plain"]:
         plain[name], halves = halves[: prod(shape)].reshape(shape).copy(), halves[prod(shape) :]
 
     reader, models = Reader(data[stream_at:]), []
     for least, length in header["models"]:
-        models.append((least, np.frombuffer(data, np.uint8, length, at)))
-        at += length
+        models.append((least, np.frombuffer(table[:length], np.uint8)))
+        table = table[length:]
     shapes = {name: (shape, step) for name, shape, step in header["coded"]}
     coded: dict[str, Coded] = {}
     for names in roles(shapes):

@@ -1,8 +1,9 @@
 """The strong baseline's transformer. Every technique is a switch of `GPTConfig`; nothing else is here.
 
-From the naive baseline stay RMSNorm without weights, QK-norm with a gain per head, grouped-query attention, output
-projections that start at zero, one matrix for embedding and head, and logits capped by tanh. What is new has
-its source beside its switch; the effects measured here are in docs/benchmarks/golf.md.
+From the naive baseline stay RMSNorm without weights, QK-norm with a gain per head, grouped-query attention, the
+embedding mixed into every block, output projections that start at zero, one matrix for embedding and head, and logits
+capped by tanh; its U-Net skips are gone. What is new has its source beside its switch; what was tried and left out, and
+all effects measured here, are in docs/benchmarks/golf.md.
 """
 
 from dataclasses import dataclass, fields
@@ -12,7 +13,7 @@ import torch.nn.functional as F
 from ngram import BINS, ORDERS, Experts
 from torch import Tensor, nn
 
-MAY_BE_ZERO = ("loops", "xsa", "leak", "parallel", "ngram", "softcap", "rope_dims")
+MAY_BE_ZERO = ("loops", "xsa", "leak", "ngram", "softcap", "rope_dims")
 
 
 @dataclass(frozen=True)
@@ -37,16 +38,10 @@ class GPTConfig:
     embed_std: float = 0.02
     leak: float = 0.5
     """Slope of the MLP's squared ReLU below zero (contest, LeakyReLU^2); 0: squared ReLU, arXiv:2109.08668."""
-    norm_scale: bool = True
-    """Layer i sees its normalised input times 1 / sqrt(i + 1) (LayerNorm Scaling, arXiv:2502.05795)."""
     xsa: int = 11
     """The last so many layers attend exclusively (XSA, contest): see `Attention.exclude`."""
     gate: bool = True
     """Each head's output is scaled by a sigmoid of the first channels of its input (modded-nanogpt)."""
-    skips: bool = True
-    """U-Net skips with a learned gate per channel: first half, last first, into the second half."""
-    parallel: int = 4
-    """In the last so many layers MLP and attention read the same input (PaLM, arXiv:2204.02311)."""
     loops: int = 1
     """Depth recurrence: layers loop_start to loop_stop - 1 run so many times more (arXiv:2502.05171)."""
     loop_start: int = 3
@@ -61,8 +56,6 @@ class GPTConfig:
             value = getattr(self, field.name)
             if not isinstance(value, bool) and (value < 0 or (value == 0 and field.name not in MAY_BE_ZERO)):
                 raise ValueError(f"{field.name} is {value}; it must be positive")
-        if self.layers < 2:
-            raise ValueError("layers is 1; the skips need at least 2")
         if self.dim % (2 * self.heads):
             raise ValueError(f"dim {self.dim} does not split into {self.heads} heads of even width")
         if self.heads % self.kv_heads:
@@ -176,8 +169,6 @@ class Block(nn.Module):
         super().__init__()
         self.attn = Attention(config, layer)
         self.mlp = MLP(config)
-        self.parallel = layer >= config.layers - config.parallel
-        self.scale = (layer + 1) ** -0.5 if config.norm_scale else 1.0
         self.attn_scale = nn.Parameter(torch.ones(config.dim))
         self.mlp_scale = nn.Parameter(torch.ones(config.dim))
         self.mix = nn.Parameter(torch.tensor([[1.0], [0.0]]).repeat(1, config.dim))  # of the input, of the embedding
@@ -185,9 +176,8 @@ class Block(nn.Module):
     def forward(self, x: Tensor, x0: Tensor, rotary: Rotary) -> Tensor:  # (B, T, C) twice
         mix = self.mix.to(x.dtype)
         x = mix[0] * x + mix[1] * x0
-        attended = self.attn_scale.to(x.dtype) * self.attn(rms_norm(x) * self.scale, rotary)
-        seen = x if self.parallel else x + attended
-        return x + attended + self.mlp_scale.to(x.dtype) * self.mlp(rms_norm(seen) * self.scale)
+        x = x + self.attn_scale.to(x.dtype) * self.attn(rms_norm(x), rotary)
+        return x + self.mlp_scale.to(x.dtype) * self.mlp(rms_norm(x))
 
 
 class GPT(nn.Module):
@@ -200,7 +190,6 @@ class GPT(nn.Module):
         nn.init.normal_(self.embed.weight, std=config.embed_std)
         self.smear = nn.Parameter(torch.zeros(Attention.GATE_INPUTS + 1)) if config.smear else None
         self.blocks = nn.ModuleList(Block(config, layer) for layer in range(config.layers))
-        self.skip = nn.Parameter(torch.ones(config.layers // 2, config.dim)) if config.skips else None
         self.experts: Experts | None = None  # only prediction needs them whole
         if config.ngram:
             self.gate = nn.Parameter(torch.zeros(config.ngram, config.dim))
@@ -247,15 +236,8 @@ class GPT(nn.Module):
     def features(self, ids: Tensor, loops: int) -> Tensor:
         """The last layer's output (B, T, C)."""
         x = x0 = self.embedding(ids)
-        half = self.config.layers // 2
-        skips: dict[int, Tensor] = {}
         for layer in self.config.order(loops):
-            partner = self.config.layers - 1 - layer
-            if self.skip is not None and partner in skips:  # the second half, each layer once
-                x = x + self.skip[partner].to(x.dtype) * skips.pop(partner)
             x = self.blocks[layer](x, x0, self.rotary)
-            if layer < half:
-                skips[layer] = x
         return x
 
     def embedding(self, ids: Tensor) -> Tensor:

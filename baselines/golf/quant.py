@@ -4,6 +4,8 @@
   entropy-coded, what counts is their entropy, and outliers may lie any number of steps out (contest, April).
 - GPTQ (arXiv:2210.17323) rounds column by column and lets the columns still to come make up for the error, as far as
   the layer's inputs, seen on a few training batches, are correlated.
+- Bits go where they are worth most: `balance` measures how much the rounding of each role (embedding, queries, ...)
+  changes what the model predicts, and gives it finer or coarser steps than the others (mixed precision).
 - One number, the step as a fraction of that deviation, scales all; `fit` searches the one that fills the limit.
 """
 
@@ -12,13 +14,16 @@ from collections.abc import Callable, Mapping
 
 import numpy as np
 import torch
-from coder import SCALES, Coded
+import torch.nn.functional as F
+from coder import SCALES, Coded, roles
 from torch import Tensor, nn
 
-FINEST, COARSEST = 0.02, 4.0
+FINEST, COARSEST = 0.02, 64.0
 """Range of the step in standard deviations: 7.7 bits per weight at one end, nearly all codes 0 at the other."""
-MOST = 8191
-"""Codes are at most so large; even at the finest step that is 160 standard deviations."""
+PROBE, APART = 0.25, 16.0
+"""Step at which the roles are compared, and how far theirs may lie from the common one."""
+MOST = 32767
+"""Codes are at most so large: 40 standard deviations of the row in steps of FINEST / APART."""
 
 
 class Inputs:
@@ -90,44 +95,79 @@ def round_gptq(weight: Tensor, step: Tensor, gram: Tensor, block: int = 128) -> 
     return codes.gather(2, order.argsort(dim=1)[:, None, :].expand(N, R, C))
 
 
-def quantize(tensors: Mapping[str, Tensor], grams: Mapping[str, Tensor], step: float) -> dict[str, Coded]:
-    """Every matrix in steps of `step` deviations, by GPTQ where there is a Gram matrix; those of one shape together."""
+def quantize(
+    tensors: Mapping[str, Tensor], grams: Mapping[str, Tensor], step: float, relative: Mapping[str, float] | None = None
+) -> dict[str, Coded]:
+    """Every matrix in steps of `step` deviations times its relative one (1 if there are none).
+
+    By GPTQ where there is a Gram matrix. Those of one shape are done together.
+    """
     groups: dict[tuple[torch.Size, bool], list[str]] = {}
     for name, tensor in tensors.items():
         groups.setdefault((tensor.shape, name in grams), []).append(name)
     coded: dict[str, Coded] = {}
     for (_, gptq), names in groups.items():
         weights = torch.stack([tensors[name].detach().float() for name in names])  # (N, R, C)
-        scales, bases = zip(*map(row_scales, weights), strict=True)
-        steps = torch.stack([step * b * torch.exp2(s.float() / SCALES) for s, b in zip(scales, bases, strict=True)])
+        scales, deviations = zip(*map(row_scales, weights), strict=True)
+        bases = [d * step * (relative[name] if relative else 1.0) for name, d in zip(names, deviations, strict=True)]
+        steps = torch.stack([base * torch.exp2(s.float() / SCALES) for s, base in zip(scales, bases, strict=True)])
         if gptq:
             codes = round_gptq(weights, steps, torch.stack([grams[name] for name in names]))
         else:
             codes = round_nearest(weights, steps)
         for name, base, scale, code in zip(names, bases, scales, codes.int().cpu(), strict=True):
-            coded[name] = Coded(code.numpy(), scale.cpu().numpy().astype(np.int32), step * base)
+            coded[name] = Coded(code.numpy(), scale.cpu().numpy().astype(np.int32), base)
     return {name: coded[name] for name in tensors}
+
+
+def balance(
+    model: nn.Module, logits: Callable[[], Tensor], tensors: Mapping[str, Tensor], grams: Mapping[str, Tensor]
+) -> dict[str, float]:
+    """The relative step of each tensor, so that every bit is worth the same.
+
+    Rounding n weights in steps of d adds about k d^2 to the loss, and a halved step costs a bit for each of them: at
+    a given size the sum is least where k d^2 / n is the same for all (Lagrange; Cover and Thomas, section 10.3). k is
+    measured role by role: quantised at PROBE, how far `logits` (N, V) move, as a Kullback-Leibler divergence. Their
+    geometric mean over the weights is 1. `model` is as it was afterwards.
+    """
+    tensors = {name: tensor.clone() for name, tensor in tensors.items()}  # they may be the model's own
+    exact = logits().float().log_softmax(-1)
+    probes = {name: torch.from_numpy(c.weights()) for name, c in quantize(tensors, grams, PROBE).items()}
+    logs, total = {}, 0.0
+    for names in roles(tensors):
+        model.load_state_dict({name: probes[name] for name in names}, strict=False)
+        moved = F.kl_div(logits().float().log_softmax(-1), exact, reduction="batchmean", log_target=True).item()
+        model.load_state_dict({name: tensors[name] for name in names}, strict=False)
+        count = sum(tensors[name].numel() for name in names)
+        log = 0.5 * math.log(count / max(moved, 1e-12))
+        logs |= dict.fromkeys(names, log)
+        total += count * log
+    mean = total / sum(t.numel() for t in tensors.values())
+    return {name: min(max(math.exp(log - mean), 1 / APART), APART) for name, log in logs.items()}
 
 
 def fit(dump: Callable[[float], bytes], limit: int, weights: int, finest: float, tries: int = 6) -> tuple[bytes, float]:
     """The largest of `dump(step)` with at most `limit` bytes that a few tries find, and its step.
 
-    A doubling of the step saves about one bit for each of the `weights`: from one try to the next that leads within
-    a fraction of a percent. Raises ValueError, with the smallest size, when even the coarsest step is too large.
+    The size falls about linearly with the logarithm of the step (secant method), at first by a bit for each of the
+    `weights` per doubling. Raises ValueError, with the smallest size, when even the coarsest step is too large.
     """
-    best, step, fine, coarse = (b"", 0.0), finest, 0.0, math.inf  # between these two steps lies the one to find
+    best, fine, coarse = (b"", 0.0), math.log2(finest), math.log2(COARSEST)  # the one to find lies between
+    at, last, slope = fine, (fine, 0), weights / 8
     while tries > 0 or not best[0]:
-        data, tries = dump(step), tries - 1
+        data, tries = dump(2**at), tries - 1
         if len(data) <= limit:
-            best, coarse = max(best, (data, step), key=lambda found: len(found[0])), step
-            if step <= finest or len(data) > 0.999 * limit:
+            best, coarse = max(best, (data, 2**at), key=lambda found: len(found[0])), at
+            if at == fine or len(data) > 0.999 * limit:
                 break
-        elif step >= COARSEST:
+        elif at == coarse:
             raise ValueError(f"take {len(data):,} bytes at the coarsest step")
         else:
-            fine = step
-        step *= 2 ** (8 * (len(data) - 0.9995 * limit) / weights)  # aims a little below the limit
-        if tries < 0 or not fine < step < coarse:
-            step = math.sqrt(fine * coarse) if fine and coarse < math.inf else 1.5 * fine if fine else finest
-        step = min(max(step, finest), COARSEST)
+            fine = at
+        if last[1]:
+            slope = max((last[1] - len(data)) / (at - last[0]), 0.01 * weights)
+        last = at, len(data)
+        at += (len(data) - 0.9995 * limit) / slope  # aims a little below the limit
+        if not fine < at < coarse:
+            at = (fine + coarse) / 2 if best[0] or tries > 0 else coarse
     return best

@@ -79,6 +79,8 @@ class Settings(GPTConfig):
     """Round with the help of the layers' inputs (see quant.py) instead of to the nearest."""
     calibration_tokens: int = 131_072
     """Training tokens, one rank's, that show these inputs; inside the clock."""
+    balance: bool = True
+    """Finer steps for the roles whose rounding changes most what the model predicts: mixed precision, measured."""
     finest: float = 0.04
     """Smallest step in standard deviations, when there is room to spare: 6.7 bits per weight."""
     ngram_least: int = 2
@@ -134,11 +136,8 @@ LAPTOP = Settings(
     mlp_ratio=2,
     rope_dims=0,
     softcap=0.0,
-    parallel=0,
     loops=0,
     xsa=4,
-    norm_scale=False,
-    skips=False,
     ngram=4,
     batch_tokens=2048,
     micro_tokens=2048,
@@ -161,8 +160,6 @@ MIDDLE = replace(
     heads=4,
     mlp_ratio=3,
     xsa=5,
-    norm_scale=True,
-    skips=True,
     batch_tokens=4096,
     micro_tokens=4096,
     matrix_lr=0.02,
@@ -238,7 +235,11 @@ class Trainer:
         matrices = {name: t for name, t in state.items() if name.endswith("weight")}
         plain = {name: t.cpu().numpy() for name, t in state.items() if name not in matrices}
         grams = inputs_of(run, feed) if s.gptq else {}
-        dump = lambda step: coder.dumps(asdict(run.model.config), quant.quantize(matrices, grams, step), plain)  # noqa: E731
+        relative = balanced(run, next(feed)[0], matrices, grams) if s.balance else None
+
+        def dump(step: float) -> bytes:
+            return coder.dumps(asdict(run.model.config), quant.quantize(matrices, grams, step, relative), plain)
+
         count = sum(map(Tensor.numel, matrices.values()))
         room = limit - without - 1024  # for the tar's padding and the frame's block headers, 3 bytes in 128 KiB
         try:
@@ -307,6 +308,16 @@ def inputs_of(run: loop.Run, feed: Iterator[tuple[Tensor, Tensor]]) -> dict[str,
                 run.model.features(part, s.loops)
                 seen += part.numel()
     return inputs.grams
+
+
+def balanced(run: loop.Run, ids: Tensor, matrices: dict[str, Tensor], grams: dict[str, Tensor]) -> dict[str, float]:
+    """Relative steps of the tensors (see quant.balance), measured on an eighth of the calibration tokens, in fp32."""
+    model, dtype = run.model, run.model.dtype
+    ids = ids[: max(1, run.settings.calibration_tokens // 8 // run.settings.context)]
+    model.dtype = torch.float32  # differences this small drown in bf16
+    relative = quant.balance(model, lambda: model(ids).flatten(0, 1), matrices, grams)
+    model.dtype = dtype
+    return relative
 
 
 def main(argv: Sequence[str] | None = None) -> int:

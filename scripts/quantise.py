@@ -1,0 +1,86 @@
+"""What coarser weights cost: those of a trained artifact, taken as exact, rounded to fewer and fewer bits each.
+
+Both ways of baselines/golf are measured: rounding to the nearest, and GPTQ, which sees training tokens of the dataset.
+The cost is that of the dataset's first validation tokens, in windows side by side. Runs the artifact's code without
+a sandbox: for your own.
+"""
+
+import argparse
+import importlib
+import math
+import sys
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from pgolf import rules
+from pgolf.artifact import read
+from pgolf.data.dataset import Dataset, open_dataset
+from pgolf.data.shards import read_shard
+
+GOLF = Path(__file__).parent.parent / "baselines" / "golf"
+CALIBRATION = 131_072  # training tokens, as in the trainer
+
+
+@torch.inference_mode()
+def bench_quantise(args: argparse.Namespace) -> None:
+    """Print a row for each number of bits."""
+    data, artifact = open_dataset(args.data), read(args.artifact, rules.ARTIFACT_BYTES)
+    with tempfile.TemporaryDirectory() as folder:
+        for name, content in artifact.members.items():
+            Path(folder, name).write_bytes(content)
+        sys.path.insert(0, folder)
+        device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        model = importlib.import_module("predict").load(Path(folder), device)
+        sys.path[0] = str(GOLF)
+        for name in ("coder", "quant"):  # the artifact's own
+            sys.modules.pop(name, None)
+        coder, quant = importlib.import_module("coder"), importlib.import_module("quant")
+    context, training = artifact.manifest.context, tokens_of(data, data.train_shards, CALIBRATION)
+    text = tokens_of(data, data.val_shards, args.tokens + 1)
+    with quant.Inputs(model) as inputs:
+        nats_per_token(model, training, context, device)
+    exact, measured = nats_per_token(model, text, context, device), {}
+    stream = sum(len(read_shard(shard, data.vocab_size)) for shard in data.val_shards)
+    bits_per_byte = stream / data.canonical_text().bytes / math.log(2)  # for each nat per token
+    weights = {name: t.clone() for name, t in model.state_dict().items() if name.endswith("weight")}
+    count = sum(map(Tensor.numel, weights.values()))
+    print(f"{count:,} weights; {exact:.5f} nats per token over {args.tokens:,} tokens", flush=True)
+    sample = training[: 8192 // context * context].view(-1, context).to(device)
+    ways: dict[str, tuple[Any, ...]] = {"rounded": ({}, None), "GPTQ": (inputs.grams, None)}
+    for way, (grams, _) in list(ways.items()):
+        balanced = quant.balance(model, lambda: model(sample).flatten(0, 1), weights, grams)
+        ways[f"{way}, balanced"] = grams, balanced
+        print(f"{way}:", {names[0]: round(balanced[names[0]], 3) for names in coder.roles(weights)})
+    print("| bits per weight |", " | ".join(ways), "|\n|", "--- | " * (1 + len(ways)))
+    for bits in args.bits:
+        for way, (grams, relative) in ways.items():
+            dump = lambda step, g=grams, r=relative: coder.dumps({}, quant.quantize(weights, g, step, r), {})  # noqa: E731
+            coded = coder.parse(quant.fit(dump, round(count * bits / 8), count, quant.FINEST)[0])[1]
+            model.load_state_dict({n: torch.from_numpy(c.weights()) for n, c in coded.items()}, strict=False)
+            measured[way] = (nats_per_token(model, text, context, device) - exact) * bits_per_byte
+        model.load_state_dict(weights, strict=False)
+        print(f"| {bits:g} |", " | ".join(f"{measured[way]:+.4f}" for way in ways), "|", flush=True)
+
+
+def tokens_of(data: Dataset, shards: Any, count: int) -> Tensor:
+    """The first `count` tokens of the shards."""
+    parts, have = [], 0
+    for shard in shards:
+        parts.append(read_shard(shard, data.vocab_size)[: count - have].astype(np.int64))
+        have += len(parts[-1])
+    return torch.from_numpy(np.concatenate(parts))
+
+
+def nats_per_token(model: nn.Module, tokens: Tensor, context: int, device: torch.device) -> float:
+    """Mean loss over tokens (N,), in windows of `context` side by side."""
+    count = (len(tokens) - 1) // context * context
+    ids, targets = (tokens[i : i + count].view(-1, context).to(device) for i in (0, 1))
+    batch = max(1, 8192 // context)
+    pairs = zip(ids.split(batch), targets.split(batch), strict=True)
+    return sum(F.cross_entropy(model(x).flatten(0, 1), y.flatten(), reduction="sum").item() for x, y in pairs) / count
