@@ -243,7 +243,7 @@ def test_gptq_without_usable_inputs_is_rounding(golf: Any) -> None:
 
 
 def test_balance_spends_bits_where_rounding_hurts(golf: Any) -> None:
-    """Read is the sum of two linear maps, one of them times 0.1: its steps may be ten times as coarse."""
+    """The result is the sum of two linear maps, one of them times 0.1: its steps may be ten times as coarse."""
     torch.manual_seed(1)
     model = torch.nn.ModuleDict({"a": torch.nn.Linear(64, 32, False), "b": torch.nn.Linear(64, 32, False)})
     x, weights = torch.randn(500, 64), {n: p.detach() for n, p in model.named_parameters()}
