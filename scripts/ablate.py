@@ -135,9 +135,10 @@ def one_run(args: argparse.Namespace, settings: Sequence[str], seed: int) -> dic
 
 
 def source(trainer: Path) -> str:
-    """Digest of the trainer's folder: other code, other runs."""
+    """Digest of the trainer's folder and of naive's, which it may borrow from: other code, other runs."""
     digest = hashlib.sha256()
-    for path in sorted(trainer.parent.glob("*.py")):
+    folder = trainer.resolve().parent
+    for path in sorted({*folder.glob("*.py"), *(folder.parent / "naive").glob("*.py")}):
         digest.update(path.read_bytes())
     return digest.hexdigest()
 

@@ -18,6 +18,7 @@ import density
 import numpy as np
 import quantise
 import sentencepiece as spm
+import speed
 import torch
 import zstandard
 
@@ -64,6 +65,19 @@ def main() -> None:
     command.add_argument("--bits", type=float, nargs="+", default=[3.0, 3.5, 4.0, 4.5, 5.0])
     command.add_argument("--tokens", type=int, default=131_072, help="of the validation text (default: %(default)s)")
     command.set_defaults(run=quantise.bench_quantise)
+    command = commands.add_parser("speed", help="the contest's trainer, naive and golf", description=speed.__doc__)
+    command.add_argument("--data", type=Path, required=True)
+    command.add_argument("--golf-data", type=Path, help="dataset with a tokenizer of golf's own (default: --data)")
+    command.add_argument("--contest", type=Path, metavar="FILE", help="the contest's train_gpt.py; needs CUDA")
+    command.add_argument("--seconds", type=float, default=600, help="for each (default: %(default)s)")
+    command.add_argument("--processes", type=int, default=1, help="GPUs")
+    command.add_argument("--track", default="main", choices=rules.TRACKS)
+    command.add_argument("--documents", type=int, metavar="N", help="score our two on the first N documents only")
+    command.add_argument("--no-sandbox", action="store_true", help="score unboxed")
+    command.add_argument("--naive-set", action="append", default=[], metavar="KEY=VALUE")
+    command.add_argument("--golf-set", action="append", default=[], metavar="KEY=VALUE")
+    command.add_argument("--out", type=Path, default=Path("runs/speed"), help="folder of the runs")
+    command.set_defaults(run=speed.bench_speed)
     args = parser.parse_args()
     try:
         args.run(args)

@@ -27,7 +27,7 @@ Array = npt.NDArray[np.int64]
 BINS = 64
 """Kinds of contexts that the gate tells apart: 16 sizes of S(h), times 4 shares of distinct successors in it."""
 ORDERS = 5
-"""Keys of order n are numbers below V^n, in 64 bits."""
+"""At most; keys of order n are numbers below V^n and have to fit 63 bits."""
 CLASSES = 3  # of counts, per doubling
 
 
@@ -78,7 +78,11 @@ def find(keys: Array, wanted: Array) -> tuple[Array, npt.NDArray[np.bool_]]:
 
 
 def cells(tables: Sequence[Table], vocab_size: int) -> tuple[Array, npt.NDArray[np.int16]]:
-    """Keys of the n-grams that the next order can have, sorted, and the bin of the count to expect of each."""
+    """Keys of the n-grams that the next order can have, sorted, and the bin of the count to expect of each.
+
+    With a b 4 times, b c 3 times and b 6 times in all, a b c is a cell, to be expected 4 * 3 / 6 = 2 times; a b d is
+    none if b d never occurs.
+    """
     last, order = tables[-1], len(tables) + 1
     counts = last.counts.astype(np.float32)
     if order == 2:
@@ -97,7 +101,8 @@ def cells(tables: Sequence[Table], vocab_size: int) -> tuple[Array, npt.NDArray[
         at, there = find(below.keys, middle)
         left, right = counts[u], counts[w]
         expected = left * right / np.where(there, below.counts[at], 1).astype(np.float32)[u]
-    bins = np.floor(2 * np.log2(np.maximum(expected, 1e-6))).clip(-20, 19).astype(np.int16) + 20
+    fraction, exponent = np.frexp(np.maximum(expected, 1e-6))  # unlike a logarithm the same on every machine
+    bins = (2 * exponent - 2 + (fraction >= 0.5**0.5)).clip(-20, 19).astype(np.int16) + 20  # two per doubling
     return keys, bins * 8 + np.minimum(np.minimum(left, right), 7).astype(np.int16)
 
 
@@ -114,7 +119,7 @@ def dumps(tables: Sequence[Table], vocab_size: int) -> bytes:
         at, there = find(keys, tables[order - 1].keys)
         symbols = np.zeros(len(keys), np.int32)
         symbols[at[there]] = classes(tables[order - 1].counts[there])
-        groups += np.split(symbols[by_bin(bins)], np.cumsum(np.bincount(bins))[:-1])
+        groups += np.split(symbols[by_bin(bins)], np.cumsum(np.bincount(bins)))[:-1]
     models, stream = coder.encode(groups)
     lengths = np.array([vocab_size, len(tables), len(models), *map(len, models)], "<u4")
     return lengths.tobytes() + b"".join(m.tobytes() for m in models) + stream
@@ -135,7 +140,7 @@ def loads(data: bytes) -> tuple[int, list[Table]]:
         keys, bins = cells(tables, vocab_size)
         symbols = np.zeros(len(keys), np.int64)
         parts = [reader.take(models.pop(0), int(size)) for size in np.bincount(bins)]
-        symbols[by_bin(bins)] = np.concatenate(parts)
+        symbols[by_bin(bins)] = np.concatenate([symbols[:0], *parts])
         tables.append(Table(keys[symbols > 0], class_counts(symbols[symbols > 0])))
     return vocab_size, tables
 
@@ -153,7 +158,11 @@ def kind(total: npt.NDArray[np.float64], distinct: npt.NDArray[np.float64]) -> n
 def held_out(
     tokens: Array, vocab_size: int, order: int, least: int, folds: int = 16
 ) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.uint8]]:
-    """What the expert of `order` says about each token (N,) and its context's kind (N,), by the other folds' counts."""
+    """What the expert of `order` says about each token (N,) and its context's kind (N,), by the other folds' counts.
+
+    The text a b a b a c in three folds, pairs, least 1: its last pair is alone in the last fold, where the expert
+    knows a b twice and b a twice. So it gives the c 0, in a context with S(a) = 2 and a single successor.
+    """
     keys, at, counts = np.unique(windows(tokens, order, vocab_size), return_inverse=True, return_counts=True)
     fold = np.arange(len(at)) * folds // max(1, len(at))
     pairs, pair_at, own = np.unique(at * folds + fold, return_inverse=True, return_counts=True)
@@ -188,7 +197,7 @@ class Experts(nn.Module):
             contexts, start, size = np.unique(table.keys // vocab_size, return_index=True, return_counts=True)
             total = np.add.reduceat(table.counts, start) if len(start) else start
             columns = {"contexts": contexts, "start": start, "size": size, "total": total.astype(np.float32)}
-            columns["kind"] = kind(total, size).astype(np.int64)
+            columns["kind"] = np.append(kind(total, size), 0).astype(np.int64)  # one more, should there be none
             columns["word"] = table.keys % vocab_size
             columns["count"] = table.counts.astype(np.float32)
             for name, column in columns.items():
@@ -197,11 +206,10 @@ class Experts(nn.Module):
     def find(self, ids: Tensor, order: int) -> tuple[Tensor, Tensor]:
         """For ids (B, T) the index of the context that ends at each, and whether there is one."""
         contexts = getattr(self, f"contexts{order}")
-        keys, n = ids, ids.size(1)
+        keys = ids.clone()
         for back in range(1, order - 1):
-            earlier = torch.full_like(ids, -(self.vocab_size**ORDERS))  # before the window: no context at all
-            earlier[:, back:] = ids[:, : n - back]
-            keys = keys + earlier * self.vocab_size**back
+            keys[:, back:] += ids[:, : ids.size(1) - back] * self.vocab_size**back
+        keys[:, : order - 2] = -1  # it would begin before the window
         at = torch.searchsorted(contexts, keys.contiguous()).clamp(max=max(0, len(contexts) - 1))
         return at, contexts[at] == keys if len(contexts) else torch.zeros_like(at, dtype=torch.bool)
 

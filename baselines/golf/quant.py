@@ -127,8 +127,8 @@ def balance(
 
     Rounding n weights in steps of d adds about k d^2 to the loss, and a halved step costs a bit for each of them: at
     a given size the sum is least where k d^2 / n is the same for all (Lagrange; Cover and Thomas, section 10.3). k is
-    measured role by role: quantised at PROBE, how far `logits` (N, V) move, as a Kullback-Leibler divergence. Their
-    geometric mean over the weights is 1. `model` is as it was afterwards.
+    measured role by role: quantised at PROBE, how far `logits` (N, V) move, as a Kullback-Leibler divergence. The
+    geometric mean over the weights is 1, before all are kept within APART. `model` is as it was afterwards.
     """
     tensors = {name: tensor.clone() for name, tensor in tensors.items()}  # they may be the model's own
     exact = logits().float().log_softmax(-1)
@@ -146,11 +146,12 @@ def balance(
     return {name: min(max(math.exp(log - mean), 1 / APART), APART) for name, log in logs.items()}
 
 
-def fit(dump: Callable[[float], bytes], limit: int, weights: int, finest: float, tries: int = 6) -> tuple[bytes, float]:
+def fit(dump: Callable[[float], bytes], limit: int, weights: int, finest: float, tries: int = 5) -> tuple[bytes, float]:
     """The largest of `dump(step)` with at most `limit` bytes that a few tries find, and its step.
 
     The size falls about linearly with the logarithm of the step (secant method), at first by a bit for each of the
-    `weights` per doubling. Raises ValueError, with the smallest size, when even the coarsest step is too large.
+    `weights` per doubling. Unless the finest step fits, all tries are made: so packing for practice takes as long as
+    packing under the clock. Raises ValueError, with the smallest size, when even the coarsest step is too large.
     """
     best, fine, coarse = (b"", 0.0), math.log2(finest), math.log2(COARSEST)  # the one to find lies between
     at, last, slope = fine, (fine, 0), weights / 8
@@ -158,7 +159,7 @@ def fit(dump: Callable[[float], bytes], limit: int, weights: int, finest: float,
         data, tries = dump(2**at), tries - 1
         if len(data) <= limit:
             best, coarse = max(best, (data, 2**at), key=lambda found: len(found[0])), at
-            if at == fine or len(data) > 0.999 * limit:
+            if at == fine:
                 break
         elif at == coarse:
             raise ValueError(f"take {len(data):,} bytes at the coarsest step")
@@ -168,6 +169,6 @@ def fit(dump: Callable[[float], bytes], limit: int, weights: int, finest: float,
             slope = max((last[1] - len(data)) / (at - last[0]), 0.01 * weights)
         last = at, len(data)
         at += (len(data) - 0.9995 * limit) / slope  # aims a little below the limit
-        if not fine < at < coarse:
-            at = (fine + coarse) / 2 if best[0] or tries > 0 else coarse
+        if tries <= 0 or not fine < at < coarse:
+            at = (fine + coarse) / 2 if tries > -6 else coarse
     return best

@@ -17,7 +17,7 @@ from typing import Any
 
 HERE = Path(__file__).parent
 SHARED = HERE.parent / "naive"
-sys.path.append(str(SHARED))  # behind this folder, so only what it lacks comes from there
+sys.path.insert(1, str(SHARED))  # behind this folder, so only what it lacks comes from there
 
 import coder
 import command
@@ -39,7 +39,7 @@ from pgolf.errors import Refused
 
 DESCRIPTION = "Train the strong baseline under the clock and pack the artifact."
 BORROWED = (SHARED / f"{name}.py" for name in ("command", "loop", "optim", "runlog", "team"))
-SOURCE = {path.name: path.read_bytes() for path in (*HERE.glob("*.py"), *BORROWED) if path.is_file()}  # what runs now
+SOURCE = {path.name: path.read_bytes() for path in (*BORROWED, *HERE.glob("*.py")) if path.is_file()}  # what runs now
 
 
 @dataclass(frozen=True)
@@ -59,15 +59,15 @@ class Settings(GPTConfig):
     table_lr: float = 0.03
     vector_lr: float = 0.02
     weight_decay: float = 0.09
-    """Decoupled, for matrices and tables; smaller weights are cheaper to code as well (contest, April)."""
+    """Decoupled, for matrices and tables (contest: smaller weights are cheaper to code); laptop: -0.003 ± 0.004."""
     momentum: float = 0.97
     momentum_start: float = 0.85
     momentum_steps: int = 500
     """Muon's momentum goes from `momentum_start` to `momentum` over these steps."""
     polar: bool = True
-    """Polar Express instead of five equal Newton-Schulz steps (arXiv:2505.16932)."""
+    """Polar Express instead of five equal Newton-Schulz steps (arXiv:2505.16932); laptop: -0.001 ± 0.002."""
     row_norm: bool = True
-    """Muon's rows get equal length before they are orthogonalised (contest)."""
+    """Muon's rows get equal length before they are orthogonalised (contest); laptop: -0.002 ± 0.005."""
     warmdown: float = 0.7
     """The learning rates fall linearly over the last so much of the run (arXiv:2405.18392) ..."""
     floor: float = 0.1
@@ -80,9 +80,9 @@ class Settings(GPTConfig):
     calibration_tokens: int = 131_072
     """Training tokens, one rank's, that show these inputs; inside the clock."""
     balance: bool = True
-    """Finer steps for the roles whose rounding changes most what the model predicts: mixed precision, measured."""
+    """Finer steps for the roles whose rounding changes most what the model predicts; 4 bits, laptop: -0.010."""
     finest: float = 0.04
-    """Smallest step in standard deviations, when there is room to spare: 6.7 bits per weight."""
+    """Smallest step in standard deviations, when there is room to spare: about 6.7 bits per weight."""
     ngram_least: int = 2
     """Rarer n-grams are dropped; more are where they would take over a third of the limit."""
     limit: int = 0
@@ -101,9 +101,14 @@ class Settings(GPTConfig):
     def __post_init__(self) -> None:
         super().__post_init__()
         least_one = "batch_tokens", "micro_tokens", "momentum_steps", "warmup_steps", "log_every", "calibration_tokens"
-        for name in least_one:
+        for name in (*least_one, "ngram_least"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} is {getattr(self, name)}; it must be at least 1")
+        for name in ("grow_at", "loop_at", "momentum", "momentum_start", "warmdown", "floor", "ema"):
+            if not 0 <= getattr(self, name) <= 1:
+                raise ValueError(f"{name} is {getattr(self, name)}; it must be from 0 to 1")
+        if self.limit < 0 or self.context_start < 0:
+            raise ValueError("limit and context_start cannot be below 0")
         if self.batch_tokens % self.context:
             raise ValueError(f"batch_tokens {self.batch_tokens} is not a multiple of the context {self.context}")
         if self.context_start and self.context % self.context_start:
@@ -128,6 +133,7 @@ class Settings(GPTConfig):
 
 # The main preset's switches are the contest's practice. Those of the laptop are measured: docs/benchmarks/golf.md.
 LAPTOP = Settings(
+    vocab_size=2048,
     context=256,
     layers=4,
     dim=128,
@@ -184,14 +190,16 @@ class Trainer:
         self.weights = list(run.model.parameters())
         self.average = [w.detach().clone() for w in self.weights] if s.ema else []
         self.counted: Counted | None = None
+        self.depth = run.settings.loops
+        """Loops that the last step had."""
 
     def begin(self) -> None:
         if self.settings.ngram:
             self.counted = Counted(self.run, counts_limit(self.run))
 
-    def kinds(self) -> Sequence[Callable[[Tensor], object]]:
+    def stages(self) -> Sequence[Callable[[Tensor], object]]:
         s = self.settings
-        stages = dict.fromkeys((s.length(p), s.depth(p)) for p in (0.0, s.grow_at, s.loop_at, 1.0))
+        stages = dict.fromkeys((s.length(p), s.depth(p)) for p in (0.0, s.grow_at, s.loop_at, 1.0))  # each once
         return [partial(self.practise, *stage) for stage in stages]
 
     def practise(self, length: int, depth: int, ids: Tensor) -> None:
@@ -205,9 +213,6 @@ class Trainer:
         s = self.settings
         experts = self.counted.batch(step) if self.counted else ()
         loss = self.take_step(step, s.lr_scale(done), s.length(done), s.depth(done), ids, targets, *experts)
-        if s.ema:
-            with torch.no_grad():  # the first weights are soon forgotten
-                torch._foreach_lerp_(self.average, self.weights, max(1 - s.ema, 1 / (1 + step)))
         return loss, s.lr_scale(done)
 
     def take_step(self, step: int, scale: float, length: int, depth: int, *batch: Tensor) -> Tensor:
@@ -215,7 +220,11 @@ class Trainer:
         s = self.settings
         pieces = [t.reshape(-1, length, *t.shape[2:]) for t in batch]
         loss = loop.gradients(partial(self.run.forward, loops=depth), pieces, s.micro_tokens // length)
-        return self.optimizer.step(scale, loop.momentum(s, step), loss)
+        loss, self.depth = self.optimizer.step(scale, loop.momentum(s, step), loss), depth
+        if s.ema:
+            with torch.no_grad():  # at first over the last tenth of the steps, so that the first weights are forgotten
+                torch._foreach_lerp_(self.average, self.weights, max(1 - s.ema, 10 / (10 + step)))
+        return loss
 
     @torch.no_grad()
     def save(self, path: Path, feed: Iterator[tuple[Tensor, Tensor]]) -> tuple[dict[str, Any], str]:
@@ -226,8 +235,6 @@ class Trainer:
         members = loop.members(run, SOURCE, "golf baseline", window=window, stride=s.stride or None, packages=packages)
         if s.ngram:  # in the warm-up: as large as they get, and as hard to compress
             members["counts.bin"] = self.counted.packed if self.counted else np.random.bytes(counts_limit(run))
-        without = pack({**members, "weights.bin": b""}, path, rules.track(run.args.track).artifact_bytes)
-
         for weight, mean in zip(self.weights, self.average, strict=False):
             weight.copy_(mean)
         state = {name: tensor.detach().float() for name, tensor in run.model.state_dict().items()}
@@ -235,12 +242,14 @@ class Trainer:
             raise Refused("some weights are no longer finite: training diverged; lower the learning rates")
         matrices = {name: t for name, t in state.items() if name.endswith("weight")}
         plain = {name: t.cpu().numpy() for name, t in state.items() if name not in matrices}
-        grams = inputs_of(run, feed) if s.gptq else {}
-        relative = balanced(run, next(feed)[0], matrices, grams) if s.balance else None
+        grams = inputs_of(run, feed, self.depth) if s.gptq else {}
+        relative = balanced(run, next(feed)[0], self.depth, matrices, grams) if s.balance else None
+        config = asdict(replace(run.model.config, loops=self.depth))  # a run that was stopped may not have come to them
 
         def dump(step: float) -> bytes:
-            return coder.dumps(asdict(run.model.config), quant.quantize(matrices, grams, step, relative), plain)
+            return coder.dumps(config, quant.quantize(matrices, grams, step, relative), plain)
 
+        without = size_of({**members, "weights.bin": b""}, path, rules.track(run.args.track).artifact_bytes)
         count = sum(map(Tensor.numel, matrices.values()))
         room = limit - without - 1024  # for the tar's padding and the frame's block headers, 3 bytes in 128 KiB
         try:
@@ -268,6 +277,15 @@ def counts_limit(run: loop.Run) -> int:
     return limit_of(run) // 3
 
 
+def size_of(members: dict[str, bytes], path: Path, limit: int) -> int:
+    """Bytes of an artifact of these members, tried out beside `path`."""
+    trial = path.with_name(path.name + ".size")
+    try:
+        return pack(members, trial, limit)
+    finally:
+        trial.unlink(missing_ok=True)
+
+
 class Counted:
     """The experts of the whole training text: packed, and what they say about each token when its fold is left out."""
 
@@ -282,7 +300,7 @@ class Counted:
         said, kinds = zip(
             *(ngram.held_out(tokens, s.vocab_size, order, least) for order in range(2, s.ngram + 1)), strict=True
         )
-        self.packed, self.device, self.context = packed, team.device, s.context
+        self.packed, self.device, self.pinned, self.context = packed, team.device, team.gpu, s.context
         self.said, self.kinds = np.stack(said, -1), np.stack(kinds, -1)  # (N, E)
         own = s.batch_tokens // team.world
         self.targets = team.rank * own + 1 + np.arange(own)  # positions in the stream of this rank's first targets
@@ -292,10 +310,11 @@ class Counted:
         """For batch number `step`, (B, T, E): what the experts say about the targets, and the kinds of contexts."""
         at = (self.targets + step * self.step) % len(self.said)
         shape = -1, self.context, self.said.shape[1]
-        return tuple(torch.from_numpy(a[at]).view(shape).to(self.device) for a in (self.said, self.kinds))
+        parts = (torch.from_numpy(a[at]).view(shape) for a in (self.said, self.kinds))
+        return tuple((p.pin_memory() if self.pinned else p).to(self.device, non_blocking=True) for p in parts)
 
 
-def inputs_of(run: loop.Run, feed: Iterator[tuple[Tensor, Tensor]]) -> dict[str, Tensor]:
+def inputs_of(run: loop.Run, feed: Iterator[tuple[Tensor, Tensor]], depth: int) -> dict[str, Tensor]:
     """Gram matrices of the linear layers' inputs on the next tokens of the feed.
 
     The embedding is left to plain rounding: what GPTQ gains for it as the head it loses twice as the input.
@@ -306,17 +325,19 @@ def inputs_of(run: loop.Run, feed: Iterator[tuple[Tensor, Tensor]]) -> dict[str,
             for part in ids.split(max(1, s.micro_tokens // s.context)):
                 if seen >= s.calibration_tokens:
                     return inputs.grams
-                run.model.features(part, s.loops)
+                run.model.features(part, depth)
                 seen += part.numel()
-    return inputs.grams
+    raise AssertionError("the feed is endless")
 
 
-def balanced(run: loop.Run, ids: Tensor, matrices: dict[str, Tensor], grams: dict[str, Tensor]) -> dict[str, float]:
-    """Relative steps of the tensors (see quant.balance), measured on an eighth of the calibration tokens, in fp32."""
+def balanced(
+    run: loop.Run, ids: Tensor, depth: int, matrices: dict[str, Tensor], grams: dict[str, Tensor]
+) -> dict[str, float]:
+    """Relative steps of the tensors (see quant.balance), measured in fp32 on an eighth as many tokens of ids (B, T)."""
     model, dtype = run.model, run.model.dtype
     ids = ids[: max(1, run.settings.calibration_tokens // 8 // run.settings.context)]
     model.dtype = torch.float32  # differences this small drown in bf16
-    relative = quant.balance(model, lambda: model(ids).flatten(0, 1), matrices, grams)
+    relative = quant.balance(model, lambda: model(ids, loops=depth).flatten(0, 1), matrices, grams)
     model.dtype = dtype
     return relative
 

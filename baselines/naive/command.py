@@ -3,6 +3,7 @@
 import argparse
 import contextlib
 import hashlib
+import math
 import os
 import platform
 import shutil
@@ -19,7 +20,7 @@ import torch
 from team import Team
 
 from pgolf import rules
-from pgolf.errors import EnvironmentBroken, PgolfError, UsageError
+from pgolf.errors import EnvironmentBroken, PgolfError, Refused, UsageError
 
 S = TypeVar("S", bound=Any)
 
@@ -65,8 +66,10 @@ def read_settings(args: argparse.Namespace, team: Team, presets: Mapping[str, S]
             f"{settings.batch_tokens // settings.context} sequences per step do not split evenly over "
             f"{team.world} processes"
         )
-    if any(value is not None and not value > 0 for value in (args.steps, args.seconds)):
-        raise UsageError("--steps and --seconds must be positive")
+    if any(value is not None and not 0 < value < math.inf for value in (args.steps, args.seconds)):
+        raise UsageError("--steps and --seconds must be positive and finite")
+    if args.out.is_dir():
+        raise UsageError(f"--out {args.out} is a folder; name a file in it")
     if not args.steps and not args.seconds and rules.track(args.track).train_seconds is None:
         raise UsageError(f"track {args.track} has no time limit: give --seconds or --steps")
     return settings
@@ -82,9 +85,10 @@ def run(
     args, team = parse(argv, description, list(presets)), Team()
     try:
         settings = read_settings(args, team, presets)
-        team.join()
         with one_sentence(settings):
+            team.join()
             train_and_pack(args, settings, team)
+        team.leave()  # not after a failure: it would wait for ranks that wait for this one
         return 0
     except PgolfError as error:
         if team.rank == 0 or isinstance(error, EnvironmentBroken):
@@ -93,8 +97,6 @@ def run(
     except KeyboardInterrupt:
         print("train.py: interrupted before the clock started", file=sys.stderr)
         return 130
-    finally:
-        team.leave()
 
 
 def can_compile(settings: Any, team: Team) -> bool:
@@ -108,8 +110,13 @@ def one_sentence(settings: Any) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        raise EnvironmentBroken(f"{error.filename}: {error.strerror}") from None
+        where = f"{error.filename}: " if error.filename else ""
+        raise EnvironmentBroken(f"{where}{error.strerror or error}") from None
+    except MemoryError as error:
+        raise EnvironmentBroken(f"out of memory on the host: {error or 'use a smaller dataset'}") from None
     except RuntimeError as error:
+        if "onnection closed by peer" in str(error) or "onnection reset by peer" in str(error):
+            raise Refused("another process of this run has failed") from None  # it has said why
         if not isinstance(error, torch.OutOfMemoryError) and "can't allocate memory" not in str(error):
             raise
         raise EnvironmentBroken(

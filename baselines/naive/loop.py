@@ -55,11 +55,12 @@ class Budget:
     ahead: int
     """Steps that the host may be ahead of the device, so that its clock is early."""
 
-    def left(self, step: int, elapsed: float) -> float:
-        """Steps that there is time for, before step number `step` at `elapsed` seconds."""
+    def left(self, step: int, elapsed: float, begun: float = 0.0) -> float:
+        """Steps that there is time for, before step number `step` at `elapsed` seconds; the first began at `begun`."""
         if self.steps is not None:
             return self.steps - step
-        return (self.seconds - elapsed) / max(self.step_seconds, elapsed / step if step else 0.0) - self.ahead
+        each = max(self.step_seconds, (elapsed - begun) / step if step else 0.0)
+        return (self.seconds - elapsed) / each - self.ahead
 
     def done(self, step: int, elapsed: float) -> float:
         """How much of the run is over then, from 0 to 1."""
@@ -72,7 +73,7 @@ class Trainer(Protocol):
     def begin(self) -> None:
         """First thing under the clock."""
 
-    def kinds(self) -> Sequence[Callable[[Tensor], object]]:
+    def stages(self) -> Sequence[Callable[[Tensor], object]]:
         """One function for each kind of step that training will take, for practice on made-up ids (B, T)."""
 
     def step(self, step: int, left: float, done: float, ids: Tensor, targets: Tensor) -> tuple[Tensor, float]:
@@ -95,7 +96,10 @@ def build(
     if not data.train_shards:
         raise UsageError(f"{args.data}: holds no training shards")
     args.out.parent.mkdir(parents=True, exist_ok=True)
-    settings = replace(settings, vocab_size=data.vocab_size)
+    try:
+        settings = replace(settings, vocab_size=data.vocab_size)
+    except ValueError as error:
+        raise UsageError(f"{args.data}: {error}") from None
     torch.manual_seed(args.seed)  # on the CPU and the same on each rank, so all start from the same weights
     config = config_class(**{f.name: getattr(settings, f.name) for f in fields(config_class)})
     model = model_class(config).to(team.device)
@@ -136,7 +140,7 @@ def train_and_pack(run: Run, new_trainer: Callable[[Run], Trainer], source: Mapp
     print(f"{steps:,} steps, {tokens:,} tokens{', stopped by a signal' if stop.is_set() else ''}")
     print(f"{sentence}; {seconds:.1f} seconds of {limit:g}")
     print(f"score it with: pgolf score {args.out} --data {args.data}")
-    if seconds > limit:
+    if seconds > limit and not args.steps:
         raise Refused(f"the artifact was finished {seconds - limit:.1f} s after the limit of {limit:g} s")
 
 
@@ -153,12 +157,12 @@ def warm_up(run: Run, trainer: Trainer) -> tuple[float, float]:
     initial = {name: tensor.clone() for name, tensor in run.model.state_dict().items()}
     generator, step_seconds = torch.Generator().manual_seed(0), 0.0
     shape = s.batch_tokens // s.context // team.world, s.context
-    for kind in trainer.kinds():
+    for stage in trainer.stages():
         for _ in range(s.warmup_steps):
             ids = torch.randint(s.vocab_size, shape, generator=generator).to(team.device)
             team.settle()
             start = time.monotonic()
-            kind(ids)
+            stage(ids)
             team.settle()
         step_seconds = max(step_seconds, time.monotonic() - start)
     start = time.monotonic()
@@ -183,9 +187,10 @@ def train(
     feed = batches(shards, s.vocab_size, s.batch_tokens, s.context, **rank)
     unread: deque[tuple[int, float, Callable[[], float]]] = deque()
     trainer.begin()
+    begun = clock.elapsed()
     for step, batch in enumerate(feed):
         elapsed, stopping = team.most(clock.elapsed(), stop.is_set())
-        left = budget.left(step, elapsed)
+        left = budget.left(step, elapsed, begun)
         if stopping or left < 1:
             break
         loss, scale = trainer.step(step, left, budget.done(step, elapsed), *batch)

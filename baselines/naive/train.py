@@ -102,7 +102,7 @@ class Trainer:
     def begin(self) -> None:
         """Nothing but steps."""
 
-    def kinds(self) -> Sequence[Callable[[Tensor], object]]:
+    def stages(self) -> Sequence[Callable[[Tensor], object]]:
         return [lambda ids: self.step(0, 1.0, 0.0, ids, ids)]
 
     def step(self, step: int, left: float, done: float, ids: Tensor, targets: Tensor) -> tuple[Tensor, float]:

@@ -21,6 +21,8 @@ import zstandard
 from conftest import ROOT
 from pgolf import rules
 from pgolf.artifact import read
+from pgolf.data.loader import batches
+from pgolf.data.shards import read_shard
 from trainers import finish, lines, load, losses, start, unpack, wait_for_steps
 
 GOLF = ROOT / "baselines" / "golf"
@@ -264,7 +266,13 @@ def test_fit_lands_just_under_the_limit(golf: Any, limit: int) -> None:
     data, step = golf.quant.fit(dump, limit, 512 * 256, 0.04)
     assert len(data) <= limit
     assert dump(step) == data
-    assert step == pytest.approx(0.04) or len(data) > 0.99 * limit
+    assert step == pytest.approx(0.04) or len(data) > 0.998 * limit
+
+
+def test_fit_finds_what_only_coarse_steps_reach(golf: Any) -> None:
+    data, step = golf.quant.fit(lambda step: b"x" * max(10, round(900 - 10 * step)), 300, 1000, 0.04)
+    assert len(data) <= 300
+    assert step >= 60
 
 
 def test_fit_says_when_nothing_does(golf: Any) -> None:
@@ -364,6 +372,79 @@ def test_two_ranks_train_like_one_and_its_artifact_predicts(golf: Any, dataset: 
     assert "tensor(1.0000)" in done.stdout or "tensor(1.)" in done.stdout, done.stderr
 
 
+def test_warm_up_teaches_nothing(dataset: Path, tmp_path: Path) -> None:
+    """The same losses and weights after one step of warm-up and after four."""
+    outs = [tmp_path / f"{n}.zst" for n in (1, 4)]
+    for out, n in zip(outs, (1, 4), strict=True):
+        finish(start(TRAINER, options(dataset, out, "--steps", "4", f"--set=warmup_steps={n}")))
+    assert losses(outs[0].with_suffix(".jsonl")) == losses(outs[1].with_suffix(".jsonl"))
+    assert read(outs[0], 1_000_000).members["weights.bin"] == read(outs[1], 1_000_000).members["weights.bin"]
+
+
+def test_packed_weights_are_the_average_of_the_last_steps(golf: Any, dataset: Path, tmp_path: Path) -> None:
+    args = golf.command.parse(options(dataset, tmp_path / "a.zst", "--set=ema=0.5"), "", list(golf.train.PRESETS))
+    team = golf.team.Team()
+    run = golf.train.build(args, golf.command.read_settings(args, team, golf.train.PRESETS), team)
+    trainer, seen = golf.train.Trainer(run), []
+    ids = torch.randint(run.data.vocab_size, (8, 64), generator=torch.Generator().manual_seed(1))
+    for step in range(30):
+        trainer.step(step, 1.0, 0.5, ids, ids)
+        seen.append(run.model.embed.weight.detach().clone())
+    trainer.save(tmp_path / "a.zst", iter([(ids, ids)] * 9))
+    expected = seen[0]
+    for step in range(1, 30):
+        expected = expected.lerp(seen[step], max(0.5, 10 / (10 + step)))
+    torch.testing.assert_close(run.model.embed.weight.detach(), expected)
+
+
+def test_experts_speak_about_the_batch_that_is_trained_on(golf: Any, dataset: Path, tmp_path: Path) -> None:
+    """Put the tokens themselves in the experts' mouths: for every batch and rank they have to be its targets."""
+    args = golf.command.parse(options(dataset, tmp_path / "a.zst", "--set=ngram=3"), "", list(golf.train.PRESETS))
+    team = golf.team.Team()
+    run = golf.train.build(args, golf.command.read_settings(args, team, golf.train.PRESETS), team)
+    team.world, team.rank = 2, 1
+    counted, s = golf.train.Counted(run, 50_000), run.settings
+    tokens = np.concatenate([read_shard(path, s.vocab_size) for path in run.data.train_shards])
+    counted.said = np.stack([tokens, tokens], -1).astype(np.float32)
+    feed = batches(run.data.train_shards, s.vocab_size, s.batch_tokens, s.context, rank=1, world=2)
+    for step, (_, targets) in zip(range(20), feed, strict=False):  # more than once around the text
+        said, _ = counted.batch(step)
+        assert torch.equal(said[..., 0].long(), targets)
+
+
+def test_training_mixes_as_prediction_does(golf: Any) -> None:
+    model, ids = with_experts(golf), ids_of(8) % 24
+    targets, kinds = ids.roll(-1, 1), model.experts.kinds(ids)
+    said = torch.stack(
+        [
+            model.experts.mix(torch.zeros(2, 32, 96), F.one_hot(torch.full((2, 32), e), 2).float(), ids)
+            .gather(-1, targets[..., None])
+            .squeeze(-1)
+            for e in range(2)
+        ],
+        -1,
+    )
+    with torch.no_grad():
+        predicted = -model(ids).gather(-1, targets[..., None]).mean()
+        torch.testing.assert_close(model(ids, targets, said, kinds.byte()), predicted)
+
+
+@pytest.mark.parametrize("vocab_size", [96, 8192])
+def test_no_context_reaches_before_the_window(golf: Any, vocab_size: int) -> None:
+    tokens = np.tile(np.array([0, 1, 2]), 50)
+    experts = golf.ngram.Experts(vocab_size, golf.ngram.count(tokens, vocab_size, 4, 2))
+    kinds = experts.kinds(torch.tensor([[2, 0, 1]]))
+    assert (kinds > 0).tolist() == [[[True, False, False], [True, True, False], [True, True, True]]]
+
+
+def test_orders_may_be_empty(golf: Any) -> None:
+    tokens = np.arange(90)  # no pair twice
+    vocab_size, tables = golf.ngram.loads(golf.ngram.dumps(golf.ngram.count(tokens, 96, 4, 2), 96))
+    experts = golf.ngram.Experts(vocab_size, tables)
+    assert not experts.kinds(ids_of(3)).any()
+    assert not experts.mix(torch.zeros(2, 32, 96), torch.ones(2, 32, 3), ids_of(3)).any()
+
+
 def test_artifact_trains_again_from_its_own_code(dataset: Path, tmp_path: Path) -> None:
     first, again = tmp_path / "a.zst", tmp_path / "b.zst"
     finish(start(TRAINER, options(dataset, first, "--steps", "2")))
@@ -422,6 +503,11 @@ def test_artifact_fills_the_limit_it_is_given(golf: Any, dataset: Path, tmp_path
         (["--set", "ngram=6"], 2, "ngram is 6"),
         (["--set", "context_start=48"], 2, "not a multiple of context_start"),
         (["--set", "stride=65"], 2, "not within the context"),
+        (["--set", "dim=8", "--set", "rope_dims=2"], 2, "below the 12 channels"),
+        (["--set", "limit=-5"], 2, "cannot be below 0"),
+        (["--set", "ema=1.5"], 2, "from 0 to 1"),
+        (["--out", "."], 2, "is a folder"),
+        (["--seconds", "inf"], 2, "positive and finite"),
         (["--seconds", "0.2"], 2, "too few"),
         (["--track", "unlimited"], 2, "no time limit"),
         (["--set", "limit=20000"], 1, "cannot fit its limit of 20,000 bytes"),

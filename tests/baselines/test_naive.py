@@ -1,9 +1,7 @@
 """The naive baseline: model, weights file, trainer under its clock, and parity with the contest's own model."""
 
-import io
 import json
 import signal
-import zlib
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -13,7 +11,6 @@ import numpy as np
 import pytest
 import sentencepiece as spm
 import torch
-from torch import Tensor
 
 from conftest import ROOT, SHARED, needs_fineweb
 from pgolf import rules
@@ -92,8 +89,12 @@ def test_bf16_keeps_parameters_tables_and_logits_in_fp32(naive: Any) -> None:
 @needs_fineweb
 def test_parity_with_the_contests_model(naive: Any) -> None:
     """A model trained by the contest's script, its own weights format: the published figure is 2.0076 in fp32."""
-    model = naive.model.GPT(naive.model.GPTConfig(context=512, layers=7, dim=384))
-    model.load_state_dict(former_weights(FORMER))
+    (scripts,) = load(["contest_model"], ROOT / "scripts")
+    weights = scripts.contest_model.contest_weights(FORMER)
+    config = naive.model.GPTConfig(**scripts.contest_model.shape(weights), context=512)
+    assert (config.layers, config.dim, config.heads, config.kv_heads, config.mlp_ratio) == (7, 384, 8, 4, 2)
+    model = naive.model.GPT(config)
+    model.load_state_dict(weights)
     data = SHARED / "fineweb10B_sp1024"
     tokens = read_shard(data / "fineweb_val_000000.bin", 1024)[: 65_536 + 1].astype(np.int64)
     x, y = torch.from_numpy(tokens[:-1]).view(-1, 512), torch.from_numpy(tokens[1:]).view(-1, 512)
@@ -103,25 +104,6 @@ def test_parity_with_the_contests_model(naive: Any) -> None:
     documents = [d.tolist() for d in np.split(tokens, np.flatnonzero(tokens == 1))]
     size = sum(len(tokenizer.decode(d[1:]).encode()) for d in documents if d)
     assert nats / np.log(2) * 65_536 / size == pytest.approx(2.0076, abs=1e-4)
-
-
-def former_weights(path: Path) -> dict[str, Tensor]:
-    """Weights in the contest's format (int8 rows, else fp16 or fp32) under our names."""
-    stored = torch.load(io.BytesIO(zlib.decompress(path.read_bytes())), weights_only=True)
-    state = {name: t.float() for name, t in stored["passthrough"].items()}
-    for name, codes in stored["quantized"].items():
-        scale = stored["scales"][name].float()
-        value = codes.float() * (scale[:, None] if scale.ndim else scale)
-        state[name] = value.to(getattr(torch, stored["dtypes"][name])).float()  # rounded as it was stored
-    renamed = {"tok_emb": "embed", "skip_weights": "skip", "resid_mix": "mix", "attn.proj": "attn.out"}
-    renamed |= {"mlp.proj": "mlp.down", "mlp.fc": "mlp.up", "c_q": "query", "c_k": "key", "c_v": "value"}
-    renamed |= {"q_gain": "gain"}
-    ours: dict[str, Tensor] = {}
-    for name, tensor in state.items():
-        for old, new in renamed.items():
-            name = name.replace(old, new)
-        ours[name] = tensor
-    return ours
 
 
 # Weights file
@@ -199,6 +181,7 @@ def test_budget_ends_in_time(naive: Any) -> None:
     clock, steps = naive.loop.Budget(None, 100.0, 2.0, 0), naive.loop.Budget(4, 1.0, 1.0, 0)
     assert clock.left(0, 0.0) == 50  # by the warm-up's steps
     assert (clock.left(10, 50.0), clock.done(10, 50.0)) == (10, 0.5)
+    assert clock.left(1, 60.0, begun=58.0) == 20  # what came before the first step is no step
     assert clock.left(10, 96.0) < 1 <= clock.left(90, 97.0)  # a step has taken 9.6 s so far, or 1.1 s
     assert replace(clock, ahead=2).left(90, 97.0) < 1  # two steps are still under way
     assert (steps.left(3, 50.0), steps.left(4, 0.0), steps.done(3, 50.0)) == (1, 0, 0.75)
@@ -281,6 +264,14 @@ def test_errors_are_one_sentence(
     error = capfd.readouterr().err
     assert sentence in error and error.count("\n") == 1
     assert not (tmp_path / "a.zst").exists()
+
+
+def test_a_rank_that_fails_ends_the_others(dataset: Path, tmp_path: Path) -> None:
+    process = start(TRAINER, options(dataset, tmp_path / "a.zst", "--set=dim=320"), ranks=2)
+    _, error = process.communicate(timeout=100)
+    assert process.returncode != 0
+    assert error.count("the limit is 1,000,000") == 1
+    assert "another process" not in error and "RuntimeError" not in error
 
 
 def test_world_size_must_divide_the_batch(
