@@ -56,7 +56,7 @@ def main() -> None:
     command.add_argument("--device", default="auto")
     command.add_argument("--seeds", type=int, default=100)
     command.set_defaults(run=bench_audit)
-    command = commands.add_parser("density", help=density.__doc__)
+    command = commands.add_parser("density", help="coded weights against their entropy", description=density.__doc__)
     command.add_argument("artifact", type=Path, nargs="?", help="an artifact of baselines/golf")
     command.set_defaults(run=density.bench_density)
     command = commands.add_parser("quantise", help="what coarser weights cost", description=quantise.__doc__)
