@@ -210,10 +210,9 @@ class Trainer:
         self.take_step(0, 1.0, length, depth, ids, ids, *made_up)
 
     def step(self, step: int, left: float, done: float, ids: Tensor, targets: Tensor) -> tuple[Tensor, float]:
-        s = self.settings
+        s, scale = self.settings, self.settings.lr_scale(done)
         experts = self.counted.batch(step) if self.counted else ()
-        loss = self.take_step(step, s.lr_scale(done), s.length(done), s.depth(done), ids, targets, *experts)
-        return loss, s.lr_scale(done)
+        return self.take_step(step, scale, s.length(done), s.depth(done), ids, targets, *experts), scale
 
     def take_step(self, step: int, scale: float, length: int, depth: int, *batch: Tensor) -> Tensor:
         """One step on ids, targets (B, T) and what experts said, cut into sequences of `length`; returns the loss."""

@@ -113,7 +113,8 @@ def build(
 
 def train_and_pack(run: Run, new_trainer: Callable[[Run], Trainer], source: Mapping[str, bytes]) -> None:
     """All the rest."""
-    args, settings, team, limit = run.args, run.settings, run.team, seconds_limit(run.args)
+    args, settings, team = run.args, run.settings, run.team
+    limit = args.seconds or rules.track(args.track).train_seconds or math.inf
     step_seconds, pack_seconds = warm_up(run, new_trainer(run))
     time_to_train = limit - 1.3 * pack_seconds - 0.5
     if not args.steps and time_to_train < 2 * step_seconds:
@@ -142,10 +143,6 @@ def train_and_pack(run: Run, new_trainer: Callable[[Run], Trainer], source: Mapp
     print(f"score it with: pgolf score {args.out} --data {args.data}")
     if seconds > limit and not args.steps:
         raise Refused(f"the artifact was finished {seconds - limit:.1f} s after the limit of {limit:g} s")
-
-
-def seconds_limit(args: argparse.Namespace) -> float:
-    return args.seconds or rules.track(args.track).train_seconds or math.inf
 
 
 def warm_up(run: Run, trainer: Trainer) -> tuple[float, float]:
