@@ -1,6 +1,7 @@
 """What the strong baseline adds to Muon: a better polynomial, and rows of equal length."""
 
 import optim
+import torch
 from torch import Tensor
 
 POLAR_EXPRESS = (
@@ -16,11 +17,13 @@ SAFETY = 1.02
 SAFE = (*((a / SAFETY, b / SAFETY**3, c / SAFETY**5) for a, b, c in POLAR_EXPRESS[:-1]), POLAR_EXPRESS[-1])
 
 
-def orthogonalize(batch: Tensor, polar: bool = True, row_norm: bool = True) -> Tensor:
-    """Matrices (N, R, C) with their singular values brought near 1, in bf16.
+def orthogonalize(
+    batch: Tensor, polar: bool = True, row_norm: bool = True, dtype: torch.dtype = torch.bfloat16
+) -> Tensor:
+    """Matrices (N, R, C) with their singular values brought near 1, in `dtype`.
 
     With `row_norm` each row gets length 1 first, so that no row's gradient drowns another's (contest, MuonEq-R).
     """
     if row_norm:
         batch = batch / batch.norm(dim=2, keepdim=True).clamp_min(1e-12)
-    return optim.orthogonalize(batch, SAFE if polar else optim.NEWTON_SCHULZ)
+    return optim.orthogonalize(batch, SAFE if polar else optim.NEWTON_SCHULZ, dtype)

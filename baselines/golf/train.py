@@ -95,6 +95,8 @@ class Settings(GPTConfig):
 
     warmup_steps: int = 20
     """Steps on made-up tokens before the clock; undone afterwards."""
+    bf16: bool = True
+    """Matrix products in bf16, on a GPU and on the CPUs that are faster with it; 0: all in fp32."""
     compile: bool = True
     log_every: int = 50
 

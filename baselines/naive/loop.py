@@ -12,6 +12,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
+from functools import partial
 from itertools import chain, repeat
 from pathlib import Path
 from typing import Any, Protocol
@@ -89,7 +90,7 @@ def build(
     team: Team,
     model_class: Any,
     config_class: Any,
-    orthogonalize: Callable[[Tensor], Tensor],
+    orthogonalize: Callable[..., Tensor],
 ) -> Run:
     """Model and compiled functions. Of the data this reads names and tokenizer, no training token."""
     data = open_dataset(args.data)
@@ -103,7 +104,8 @@ def build(
     torch.manual_seed(args.seed)  # on the CPU and the same on each rank, so all start from the same weights
     config = config_class(**{f.name: getattr(settings, f.name) for f in fields(config_class)})
     model = model_class(config).to(team.device)
-    model.dtype = faster_dtype(model, team)
+    model.dtype = faster_dtype(team) if settings.bf16 else torch.float32
+    orthogonalize = partial(orthogonalize, dtype=model.dtype)
     compiling = can_compile(settings, team)
     forward = torch.compile(model, dynamic=False, fullgraph=True) if compiling else model
     if compiling and team.gpu:  # on a CPU there is next to nothing to fuse in it

@@ -16,17 +16,20 @@ NEWTON_SCHULZ = ((3.4445, -4.7750, 2.0315),) * 5
 """One odd quintic with a steep slope at 0, five times: from the Muon post."""
 
 
-def orthogonalize(batch: Tensor, quintics: Sequence[tuple[float, float, float]] = NEWTON_SCHULZ) -> Tensor:
-    """Matrices (N, R, C) with their singular values brought near 1 (to 0.7 to 1.2 by default), in bf16.
+def orthogonalize(
+    batch: Tensor, quintics: Sequence[tuple[float, float, float]] = NEWTON_SCHULZ, dtype: torch.dtype = torch.bfloat16
+) -> Tensor:
+    """Matrices (N, R, C) with their singular values brought near 1 (to 0.7 to 1.2 by default), in `dtype`.
 
     Each polynomial p(s) = a s + b s^3 + c s^5 acts on every singular value s without computing any.
     """
     tall = batch.size(1) > batch.size(2)
-    x = (batch / (batch.norm(dim=(1, 2), keepdim=True) + 1e-7)).bfloat16()
+    x = (batch / (batch.norm(dim=(1, 2), keepdim=True) + 1e-7)).to(dtype)
     x = x.mT if tall else x  # the Gram matrix is taken over the shorter side
     for a, b, c in quintics:
         gram = x @ x.mT  # (N, S, S)
-        x = a * x + (b * gram + c * (gram @ gram)) @ x
+        gram = torch.baddbmm(gram, gram, gram, beta=b, alpha=c)
+        x = torch.baddbmm(x, gram, x, beta=a)
     return x.mT if tall else x
 
 

@@ -352,12 +352,13 @@ def test_warm_up_is_undone_bit_for_bit(golf: Any, dataset: Path, tmp_path: Path)
 
 def test_two_ranks_train_like_one_and_its_artifact_predicts(golf: Any, dataset: Path, tmp_path: Path) -> None:
     runs = [(tmp_path / "one.zst", 0), (tmp_path / "two.zst", 2)]
-    processes = [start(TRAINER, options(dataset, out, "--steps", "8", "--set=micro_tokens=256"), n) for out, n in runs]
+    more = "--steps", "8", "--set=micro_tokens=256", "--set=bf16=0"
+    processes = [start(TRAINER, options(dataset, out, *more), n) for out, n in runs]
     printed = [finish(process) for process in processes]
     one, two = (losses(o.with_suffix(".jsonl")) for o, _ in runs)
     assert len(one) == len(two) == 8
     assert one[-1] < one[0] - 0.3
-    np.testing.assert_allclose(one, two, atol=0.02)
+    np.testing.assert_allclose(one, two, atol=1e-3)
     out = runs[0][0]
     assert f"pgolf score {out} --data {dataset}" in printed[0]
     first, *steps, last = lines(out.with_suffix(".jsonl"))

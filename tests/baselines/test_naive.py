@@ -188,15 +188,16 @@ def test_budget_ends_in_time(naive: Any) -> None:
 
 
 def test_two_ranks_train_like_one(naive: Any, dataset: Path, tmp_path: Path) -> None:
-    # fp32 matrix products: what is left is the order of sums, and Muon's bf16, which spreads it from step to step.
+    # In fp32, where only the order of sums is left to differ.
     runs = [(tmp_path / "one.zst", 0), (tmp_path / "two.zst", 2)]
-    processes = [start(TRAINER, options(dataset, out, "--steps", "8", "--set=micro_tokens=256"), n) for out, n in runs]
+    more = "--steps", "8", "--set=micro_tokens=256", "--set=bf16=0"
+    processes = [start(TRAINER, options(dataset, out, *more), n) for out, n in runs]
     for process in processes:
         finish(process)
     one, two = (losses(out.with_suffix(".jsonl")) for out, _ in runs)
     assert len(one) == len(two) == 8
     assert one[-1] < one[0] - 0.3
-    np.testing.assert_allclose(one, two, atol=0.01)
+    np.testing.assert_allclose(one, two, atol=1e-3)
 
 
 def test_artifact_and_log_of_a_timed_run(naive: Any, dataset: Path, tmp_path: Path) -> None:
