@@ -8,19 +8,18 @@ import argparse
 import hashlib
 import json
 import math
-import subprocess
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import trial
 from scipy import stats
 
 from pgolf import rules
-from pgolf.errors import EnvironmentBroken, PgolfError, UsageError
+from pgolf.errors import PgolfError, UsageError
 from pgolf.files import write_whole
-from pgolf.score import score
 
 ROOT = Path(__file__).parent.parent
 
@@ -45,7 +44,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         description=__doc__,
-        epilog="example:\n  scripts/ablate --data data/demo --steps 200 --seeds 1 2 3 xsa=0 gate=0,smear=0",
+        epilog="example:\n  scripts/ablate xsa=0 gate=0,smear=0 --data data/demo --steps 200 --seeds 1 2 3",
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument(
@@ -104,31 +103,26 @@ def row(name: str, runs: Sequence[dict[str, Any]], base: np.ndarray) -> dict[str
 def one_run(args: argparse.Namespace, settings: Sequence[str], seed: int) -> dict[str, Any]:
     """Train and score, or read what an earlier call left. The record is written when all is done."""
     budget = ["--steps", str(args.steps)] if args.steps else ["--seconds", str(args.seconds)]
-    command = [str(args.trainer), "--data", str(args.data), "--track", args.track, "--seed", str(seed), *budget]
+    command = [str(args.trainer), "--track", args.track, "--seed", str(seed), *budget]
     command += ["--preset", args.preset] if args.preset else []
     command += [f"--set={setting}" for setting in settings]
-    key = hashlib.sha256(json.dumps([*command, args.documents, source(args.trainer)]).encode()).hexdigest()[:16]
+    key = hashlib.sha256(
+        json.dumps([*command, str(args.data), args.documents, source(args.trainer)]).encode()
+    ).hexdigest()[:16]
     record = args.out / f"{key}.json"
     if record.is_file():
         return json.loads(record.read_text(encoding="utf-8"))
     name = " ".join(settings) or "base"
     print(f"ablate: {name}, seed {seed}", file=sys.stderr)
-    artifact = args.out / f"{key}.zst"
-    done = subprocess.run([sys.executable, *command, "--out", artifact], capture_output=True)
-    if not artifact.is_file():
-        raise UsageError(f"{name}, seed {seed}: {done.stderr.decode().strip().splitlines()[-1:] or ['no artifact']}")
-    first, *_, last = map(json.loads, artifact.with_suffix(".jsonl").read_text(encoding="utf-8").splitlines())
-    scored = score(artifact, args.data, documents=args.documents, isolated=not args.no_sandbox)
-    if scored["status"] != "ok":
-        raise EnvironmentBroken(f"{name}, seed {seed}: {scored['reason']}")
+    done = trial.train_and_score(command, args.out / f"{key}.zst", args.data, args.documents, not args.no_sandbox)
     result = {
         "command": command,
-        "bpb": scored["bpb"],
-        "documents": scored["documents"],
-        "parameters": first["parameters"],
-        "artifact_bytes": last["artifact_bytes"],
-        "tokens": last["tokens"],
-        "tokens_per_second": last["tokens"] / last.get("train_seconds", last["seconds"]),
+        "bpb": done.record["bpb"],
+        "documents": done.record["documents"],
+        "parameters": done.log["parameters"],
+        "artifact_bytes": done.log["artifact_bytes"],
+        "tokens": done.log["tokens"],
+        "tokens_per_second": done.log["tokens"] / done.log["train_seconds"],
     }
     write_whole(record, (json.dumps(result, indent=1) + "\n").encode())
     return result

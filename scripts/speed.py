@@ -5,10 +5,7 @@ asks for (causal attention counted once), over the rate of a large bf16 matrix p
 """
 
 import argparse
-import json
-import os
 import re
-import subprocess
 import sys
 import tempfile
 import time
@@ -19,10 +16,10 @@ from typing import Any
 
 import numpy as np
 import torch
+import trial
 
 from pgolf.data.dataset import open_dataset
 from pgolf.errors import EnvironmentBroken
-from pgolf.score import score
 
 BASELINES = Path(__file__).parent.parent / "baselines"
 CONTEST_BATCH = 524_288  # tokens per step
@@ -69,15 +66,21 @@ def bench_speed(args: argparse.Namespace) -> None:
 def ours(args: argparse.Namespace, name: str, data: Path, settings: Sequence[str]) -> Result:
     """Train one of our baselines and score it."""
     out = args.out / f"{name}.zst"
-    options = ["--track", args.track, "--data", str(data), "--seconds", str(args.seconds), "--out", str(out)]
-    run(args, [str(BASELINES / name / "train.py"), *options, *(f"--set={item}" for item in settings)])
-    first, *_, last = map(json.loads, out.with_suffix(".jsonl").read_text(encoding="utf-8").splitlines())
-    scored = score(out, data, documents=args.documents, isolated=not args.no_sandbox)
-    if scored["status"] != "ok":
-        raise EnvironmentBroken(f"{out}: {scored['reason']}")
-    flops, parameters = flops_per_token(first["settings"]), first["parameters"]
-    size, seconds = last["artifact_bytes"], last["train_seconds"]
-    return Result(name, parameters, last["steps"], last["tokens"], seconds, flops, size, scored["bpb"])
+    options = ["--track", args.track, "--seconds", str(args.seconds), *(f"--set={item}" for item in settings)]
+    command = [str(BASELINES / name / "train.py"), *options]
+    print("speed:", name, file=sys.stderr)
+    done = trial.train_and_score(command, out, data, args.documents, not args.no_sandbox, args.processes)
+    log = done.log
+    return Result(
+        name=name,
+        parameters=log["parameters"],
+        steps=log["steps"],
+        tokens=log["tokens"],
+        seconds=log["train_seconds"],
+        flops=flops_per_token(log["settings"]),
+        artifact_bytes=log["artifact_bytes"],
+        bpb=done.record["bpb"],
+    )
 
 
 def contest(args: argparse.Namespace) -> Result:
@@ -90,8 +93,9 @@ def contest(args: argparse.Namespace) -> Result:
         "MAX_WALLCLOCK_SECONDS": str(args.seconds),
         "VAL_LOSS_EVERY": "0",
     }
+    print("speed: contest", file=sys.stderr)
     with tempfile.TemporaryDirectory() as folder:
-        printed = run(args, [str(args.contest.resolve())], settings, Path(folder))
+        printed = trial.launch([str(args.contest.resolve())], args.processes, settings, Path(folder))
     (args.out / "contest.log").write_text(printed, encoding="utf-8")
     steps, milliseconds = last_of(r"step:(\d+)/\d+ val_loss:\S+ val_bpb:\S+ train_time:(\d+)ms", printed)
     (parameters,) = last_of(r"model_params:(\d+)", printed)
@@ -101,20 +105,6 @@ def contest(args: argparse.Namespace) -> Result:
     flops = flops_per_token(shape | {"mlp_ratio": 2})
     tokens = int(steps) * CONTEST_BATCH
     return Result("contest", int(parameters), int(steps), tokens, int(milliseconds) / 1e3, flops, int(size), float(bpb))
-
-
-def run(
-    args: argparse.Namespace, command: Sequence[str], settings: Mapping[str, str] | None = None, cwd: Path | None = None
-) -> str:
-    """Run a trainer on --processes devices; returns what it printed."""
-    launcher = ["-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={args.processes}"]
-    whole = [sys.executable, *(launcher if args.processes > 1 else []), *command]
-    print("speed:", command[0], file=sys.stderr)
-    environment = os.environ | (settings or {})
-    done = subprocess.run(whole, capture_output=True, text=True, env=environment, cwd=cwd)
-    if done.returncode:
-        raise EnvironmentBroken(f"{command[0]}: {(done.stderr.strip().splitlines() or ['failed'])[-1]}")
-    return done.stdout
 
 
 def last_of(pattern: str, text: str) -> Sequence[str]:

@@ -37,9 +37,9 @@ def test_finished_runs_are_not_repeated(ablate: Any, tmp_path: Path, capsys: Any
     args = ["--data", "data", "--steps", "5", "--seeds", "1", "--out", str(tmp_path), "xsa=0"]
     parsed: argparse.Namespace = ablate.parse(args)
     for settings, bpb in (([], 2.0), (["xsa=0"], 2.5)):
-        command = [str(parsed.trainer), "--data", "data", "--track", "laptop", "--seed", "1", "--steps", "5"]
+        command = [str(parsed.trainer), "--track", "laptop", "--seed", "1", "--steps", "5"]
         command += [f"--set={s}" for s in settings]
-        key = json.dumps([*command, None, ablate.source(parsed.trainer)]).encode()
+        key = json.dumps([*command, "data", None, ablate.source(parsed.trainer)]).encode()
         name = ablate.hashlib.sha256(key).hexdigest()[:16]
         (tmp_path / f"{name}.json").write_text(json.dumps(result(bpb)))
     assert ablate.main(args) == 0
