@@ -52,15 +52,15 @@ def bench_quantise(args: argparse.Namespace) -> None:
     count = sum(map(Tensor.numel, weights.values()))
     print(f"{count:,} weights; {exact:.5f} nats per token over {args.tokens:,} tokens", flush=True)
     sample = training[: 8192 // context * context].view(-1, context).to(device)
-    ways: dict[str, tuple[Any, ...]] = {"rounded": ({}, None), "GPTQ": (inputs.grams, None)}
-    for way, (grams, _) in list(ways.items()):
-        balanced = quant.balance(model, lambda: model(sample).flatten(0, 1), weights, grams)
-        ways[f"{way}, balanced"] = grams, balanced
+    ways: dict[str, tuple[Any, ...]] = {"rounded": ({}, None), "GPTQ": (inputs.corrections(), None)}
+    for way, (corrections, _) in list(ways.items()):
+        balanced = quant.balance(model, lambda: model(sample).flatten(0, 1), weights, corrections)
+        ways[f"{way}, balanced"] = corrections, balanced
         print(f"{way}:", {names[0]: round(balanced[names[0]], 3) for names in coder.roles(weights)})
     print("| bits per weight |", " | ".join(ways), "|\n|", "--- | " * (1 + len(ways)))
     for bits in args.bits:
-        for way, (grams, relative) in ways.items():
-            dump = lambda step, g=grams, r=relative: coder.dumps({}, quant.quantize(weights, g, step, r), {})  # noqa: E731
+        for way, (corrections, relative) in ways.items():
+            dump = lambda step, c=corrections, r=relative: coder.dumps({}, quant.quantize(weights, c, step, r), {})  # noqa: E731
             coded = coder.parse(quant.fit(dump, round(count * bits / 8), count, quant.FINEST)[0])[1]
             model.load_state_dict({n: torch.from_numpy(c.weights()) for n, c in coded.items()}, strict=False)
             measured[way] = (nats_per_token(model, text, context, device) - exact) * bits_per_byte

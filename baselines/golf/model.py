@@ -44,7 +44,8 @@ class GPTConfig:
     gate: bool = True
     """Each head's output is scaled by a sigmoid of the first channels of its input (modded-nanogpt), middle: -0.005."""
     loops: int = 1
-    """Depth recurrence: layers loop_start to loop_stop - 1 run so many times more (arXiv:2502.05171)."""
+    """Depth recurrence: layers loop_start to loop_stop - 1 run so many times more (arXiv:2502.05171, contest); not for
+    short runs, middle: +0.005."""
     loop_start: int = 3
     loop_stop: int = 6
     smear: bool = True

@@ -10,7 +10,8 @@
 """
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -42,6 +43,9 @@ class Inputs:
         gram = x.mT @ x
         self.grams[name] = self.grams[name] + gram if name in self.grams else gram
 
+    def corrections(self) -> dict[str, "Correction"]:
+        return {name: Correction.of(gram) for name, gram in self.grams.items()}
+
     def __enter__(self) -> "Inputs":
         return self
 
@@ -62,24 +66,33 @@ def round_nearest(weight: Tensor, step: Tensor) -> Tensor:
     return (weight / step[..., None]).round().clamp(-MOST, MOST)
 
 
-def round_gptq(weight: Tensor, step: Tensor, gram: Tensor, block: int = 128) -> Tensor:
-    """Codes (N, R, C) of weights (N, R, C), steps (N, R), inputs' Gram matrices (N, C, C): all N at once.
+@dataclass(frozen=True)
+class Correction:
+    """What GPTQ needs to know about the inputs of a layer."""
 
-    The columns with the largest inputs are rounded first, while there are many left to make up for it.
-    """
+    order: Tensor
+    """The columns (C,), those with the largest inputs first, while there are many left to make up for them."""
+    factor: Tensor
+    """Row i of this (C, C) says how an error in the i-th of these columns is made up for by later ones: the upper
+    Cholesky factor of the inverse of the Gram matrix. Where there is none, nothing is made up for."""
+
+    @classmethod
+    def of(cls, gram: Tensor) -> "Correction":
+        """From the Gram matrix (C, C) of the inputs."""
+        order, identity = gram.diagonal().argsort(descending=True), torch.eye(len(gram), device=gram.device)
+        gram = gram[order][:, order]
+        for damp in (0.01, 0.1, 1.0):
+            lower, failed = torch.linalg.cholesky_ex(gram + (damp * gram.diagonal().mean() + 1e-6) * identity)
+            factor, failed_too = torch.linalg.cholesky_ex(torch.cholesky_inverse(lower), upper=True)
+            if not (failed or failed_too):
+                return cls(order, factor)
+        return cls(order, identity)
+
+
+def round_gptq(weight: Tensor, step: Tensor, corrections: Sequence[Correction], block: int = 128) -> Tensor:
+    """Codes (N, R, C) of weights (N, R, C) with steps (N, R), all N at once."""
     N, R, C = weight.shape
-    diagonal = gram.diagonal(dim1=1, dim2=2)
-    order = diagonal.argsort(dim=1, descending=True)  # (N, C)
-    gram = gram.gather(1, order[:, :, None].expand(N, C, C)).gather(2, order[:, None, :].expand(N, C, C))
-    # Row i of the upper Cholesky factor of the inverse says how an error in column i is made up for by later ones.
-    for damp in (0.01, 0.1, 1.0):
-        ridge = (damp * diagonal.mean(1) + 1e-6)[:, None, None] * torch.eye(C, device=gram.device)
-        lower, failed = torch.linalg.cholesky_ex(gram + ridge)
-        factor, failed_too = torch.linalg.cholesky_ex(torch.cholesky_inverse(lower), upper=True)
-        if not (failed.any() or failed_too.any()):
-            break
-    else:
-        return round_nearest(weight, step)
+    order, factor = torch.stack([c.order for c in corrections]), torch.stack([c.factor for c in corrections])
     left = weight.gather(2, order[:, None, :].expand(N, R, C)).clone()
     codes = torch.empty_like(left)
     for start in range(0, C, block):
@@ -96,15 +109,18 @@ def round_gptq(weight: Tensor, step: Tensor, gram: Tensor, block: int = 128) -> 
 
 
 def quantize(
-    tensors: Mapping[str, Tensor], grams: Mapping[str, Tensor], step: float, relative: Mapping[str, float] | None = None
+    tensors: Mapping[str, Tensor],
+    corrections: Mapping[str, Correction],
+    step: float,
+    relative: Mapping[str, float] | None = None,
 ) -> dict[str, Coded]:
     """Every matrix in steps of `step` deviations times its relative one (1 if there are none).
 
-    By GPTQ where there is a Gram matrix. Those of one shape are done together.
+    By GPTQ where there is a correction. Those of one shape are done together.
     """
     groups: dict[tuple[torch.Size, bool], list[str]] = {}
     for name, tensor in tensors.items():
-        groups.setdefault((tensor.shape, name in grams), []).append(name)
+        groups.setdefault((tensor.shape, name in corrections), []).append(name)
     coded: dict[str, Coded] = {}
     for (_, gptq), names in groups.items():
         weights = torch.stack([tensors[name].detach().float() for name in names])  # (N, R, C)
@@ -112,7 +128,7 @@ def quantize(
         bases = [d * step * (relative[name] if relative else 1.0) for name, d in zip(names, deviations, strict=True)]
         steps = torch.stack([base * torch.exp2(s.float() / SCALES) for s, base in zip(scales, bases, strict=True)])
         if gptq:
-            codes = round_gptq(weights, steps, torch.stack([grams[name] for name in names]))
+            codes = round_gptq(weights, steps, [corrections[name] for name in names])
         else:
             codes = round_nearest(weights, steps)
         for name, base, scale, code in zip(names, bases, scales, codes.int().cpu(), strict=True):
@@ -121,7 +137,7 @@ def quantize(
 
 
 def balance(
-    model: nn.Module, logits: Callable[[], Tensor], tensors: Mapping[str, Tensor], grams: Mapping[str, Tensor]
+    model: nn.Module, logits: Callable[[], Tensor], tensors: Mapping[str, Tensor], corrections: Mapping[str, Correction]
 ) -> dict[str, float]:
     """The relative step of each tensor, so that every bit is worth the same.
 
@@ -132,7 +148,7 @@ def balance(
     """
     tensors = {name: tensor.clone() for name, tensor in tensors.items()}  # they may be the model's own
     exact = logits().float().log_softmax(-1)
-    probes = {name: torch.from_numpy(c.weights()) for name, c in quantize(tensors, grams, PROBE).items()}
+    probes = {name: torch.from_numpy(c.weights()) for name, c in quantize(tensors, corrections, PROBE).items()}
     logs, total = {}, 0.0
     for names in roles(tensors):
         model.load_state_dict({name: probes[name] for name in names}, strict=False)

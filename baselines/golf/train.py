@@ -51,7 +51,8 @@ class Settings(GPTConfig):
     micro_tokens: int = 98_304
     """Most tokens that one rank takes through the model at once."""
     context_start: int = 1024
-    """Sequences are so long until `grow_at` of the run is done (sequence length warm-up, arXiv:2108.06084); 0: off."""
+    """Sequences are so long until `grow_at` of the run is done (sequence length warm-up, arXiv:2108.06084), middle:
+    +0.001; 0: off."""
     grow_at: float = 0.3
     loop_at: float = 0.35
     """Depth recurrence is switched on when so much of the run is done."""
@@ -76,7 +77,7 @@ class Settings(GPTConfig):
     """The packed weights are a moving average over the steps with this decay (contest); 0: the last ones."""
 
     gptq: bool = True
-    """Round with the help of the layers' inputs (see quant.py) instead of to the nearest."""
+    """Round with the help of the layers' inputs (see quant.py) instead of to the nearest; 3.5 bits, middle: -0.003."""
     calibration_tokens: int = 131_072
     """Training tokens, one rank's, that show these inputs; inside the clock."""
     balance: bool = True
@@ -162,7 +163,6 @@ LAPTOP = Settings(
 MIDDLE = replace(
     LAPTOP,
     context=512,
-    context_start=256,
     layers=5,
     dim=256,
     heads=4,
@@ -243,12 +243,12 @@ class Trainer:
             raise Refused("some weights are no longer finite: training diverged; lower the learning rates")
         matrices = {name: t for name, t in state.items() if name.endswith("weight")}
         plain = {name: t.cpu().numpy() for name, t in state.items() if name not in matrices}
-        grams = inputs_of(run, feed, self.depth) if s.gptq else {}
-        relative = balanced(run, next(feed)[0], self.depth, matrices, grams) if s.balance else None
+        corrections = corrections_of(run, feed, self.depth) if s.gptq else {}
+        relative = balanced(run, next(feed)[0], self.depth, matrices, corrections) if s.balance else None
         config = asdict(replace(run.model.config, loops=self.depth))  # a run that was stopped may not have come to them
 
         def dump(step: float) -> bytes:
-            return coder.dumps(config, quant.quantize(matrices, grams, step, relative), plain)
+            return coder.dumps(config, quant.quantize(matrices, corrections, step, relative), plain)
 
         without = size_of({**members, "weights.bin": b""}, path, rules.track(run.args.track).artifact_bytes)
         count = sum(map(Tensor.numel, matrices.values()))
@@ -315,8 +315,8 @@ class Counted:
         return tuple((p.pin_memory() if self.pinned else p).to(self.device, non_blocking=True) for p in parts)
 
 
-def inputs_of(run: loop.Run, feed: Iterator[tuple[Tensor, Tensor]], depth: int) -> dict[str, Tensor]:
-    """Gram matrices of the linear layers' inputs on the next tokens of the feed.
+def corrections_of(run: loop.Run, feed: Iterator[tuple[Tensor, Tensor]], depth: int) -> dict[str, quant.Correction]:
+    """What GPTQ needs of the linear layers' inputs on the next tokens of the feed.
 
     The embedding is left to plain rounding: what GPTQ gains for it as the head it loses twice as the input.
     """
@@ -325,20 +325,20 @@ def inputs_of(run: loop.Run, feed: Iterator[tuple[Tensor, Tensor]], depth: int) 
         for ids, _ in feed:
             for part in ids.split(max(1, s.micro_tokens // s.context)):
                 if seen >= s.calibration_tokens:
-                    return inputs.grams
+                    return inputs.corrections()
                 run.model.features(part, depth)
                 seen += part.numel()
     raise AssertionError("the feed is endless")
 
 
 def balanced(
-    run: loop.Run, ids: Tensor, depth: int, matrices: dict[str, Tensor], grams: dict[str, Tensor]
+    run: loop.Run, ids: Tensor, depth: int, matrices: dict[str, Tensor], corrections: dict[str, quant.Correction]
 ) -> dict[str, float]:
     """Relative steps of the tensors (see quant.balance), measured in fp32 on an eighth as many tokens of ids (B, T)."""
     model, dtype = run.model, run.model.dtype
     ids = ids[: max(1, run.settings.calibration_tokens // 8 // run.settings.context)]
     model.dtype = torch.float32  # differences this small drown in bf16
-    relative = quant.balance(model, lambda: model(ids, loops=depth).flatten(0, 1), matrices, grams)
+    relative = quant.balance(model, lambda: model(ids, loops=depth).flatten(0, 1), matrices, corrections)
     model.dtype = dtype
     return relative
 

@@ -231,17 +231,19 @@ def test_gptq_beats_rounding_where_inputs_are_correlated(golf: Any) -> None:
     inputs = inputs + 0.1 * torch.randn(2, 2000, 64, generator=generator)
     step = torch.full((2, 48), 0.3)
     nearest = golf.quant.round_nearest(weights, step)
-    gptq = golf.quant.round_gptq(weights, step, inputs.mT @ inputs, block=16)
+    corrections = [golf.quant.Correction.of(x.mT @ x) for x in inputs]
+    gptq = golf.quant.round_gptq(weights, step, corrections, block=16)
     errors = [((codes * 0.3 - weights) @ inputs.mT).square().mean() for codes in (nearest, gptq)]
     assert errors[1] < 0.35 * errors[0]
-    alone = golf.quant.round_gptq(weights[1:], step[1:], (inputs.mT @ inputs)[1:], block=64)
+    alone = golf.quant.round_gptq(weights[1:], step[1:], corrections[1:], block=64)
     assert (alone != gptq[1:]).float().mean() < 0.01  # neither batch nor block matters but for rounding
 
 
 def test_gptq_without_usable_inputs_is_rounding(golf: Any) -> None:
     weights, step = torch.randn(1, 8, 6), torch.full((1, 8), 0.3)
-    for gram in (torch.zeros(1, 6, 6), torch.full((1, 6, 6), torch.nan)):
-        assert torch.equal(golf.quant.round_gptq(weights, step, gram), golf.quant.round_nearest(weights, step))
+    for gram in (torch.zeros(6, 6), torch.full((6, 6), torch.nan)):
+        gptq = golf.quant.round_gptq(weights, step, [golf.quant.Correction.of(gram)])
+        assert torch.equal(gptq, golf.quant.round_nearest(weights, step))
 
 
 def test_balance_spends_bits_where_rounding_hurts(golf: Any) -> None:
