@@ -27,7 +27,7 @@ GOLF = Path(__file__).parent.parent / "baselines" / "golf"
 CALIBRATION = 131_072  # training tokens, as in the trainer
 
 
-@torch.inference_mode()
+@torch.no_grad()
 def bench_quantise(args: argparse.Namespace) -> None:
     """Print a row for each number of bits."""
     data, artifact = open_dataset(args.data), read(args.artifact, rules.ARTIFACT_BYTES)
@@ -43,24 +43,24 @@ def bench_quantise(args: argparse.Namespace) -> None:
         coder, quant = importlib.import_module("coder"), importlib.import_module("quant")
     context, training = artifact.manifest.context, tokens_of(data, data.train_shards, CALIBRATION)
     text = tokens_of(data, data.val_shards, args.tokens + 1)
-    with quant.Inputs(model) as inputs:
-        nats_per_token(model, training, context, device)
     exact, measured = nats_per_token(model, text, context, device), {}
     stream = sum(len(read_shard(shard, data.vocab_size)) for shard in data.val_shards)
     bits_per_byte = stream / data.canonical_text().bytes / math.log(2)  # for each nat per token
     weights = {name: t.clone() for name, t in model.state_dict().items() if name.endswith("weight")}
     count = sum(map(Tensor.numel, weights.values()))
     print(f"{count:,} weights; {exact:.5f} nats per token over {args.tokens:,} tokens", flush=True)
-    sample = training[: 8192 // context * context].view(-1, context).to(device)
-    ways: dict[str, tuple[Any, ...]] = {"rounded": ({}, None), "GPTQ": (inputs.corrections(), None)}
-    for way, (corrections, _) in list(ways.items()):
-        balanced = quant.balance(model, lambda: model(sample).flatten(0, 1), weights, corrections)
-        ways[f"{way}, balanced"] = corrections, balanced
-        print(f"{way}:", {names[0]: round(balanced[names[0]], 3) for names in coder.roles(weights)})
+    parts = training[: CALIBRATION // context * context].view(-1, context).to(device).split(max(1, 8192 // context))
+    model.requires_grad_(True)
+    experts, model.experts = getattr(model, "experts", None), None  # golf's trainer looks at the network alone
+    corrections, sensitivity = quant.calibrate(model, model, parts)
+    model.experts = experts
+    ways: dict[str, tuple[Any, ...]] = {"rounded": ({}, None), "GPTQ": (corrections, None)}
+    for way, (used, _) in list(ways.items()):
+        ways[f"{way}, balanced"] = used, quant.row_steps(weights, used, sensitivity)
     print("| bits per weight |", " | ".join(ways), "|\n|", "--- | " * (1 + len(ways)))
     for bits in args.bits:
-        for way, (corrections, relative) in ways.items():
-            dump = lambda step, c=corrections, r=relative: coder.dumps({}, quant.quantize(weights, c, step, r), {})  # noqa: E731
+        for way, (used, rows) in ways.items():
+            dump = lambda step, c=used, r=rows: coder.dumps({}, quant.quantize(weights, c, step, r), {})  # noqa: E731
             coded = coder.parse(quant.fit(dump, round(count * bits / 8), count, quant.FINEST)[0])[1]
             model.load_state_dict({n: torch.from_numpy(c.weights()) for n, c in coded.items()}, strict=False)
             measured[way] = (nats_per_token(model, text, context, device) - exact) * bits_per_byte

@@ -7,16 +7,16 @@
     halves    the plain tensors in fp16
     codes     one range-coded stream (constriction) of 32-bit words
 
-A coded tensor is a matrix; a weight is code * step * 2^(scale / 8) with the scale of its row. The matrices of one role,
-such as all `blocks.*.mlp.up.weight`, are coded together in two groups, row scales and codes. Every group has its own
-model, the histogram of its codes: a code that occurs n times among N costs log2(N / n) bits, so the size is the entropy
-of the codes, and no general compressor comes near it.
+A coded tensor is a matrix; a weight is code * step * 2^(scale / 8) with the scale of its row. Rows whose codes spread
+alike are coded together, whatever matrix they are from: first come the scales of all rows, then their spreads, then
+the codes of all rows of each spread. Each of these groups has its own model, the histogram of its codes: a code that
+occurs n times among N costs log2(N / n) bits, so the size is the entropy of the codes, and no general compressor comes
+near it.
 """
 
 import json
-import re
 import zlib
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from math import prod
 from typing import Any
@@ -80,21 +80,20 @@ class Reader:
         return self.coder.decode(_categorical(model), size) if len(model) > 1 else np.zeros(size, np.int32)
 
 
-def roles(names: Iterable[str]) -> list[list[str]]:
-    """Names that differ in their numbers only, together."""
-    found: dict[str, list[str]] = {}
-    for name in names:
-        found.setdefault(re.sub(r"\d+", "*", name), []).append(name)
-    return list(found.values())
+def spreads(codes: Codes) -> Codes:
+    """Of each row of codes (R, C) the logarithm of its root mean square (R,), two per doubling; -16 where all are 0."""
+    rms = np.sqrt(np.square(codes, dtype=np.float64).mean(1))
+    return np.round(2 * np.log2(np.maximum(rms, 2**-8))).astype(np.int32)
 
 
 def split(coded: Mapping[str, Coded]) -> list[Codes]:
-    """The groups: scales and codes of each role."""
-    groups = []
-    for names in roles(coded):
-        groups.append(np.concatenate([coded[name].scales for name in names]))
-        groups.append(np.concatenate([coded[name].codes.ravel() for name in names]))
-    return groups
+    """The groups: scales of all rows, their spreads, and the codes of all rows of each spread, in rising order."""
+    matrices = [np.empty((0, 0), np.int32), *(c.codes for c in coded.values())]
+    by_row = np.concatenate([spreads(m) for m in matrices if m.size] or [np.empty(0, np.int32)])
+    by_code = np.repeat(by_row, np.concatenate([np.full(len(m), m.shape[1]) for m in matrices]))
+    codes = np.concatenate([m.ravel() for m in matrices])
+    scales = np.concatenate([np.empty(0, np.int32), *(c.scales for c in coded.values())])
+    return [scales, by_row, *(codes[by_code == spread] for spread in np.unique(by_row))]
 
 
 def dumps(config: Mapping[str, Any], coded: Mapping[str, Coded], plain: Mapping[str, npt.NDArray[Any]]) -> bytes:
@@ -134,20 +133,24 @@ def parse(data: bytes) -> tuple[dict[str, Any], dict[str, Coded], dict[str, npt.
     for least, length in header["models"]:
         models.append((least, np.frombuffer(table[:length], np.uint8)))
         table = table[length:]
-    shapes = {name: (shape, step) for name, shape, step in header["coded"]}
-    coded: dict[str, Coded] = {}
-    for names in roles(shapes):
-        sizes = np.array([shapes[name][0] for name in names])  # (names, 2)
-        scales, codes = (cut(reader, *models.pop(0), size) for size in (sizes[:, 0], sizes.prod(1)))
-        for name, scale, code in zip(names, scales, codes, strict=True):
-            shape, step = shapes[name]
-            coded[name] = Coded(code.reshape(shape), scale, step)
-    return header["config"], {name: coded[name] for name in shapes}, plain
 
+    def take(size: int) -> Codes:
+        least, model = models.pop(0)
+        return reader.take(model, int(size)) + least
 
-def cut(reader: Reader, least: int, model: npt.NDArray[np.uint8], sizes: npt.NDArray[np.int64]) -> list[Codes]:
-    """The next group of a stream, cut into parts of these sizes."""
-    return np.split(reader.take(model, int(sizes.sum())) + least, np.cumsum(sizes)[:-1])
+    shapes = np.array([shape for _, shape, _ in header["coded"]]).reshape(-1, 2)
+    scales, by_row = take(shapes[:, 0].sum()), take(shapes[:, 0].sum())
+    by_code = np.repeat(by_row, shapes[:, 1].repeat(shapes[:, 0]))
+    codes = np.empty(len(by_code), np.int32)
+    for spread in np.unique(by_row):
+        of_spread = by_code == spread
+        codes[of_spread] = take(np.count_nonzero(of_spread))
+    coded = {}
+    for name, (rows, columns), step in header["coded"]:
+        own, codes = np.split(codes, [rows * columns])
+        scale, scales = np.split(scales, [rows])
+        coded[name] = Coded(own.reshape(rows, columns), scale, step)
+    return header["config"], coded, plain
 
 
 def loads(data: bytes) -> tuple[dict[str, Any], dict[str, npt.NDArray[np.float32]]]:

@@ -12,6 +12,7 @@ import sys
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import partial
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -37,6 +38,7 @@ from pgolf.artifact import pack
 from pgolf.data.shards import read_shard
 from pgolf.errors import Refused
 
+CALIBRATION_BATCHES = 16
 DESCRIPTION = "Train the strong baseline under the clock and pack the artifact."
 BORROWED = (SHARED / f"{name}.py" for name in ("command", "loop", "optim", "runlog", "team"))
 SOURCE = {path.name: path.read_bytes() for path in (*BORROWED, *HERE.glob("*.py")) if path.is_file()}  # what runs now
@@ -79,9 +81,9 @@ class Settings(GPTConfig):
     gptq: bool = True
     """Round with the help of the layers' inputs (see quant.py) instead of to the nearest; 3.5 bits, middle: -0.003."""
     calibration_tokens: int = 131_072
-    """Training tokens, one rank's, that show these inputs; inside the clock."""
+    """Training tokens, one rank's, that show how much each weight matters; inside the clock."""
     balance: bool = True
-    """Finer steps for the roles whose rounding changes most what the model predicts; 4 bits, laptop: -0.010."""
+    """Finer steps for the rows whose rounding changes most what the model predicts, instead of by their deviation."""
     finest: float = 0.04
     """Smallest step in standard deviations, when there is room to spare: about 6.7 bits per weight."""
     ngram_least: int = 2
@@ -243,12 +245,13 @@ class Trainer:
             raise Refused("some weights are no longer finite: training diverged; lower the learning rates")
         matrices = {name: t for name, t in state.items() if name.endswith("weight")}
         plain = {name: t.cpu().numpy() for name, t in state.items() if name not in matrices}
-        corrections = corrections_of(run, feed, self.depth) if s.gptq else {}
-        relative = balanced(run, next(feed)[0], self.depth, matrices, corrections) if s.balance else None
+        corrections, sensitivity = calibrate(run, feed, self.depth) if s.gptq or s.balance else ({}, {})
+        corrections = corrections if s.gptq else {}
+        rows = quant.row_steps(matrices, corrections, sensitivity) if s.balance else None
         config = asdict(replace(run.model.config, loops=self.depth))  # a run that was stopped may not have come to them
 
         def dump(step: float) -> bytes:
-            return coder.dumps(config, quant.quantize(matrices, corrections, step, relative), plain)
+            return coder.dumps(config, quant.quantize(matrices, corrections, step, rows), plain)
 
         without = size_of({**members, "weights.bin": b""}, path, rules.track(run.args.track).artifact_bytes)
         count = sum(map(Tensor.numel, matrices.values()))
@@ -315,32 +318,15 @@ class Counted:
         return tuple((p.pin_memory() if self.pinned else p).to(self.device, non_blocking=True) for p in parts)
 
 
-def corrections_of(run: loop.Run, feed: Iterator[tuple[Tensor, Tensor]], depth: int) -> dict[str, quant.Correction]:
-    """What GPTQ needs of the linear layers' inputs on the next tokens of the feed.
-
-    The embedding is left to plain rounding: what GPTQ gains for it as the head it loses twice as the input.
-    """
-    s, seen = run.settings, 0
-    with quant.Inputs(run.model) as inputs:
-        for ids, _ in feed:
-            for part in ids.split(max(1, s.micro_tokens // s.context)):
-                if seen >= s.calibration_tokens:
-                    return inputs.corrections()
-                run.model.features(part, depth)
-                seen += part.numel()
-    raise AssertionError("the feed is endless")
-
-
-def balanced(
-    run: loop.Run, ids: Tensor, depth: int, matrices: dict[str, Tensor], corrections: dict[str, quant.Correction]
-) -> dict[str, float]:
-    """Relative steps of the tensors (see quant.balance), measured in fp32 on an eighth as many tokens of ids (B, T)."""
-    model, dtype = run.model, run.model.dtype
-    ids = ids[: max(1, run.settings.calibration_tokens // 8 // run.settings.context)]
-    model.dtype = torch.float32  # differences this small drown in bf16
-    relative = quant.balance(model, lambda: model(ids, loops=depth).flatten(0, 1), matrices, corrections)
-    model.dtype = dtype
-    return relative
+def calibrate(
+    run: loop.Run, feed: Iterator[tuple[Tensor, Tensor]], depth: int
+) -> tuple[dict[str, quant.Correction], dict[str, Tensor]]:
+    """What quantising needs to know (see quant.calibrate), from the next `calibration_tokens` of the feed."""
+    model, s = run.model, run.settings
+    at_once = max(1, min(s.micro_tokens, s.calibration_tokens // CALIBRATION_BATCHES) // s.context)
+    parts = (part for ids, _ in feed for part in ids.split(at_once))
+    count = max(1, s.calibration_tokens // (at_once * s.context))
+    return quant.calibrate(model, partial(model, loops=depth), islice(parts, count))
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -247,15 +247,40 @@ def test_gptq_without_usable_inputs_is_rounding(golf: Any) -> None:
 
 
 def test_balance_spends_bits_where_rounding_hurts(golf: Any) -> None:
-    """The result is the sum of two linear maps, one of them times 0.1: its steps may be ten times as coarse."""
+    """The logits are the sum of two linear maps, one of them times 0.1: its steps may be ten times as coarse."""
     torch.manual_seed(1)
     model = torch.nn.ModuleDict({"a": torch.nn.Linear(64, 32, False), "b": torch.nn.Linear(64, 32, False)})
-    x, weights = torch.randn(500, 64), {n: p.detach() for n, p in model.named_parameters()}
+    weights = {name: p.detach() for name, p in model.named_parameters()}
+    table = torch.randn(50, 64)
     with torch.no_grad():
-        steps = golf.quant.balance(model, lambda: model["a"](x) + 0.1 * model["b"](x), weights, {})
-    assert steps["b.weight"] / steps["a.weight"] == pytest.approx(10, rel=0.2)
-    assert steps["a.weight"] * steps["b.weight"] == pytest.approx(1)  # as many of the one as of the other
-    assert all(torch.equal(p.detach(), weights[n]) for n, p in model.named_parameters())
+        batches = torch.randint(50, (16, 4, 32))
+        _, sensitivity = golf.quant.calibrate(
+            model, lambda ids: model["a"](table[ids]) + 0.1 * model["b"](table[ids]), batches
+        )
+    steps = golf.quant.row_steps(weights, {}, sensitivity)
+    ratio = steps["b.weight"].mean() / steps["a.weight"].mean()
+    assert ratio == pytest.approx(10, rel=0.05)
+    middle = (steps["b.weight"] * steps["a.weight"]).log().mean().exp() / (weights["a.weight"].std() ** 2)
+    assert middle == pytest.approx(1, rel=0.05)  # as many of the one as of the other
+    assert all(p.grad is None for p in model.parameters())
+
+
+def test_sensitivity_is_the_divergence_that_small_errors_cause(golf: Any) -> None:
+    torch.manual_seed(2)
+    model = torch.nn.ModuleDict({"a": torch.nn.Linear(32, 40, False)})
+    table = torch.randn(50, 32)
+    ids = torch.randint(50, (64, 8, 32))
+    _, sensitivity = golf.quant.calibrate(model, lambda ids: model["a"](table[ids]), ids)
+    weight, rows = model["a"].weight.detach().double(), table[ids.flatten()].double()
+    exact = (rows @ weight.mT).log_softmax(-1)
+    for row in (0, 17, 39):
+        found = []
+        for _ in range(20):
+            moved = weight.clone()
+            moved[row] += 1e-3 * torch.randn(32)
+            kl = F.kl_div((rows @ moved.mT).log_softmax(-1), exact, reduction="batchmean", log_target=True)
+            found.append(2 * float(kl) / 1e-6 / 32)
+        assert float(sensitivity["a.weight"][row]) == pytest.approx(np.mean(found), rel=0.3)
 
 
 @pytest.mark.parametrize("limit", [200_000, 100_000, 60_001, 30_000, 9_000])
