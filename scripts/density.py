@@ -35,8 +35,8 @@ def bench_density(args: argparse.Namespace) -> None:
 def weights_of(path: Path) -> bytes:
     """The coded weights of an artifact."""
     members = read(path, rules.ARTIFACT_BYTES).members
-    if "weights.bin" not in members or "coder.py" not in members:
-        raise UsageError(f"{path}: not an artifact of baselines/golf")
+    if members.get("coder.py") != (GOLF / "coder.py").read_bytes():
+        raise UsageError(f"{path}: not an artifact of this baselines/golf")
     return members["weights.bin"]
 
 

@@ -1,8 +1,8 @@
 """What coarser weights cost: those of a trained artifact, taken as exact, rounded to fewer and fewer bits each.
 
-Both ways of baselines/golf are measured: rounding to the nearest, and GPTQ, which sees training tokens of the dataset.
-The cost is that of the dataset's first validation tokens, in windows side by side. Runs the artifact's code without
-a sandbox: for your own.
+What baselines/golf does is measured one by one: rounding to the nearest or by GPTQ, and rows in steps of their spread
+or, balanced, of what they matter; training tokens of the dataset show that. The cost is that of the dataset's first
+validation tokens, in windows side by side. Runs the artifact's code without a sandbox: for your own.
 """
 
 import argparse
@@ -22,6 +22,7 @@ from pgolf import rules
 from pgolf.artifact import read
 from pgolf.data.dataset import Dataset, open_dataset
 from pgolf.data.shards import read_shard
+from pgolf.errors import UsageError
 
 GOLF = Path(__file__).parent.parent / "baselines" / "golf"
 CALIBRATION = 131_072  # training tokens, as in the trainer
@@ -41,6 +42,8 @@ def bench_quantise(args: argparse.Namespace) -> None:
         for name in ("coder", "quant"):  # the artifact's own
             sys.modules.pop(name, None)
         coder, quant = importlib.import_module("coder"), importlib.import_module("quant")
+    if args.tokens < artifact.manifest.context or not data.train_shards:
+        raise UsageError(f"this needs training shards and --tokens of at least a context, {artifact.manifest.context}")
     context, training = artifact.manifest.context, tokens_of(data, data.train_shards, CALIBRATION)
     text = tokens_of(data, data.val_shards, args.tokens + 1)
     exact, measured = nats_per_token(model, text, context, device), {}
@@ -49,19 +52,26 @@ def bench_quantise(args: argparse.Namespace) -> None:
     weights = {name: t.clone() for name, t in model.state_dict().items() if name.endswith("weight")}
     count = sum(map(Tensor.numel, weights.values()))
     print(f"{count:,} weights; {exact:.5f} nats per token over {args.tokens:,} tokens", flush=True)
-    parts = training[: CALIBRATION // context * context].view(-1, context).to(device).split(max(1, 8192 // context))
+    parts = training[: len(training) // context * context].view(-1, context).to(device).split(max(1, 8192 // context))
     model.requires_grad_(True)
     experts, model.experts = getattr(model, "experts", None), None  # golf's trainer looks at the network alone
     corrections, sensitivity = quant.calibrate(model, model, parts)
     model.experts = experts
-    ways: dict[str, tuple[Any, ...]] = {"rounded": ({}, None), "GPTQ": (corrections, None)}
-    for way, (used, _) in list(ways.items()):
-        ways[f"{way}, balanced"] = used, quant.row_steps(weights, used, sensitivity)
+    ways: dict[str, tuple[Any, ...]] = {
+        "rounded": ({}, None),
+        "GPTQ": (corrections, None),
+        "rounded, balanced": ({}, quant.row_steps(weights, {}, sensitivity)),
+        "GPTQ, balanced": (corrections, quant.row_steps(weights, corrections, sensitivity)),
+    }
     print("| bits per weight |", " | ".join(ways), "|\n|", "--- | " * (1 + len(ways)))
     for bits in args.bits:
         for way, (used, rows) in ways.items():
             dump = lambda step, c=used, r=rows: coder.dumps({}, quant.quantize(weights, c, step, r), {})  # noqa: E731
-            coded = coder.parse(quant.fit(dump, round(count * bits / 8), count, quant.FINEST)[0])[1]
+            try:
+                packed, _ = quant.fit(dump, round(count * bits / 8), count, quant.FINEST)
+            except ValueError as error:
+                raise UsageError(f"--bits {bits:g}: {count:,} weights {error}") from None
+            coded = coder.parse(packed)[1]
             model.load_state_dict({n: torch.from_numpy(c.weights()) for n, c in coded.items()}, strict=False)
             measured[way] = (nats_per_token(model, text, context, device) - exact) * bits_per_byte
         model.load_state_dict(weights, strict=False)

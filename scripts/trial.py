@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from pgolf.errors import EnvironmentBroken, UsageError
+from pgolf.errors import EnvironmentBroken, Refused, UsageError
 from pgolf.score import score
 
 
@@ -26,8 +26,17 @@ class Trial:
 def train_and_score(
     command: Sequence[str], out: Path, data: Path, documents: int | None, isolated: bool, processes: int = 1
 ) -> Trial:
-    """Run a trainer's command line so that it writes `out`, and score that. Raises what `launch` does."""
-    launch([*command, "--data", str(data), "--out", str(out)], processes)
+    """Run a trainer's command line so that it writes `out`, and score that.
+
+    An artifact that came a moment too late is scored too. Raises what `launch` does, and EnvironmentBroken if the
+    score is refused.
+    """
+    out.unlink(missing_ok=True)
+    try:
+        launch([*command, "--data", str(data), "--out", str(out)], processes)
+    except Refused:
+        if not out.is_file():
+            raise
     first, *_, last = map(json.loads, out.with_suffix(".jsonl").read_text(encoding="utf-8").splitlines())
     record = score(out, data, documents=documents, isolated=isolated)
     if record["status"] != "ok":
@@ -40,12 +49,15 @@ def launch(
 ) -> str:
     """Run a trainer on so many devices; returns what it printed.
 
-    Raises UsageError if it was called wrongly, else EnvironmentBroken, with the last that it said.
+    Raises what it ended with, in the sentence that it said: Refused or UsageError if it is one of ours and said why,
+    else EnvironmentBroken.
     """
     launcher = ["-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={processes}"]
     whole = [sys.executable, *(launcher if processes > 1 else []), *command]
     done = subprocess.run(whole, capture_output=True, text=True, env=os.environ | (settings or {}), cwd=cwd)
     if done.returncode:
-        error = UsageError if done.returncode == 2 else EnvironmentBroken
-        raise error(f"{command[0]}: {(done.stderr.strip().splitlines() or ['failed'])[-1]}")
+        lines = done.stderr.strip().splitlines() or ["failed"]
+        ours = [line for line in lines if line.startswith("train.py: ")]
+        error = {1: Refused, 2: UsageError}.get(done.returncode, EnvironmentBroken) if ours else EnvironmentBroken
+        raise error(f"{command[0]}: {(ours or lines)[-1].removeprefix('train.py: ')}")
     return done.stdout

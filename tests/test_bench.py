@@ -23,25 +23,45 @@ print("Total submission size int8+zlib: 15863489 bytes")
 print("final_int8_zlib_roundtrip_exact val_loss:5.10000000 val_bpb:3.02000000")
 """
 TINY = ("context=64", "layers=3", "dim=32", "heads=4", "kv_heads=2", "batch_tokens=512", "warmup_steps=1", "compile=0")
-GOLF = (*TINY, "rope_dims=0", "xsa=0", "loops=0", "context_start=0", "calibration_tokens=512", "stride=0")
+GOLF = (*TINY, "rope_dims=0", "xsa=0", "loops=0", "calibration_tokens=512", "stride=0")
 
 
-def test_trainers_side_by_side(dataset: Path, tmp_path: Path) -> None:
-    script = tmp_path / "train_gpt.py"
+def bench(*args: object) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, str(ROOT / "scripts" / "bench.py"), *map(str, args)]
+    return subprocess.run(command, capture_output=True, text=True)
+
+
+def rows_of(table: str) -> dict[str, list[str]]:
+    """Cells of each row by its first one."""
+    lines = [line.strip("| ").split(" | ") for line in table.splitlines()]
+    return {cells[0]: cells[1:] for cells in lines if len(cells) > 1}
+
+
+def test_benchmarks_of_the_baselines(dataset: Path, tmp_path: Path) -> None:
+    script, runs = tmp_path / "train_gpt.py", tmp_path / "runs"
     script.write_text(CONTEST)
-    command = [sys.executable, str(ROOT / "scripts" / "bench.py"), "speed", "--data", str(dataset), "--seconds", "3"]
-    command += ["--contest", str(script), "--no-sandbox", "--out", str(tmp_path / "runs")]
-    command += [f"--naive-set={item}" for item in TINY] + [f"--golf-set={item}" for item in GOLF]
-    done = subprocess.run(command, capture_output=True, text=True)
+    speed = ["speed", "--data", dataset, "--seconds", 3, "--contest", script, "--no-sandbox", "--out", runs]
+    speed += [f"--naive-set={item}" for item in TINY] + [f"--golf-set={item}" for item in GOLF]
+    done = bench(*speed)
     assert done.returncode == 0, done.stderr
-    lines = [line.strip("| ").split(" | ") for line in done.stdout.splitlines()]
-    rows = {cells[0]: cells[1:] for cells in lines if len(cells) > 1}
+    rows = rows_of(done.stdout)
     assert {"contest", "naive", "golf"} <= rows.keys(), done.stdout
     assert "17,059,912" in rows["contest"] and "1.000" in rows["contest"] and "1,747,627" in rows["contest"]
     script.write_text("raise SystemExit('RuntimeError: CUDA is required')")
-    done = subprocess.run(command, capture_output=True, text=True)
+    done = bench(*speed)
     assert done.returncode == 3
     assert done.stderr.splitlines()[-1].endswith("CUDA is required")
+
+    for trainer in ("naive", "golf"):
+        done = bench("quantise", runs / f"{trainer}.zst", "--data", dataset, "--tokens", 4096, "--bits", 1, 7)
+        assert done.returncode == 0, done.stderr
+        coarse, fine = (list(map(float, rows_of(done.stdout)[bits])) for bits in ("1", "7"))
+        assert len(coarse) == len(fine) == 4
+        assert max(map(abs, fine)) < 0.02 < min(coarse)
+    done = bench("density", runs / "golf.zst")
+    assert done.returncode == 0, done.stderr
+    assert float(rows_of(done.stdout)["coder.py, models and header included"][1]) > 1
+    assert bench("density", runs / "naive.zst").returncode == 2
 
 
 @pytest.mark.parametrize("baseline", ["naive", "golf"])

@@ -88,8 +88,8 @@ def spreads(codes: Codes) -> Codes:
 
 def split(coded: Mapping[str, Coded]) -> list[Codes]:
     """The groups: scales of all rows, their spreads, and the codes of all rows of each spread, in rising order."""
-    matrices = [np.empty((0, 0), np.int32), *(c.codes for c in coded.values())]
-    by_row = np.concatenate([spreads(m) for m in matrices if m.size] or [np.empty(0, np.int32)])
+    matrices = [np.empty((0, 1), np.int32), *(c.codes for c in coded.values())]
+    by_row = np.concatenate([spreads(m) for m in matrices])
     by_code = np.repeat(by_row, np.concatenate([np.full(len(m), m.shape[1]) for m in matrices]))
     codes = np.concatenate([m.ravel() for m in matrices])
     scales = np.concatenate([np.empty(0, np.int32), *(c.scales for c in coded.values())])
@@ -138,7 +138,7 @@ def parse(data: bytes) -> tuple[dict[str, Any], dict[str, Coded], dict[str, npt.
         least, model = models.pop(0)
         return reader.take(model, int(size)) + least
 
-    shapes = np.array([shape for _, shape, _ in header["coded"]]).reshape(-1, 2)
+    shapes = np.array([shape for _, shape, _ in header["coded"]], np.int64).reshape(-1, 2)
     scales, by_row = take(shapes[:, 0].sum()), take(shapes[:, 0].sum())
     by_code = np.repeat(by_row, shapes[:, 1].repeat(shapes[:, 0]))
     codes = np.empty(len(by_code), np.int32)

@@ -217,7 +217,10 @@ class GPT(nn.Module):
         """
         if self.config.context < ids.size(1):
             raise ValueError(f"{ids.size(1)} tokens are more than the context of {self.config.context}")
-        x = rms_norm(self.features(ids, self.config.loops if loops is None else loops))  # (B, T, C)
+        x = x0 = self.embedding(ids)  # (B, T, C)
+        for layer in self.config.order(self.config.loops if loops is None else loops):
+            x = self.blocks[layer](x, x0, self.rotary)
+        x = rms_norm(x)
         head, softcap = self.embed.weight, self.config.softcap
         if targets is not None:
             own = other = None
@@ -240,13 +243,6 @@ class GPT(nn.Module):
             gate = gate + F.embedding(kinds[..., expert].long(), self.kind[expert])
         absent = F.pad(kinds == 0, (1, 0))
         return gate.masked_fill(absent, -torch.inf).softmax(-1)
-
-    def features(self, ids: Tensor, loops: int) -> Tensor:
-        """The last layer's output (B, T, C)."""
-        x = x0 = self.embedding(ids)
-        for layer in self.config.order(loops):
-            x = self.blocks[layer](x, x0, self.rotary)
-        return x
 
     def embedding(self, ids: Tensor) -> Tensor:
         """Normalised embedding (B, T, C) of ids (B, T) and the tokens just before them."""

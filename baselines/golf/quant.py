@@ -11,6 +11,7 @@
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 import torch.nn.functional as F
@@ -18,37 +19,13 @@ from coder import SCALES, Coded
 from torch import Tensor, nn
 
 FINEST, COARSEST = 0.02, 64.0
-"""Range of the step in standard deviations: 7.7 bits per weight at one end, nearly all codes 0 at the other."""
+"""Range of the step in standard deviations: 7.7 bits per weight at one end, next to none at the other."""
 APART = 16.0
-"""How far the step of a row may lie from the common one."""
+"""The step of a row lies within this factor of the common one, in standard deviations of its matrix."""
 PRIOR = 0.25
 """Of the sensitivity of a row, so much is its matrix's: a rare token's few gradients say little."""
 MOST = 32767
-"""Codes are at most so large: 40 standard deviations of the row in steps of FINEST / APART."""
-
-
-class Inputs:
-    """Collects X^T X (C, C) of the inputs X (N, C) of every linear layer, while it is entered."""
-
-    def __init__(self, model: nn.Module) -> None:
-        self.grams: dict[str, Tensor] = {}
-        self.hooks = [
-            module.register_forward_pre_hook(lambda _, args, name=name: self.add(f"{name}.weight", args[0]))
-            for name, module in model.named_modules()
-            if isinstance(module, nn.Linear)
-        ]
-
-    def add(self, name: str, x: Tensor) -> None:
-        x = x.detach().flatten(0, -2).float()
-        gram = x.mT @ x
-        self.grams[name] = self.grams[name] + gram if name in self.grams else gram
-
-    def __enter__(self) -> "Inputs":
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        for hook in self.hooks:
-            hook.remove()
+"""Codes are at most so large: 40 standard deviations of the matrix in steps of FINEST / APART."""
 
 
 @dataclass(frozen=True)
@@ -59,9 +36,9 @@ class Correction:
     """The columns (C,), those with the largest inputs first, while there are many left to make up for them."""
     factor: Tensor
     """Row i of this (C, C) says how an error in the i-th of these columns is made up for by later ones: the upper
-    Cholesky factor of the inverse of the Gram matrix. Where there is none, nothing is made up for."""
+    Cholesky factor U of the inverse of the Gram matrix G; the identity, which makes up for nothing, if it has none."""
     left: float
-    """The part of the squared error that is left then: det(G)^(1/C) / (tr(G) / C) for the Gram matrix G."""
+    """The part of the squared error that is left then: the mean of 1 / U[i, i]^2 over that of G[i, i]."""
 
     @classmethod
     def of(cls, gram: Tensor) -> "Correction":
@@ -73,8 +50,7 @@ class Correction:
             lower, failed = torch.linalg.cholesky_ex(ridged)
             factor, failed_too = torch.linalg.cholesky_ex(torch.cholesky_inverse(lower), upper=True)
             if not (failed or failed_too):
-                mean_log = factor.diagonal().log().mean()
-                return cls(order, factor, float((-2 * mean_log).exp() / ridged.diagonal().mean()))
+                return cls(order, factor, float(factor.diagonal().pow(-2).mean() / ridged.diagonal().mean()))
         return cls(order, identity, 1.0)
 
 
@@ -83,31 +59,45 @@ def calibrate(
 ) -> tuple[dict[str, Correction], dict[str, Tensor]]:
     """A correction for each linear layer and the sensitivity of each row (R,) of each matrix, on batches of ids (B, T).
 
+    The embedding has no correction: what GPTQ gains for it as the head it loses twice as the input.
+
     `logits` (B, T, V) are the model's. Small errors e in the weights add e^T F e / 2 to the Kullback-Leibler divergence
     of its predictions, with the Fisher information F: of that this is the diagonal, averaged by row. With targets drawn
     from the predictions themselves the gradients of tokens have mean 0 and are independent, so the square of
-    their sum is the sum of their squares, on average (arXiv:1503.05671).
+    their sum is the sum of their squares, on average (arXiv:1503.05671). Raises ValueError if logits are not finite.
     """
     matrices = {name: p for name, p in model.named_parameters() if name.endswith("weight")}
     sensitivity = {name: torch.zeros(len(p), device=p.device) for name, p in matrices.items()}
-    generator, tokens = None, 0
-    with Inputs(model) as inputs, torch.enable_grad():
+    generator = torch.Generator(next(model.parameters()).device).manual_seed(0)
+    grams: dict[str, Tensor] = {}
+    tokens = 0
+
+    def add(name: str, _: nn.Module, args: tuple[Tensor, ...]) -> None:
+        x = args[0].detach().flatten(0, -2).float()  # (N, C)
+        grams[name] = grams.get(name, 0) + x.mT @ x
+
+    linear = {f"{name}.weight": module for name, module in model.named_modules() if isinstance(module, nn.Linear)}
+    hooks = [module.register_forward_pre_hook(partial(add, name)) for name, module in linear.items()]
+    with torch.enable_grad():
         for ids in batches:
-            generator = generator or torch.Generator(ids.device).manual_seed(0)
             rows = logits(ids).flatten(0, 1)  # (N, V)
+            if not rows.isfinite().all():
+                raise ValueError("predictions are no longer finite")
             drawn = torch.multinomial(rows.detach().softmax(-1), 1, generator=generator).squeeze(1)
             F.cross_entropy(rows, drawn, reduction="sum").backward()
             for name, parameter in matrices.items():
-                if parameter.grad is not None:
-                    sensitivity[name] += parameter.grad.float().square().mean(1)
+                sensitivity[name] += parameter.grad.float().square().mean(1)
             model.zero_grad(set_to_none=True)
             tokens += ids.numel()
-    corrections = {name: Correction.of(gram) for name, gram in inputs.grams.items()}
-    return corrections, {name: s / tokens for name, s in sensitivity.items()}
+    for hook in hooks:
+        hook.remove()
+    return {name: Correction.of(gram) for name, gram in grams.items()}, {
+        name: s / tokens for name, s in sensitivity.items()
+    }
 
 
 def row_deviations(weight: Tensor) -> Tensor:
-    """Root mean squares (R,) of the rows of a matrix (R, C), and not far below that of all of it."""
+    """Root mean squares (R,) of the rows of a matrix (R, C), but at least a thousandth of its deviation."""
     rows = weight.float().square().mean(1).sqrt()
     return rows.clamp_min(1e-3 * float(weight.std(correction=0))).clamp_min(1e-8)
 
@@ -119,21 +109,21 @@ def row_steps(
 
     Rounding a weight in steps of d adds about k d^2 to the divergence, and a halved step costs a bit for it: at a given
     size the sum is least where k d^2 is the same for all (Lagrange; Cover and Thomas, section 10.3). k is the
-    sensitivity, times what GPTQ leaves. In standard deviations of their matrix, the steps have the geometric mean 1
-    before all are kept within APART.
+    sensitivity, times what GPTQ leaves. The geometric mean over all weights, in standard deviations of their matrix,
+    is 1: so the size at a given step hardly depends on the model.
     """
     most = max(float(s.mean()) for s in sensitivity.values())
-    logs, total = {}, 0.0
-    for name, weight in tensors.items():
+    deviations = {name: row_deviations(weight.flatten()[None]) for name, weight in tensors.items()}
+    logs = {}
+    for name in tensors:
         k = sensitivity[name].lerp(sensitivity[name].mean(), PRIOR).clamp_min(max(1e-12 * most, 1e-30))
         k = k * (corrections[name].left if name in corrections else 1.0)
-        logs[name] = -0.5 * k.log() - row_deviations(weight.flatten()[None]).log()
-        total += float(logs[name].sum()) * weight.size(1)
-    mean, bound = total / sum(t.numel() for t in tensors.values()), math.log(APART)
-    return {
-        name: (log - mean).clamp(-bound, bound).exp() * row_deviations(tensors[name].flatten()[None])
-        for name, log in logs.items()
-    }
+        logs[name] = -0.5 * k.log() - deviations[name].log()
+    count = sum(weight.numel() for weight in tensors.values())
+    for bound in (math.log(APART), math.inf):  # centre, keep within bounds, and centre what is left
+        mean = sum(float(log.sum()) * tensors[name].size(1) for name, log in logs.items()) / count
+        logs = {name: (log - mean).clamp(-bound, bound) for name, log in logs.items()}
+    return {name: log.exp() * deviations[name] for name, log in logs.items()}
 
 
 def round_nearest(weight: Tensor, step: Tensor) -> Tensor:
@@ -177,7 +167,7 @@ def quantize(
     for (_, gptq), names in groups.items():
         weights = torch.stack([tensors[name].detach().float() for name in names])  # (N, R, C)
         wanted = torch.stack([rows[name] if rows else row_deviations(tensors[name]) for name in names]) * step  # (N, R)
-        bases = [float(f"{base:.5g}") for base in wanted.log().mean(1).exp().tolist()]
+        bases = [float(f"{base:.5g}") for base in wanted.log().mean(1).exp().tolist()]  # short in the header
         scales = (SCALES * torch.log2(wanted / wanted.new_tensor(bases)[:, None])).round()
         steps = torch.exp2(scales / SCALES) * wanted.new_tensor(bases)[:, None]
         if gptq:
@@ -193,8 +183,8 @@ def fit(dump: Callable[[float], bytes], limit: int, weights: int, finest: float,
     """The largest of `dump(step)` with at most `limit` bytes that a few tries find, and its step.
 
     The size falls about linearly with the logarithm of the step (secant method), at first by a bit for each of the
-    `weights` per doubling. Unless the finest step fits, all tries are made: so packing for practice takes as long as
-    packing under the clock. Raises ValueError, with the smallest size, when even the coarsest step is too large.
+    `weights` per doubling. Unless the finest step fits, all tries are made, and more if none fits: so packing for
+    practice takes as long as under the clock. Raises ValueError, with the size, when even the coarsest is too large.
     """
     best, at, end = (b"", 0.0), math.log2(finest), math.log2(COARSEST)
     large: tuple[float, int] | None = None  # the coarsest step that was too fine, and its size
@@ -215,9 +205,9 @@ def fit(dump: Callable[[float], bytes], limit: int, weights: int, finest: float,
                 break
         if large and small:
             slope = max((large[1] - small[1]) / (small[0] - large[0]), 0.01 * weights)
-        aim = 0.9995 if tries > 0 else 0.97  # out of tries, a size that surely fits
+        aim = 0.9995 if tries > 0 else 0.97  # out of tries, a size that more likely fits
         at = large[0] + (large[1] - aim * limit) / slope
         upper = small[0] if small else end
-        if not large[0] < at < upper:
-            at = (large[0] + upper) / 2 if tries > -6 and small else upper
+        if tries < -6 or not large[0] < at < upper:
+            at = (large[0] + upper) / 2 if small else upper
     return best

@@ -39,6 +39,7 @@ from pgolf.data.shards import read_shard
 from pgolf.errors import Refused
 
 CALIBRATION_BATCHES = 16
+DIVERGED = "training diverged; lower the learning rates"
 DESCRIPTION = "Train the strong baseline under the clock and pack the artifact."
 BORROWED = (SHARED / f"{name}.py" for name in ("command", "loop", "optim", "runlog", "team"))
 SOURCE = {path.name: path.read_bytes() for path in (*BORROWED, *HERE.glob("*.py")) if path.is_file()}  # what runs now
@@ -52,10 +53,6 @@ class Settings(GPTConfig):
     """Tokens per step, all ranks together."""
     micro_tokens: int = 98_304
     """Most tokens that one rank takes through the model at once."""
-    context_start: int = 1024
-    """Sequences are so long until `grow_at` of the run is done (sequence length warm-up, arXiv:2108.06084), middle:
-    +0.001; 0: off."""
-    grow_at: float = 0.3
     loop_at: float = 0.35
     """Depth recurrence is switched on when so much of the run is done."""
     matrix_lr: float = 0.023
@@ -109,23 +106,17 @@ class Settings(GPTConfig):
         for name in (*least_one, "ngram_least"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} is {getattr(self, name)}; it must be at least 1")
-        for name in ("grow_at", "loop_at", "momentum", "momentum_start", "warmdown", "floor", "ema"):
+        for name in ("loop_at", "momentum", "momentum_start", "warmdown", "floor", "ema"):
             if not 0 <= getattr(self, name) <= 1:
                 raise ValueError(f"{name} is {getattr(self, name)}; it must be from 0 to 1")
-        if self.limit < 0 or self.context_start < 0:
-            raise ValueError("limit and context_start cannot be below 0")
+        if self.limit < 0:
+            raise ValueError("limit cannot be below 0")
         if self.batch_tokens % self.context:
             raise ValueError(f"batch_tokens {self.batch_tokens} is not a multiple of the context {self.context}")
-        if self.context_start and self.context % self.context_start:
-            raise ValueError(f"context {self.context} is not a multiple of context_start {self.context_start}")
         if not 0 <= self.stride <= self.context:
             raise ValueError(f"stride {self.stride} is not within the context of {self.context}")
         if not quant.FINEST <= self.finest <= quant.COARSEST:
             raise ValueError(f"finest {self.finest} is not between {quant.FINEST} and {quant.COARSEST}")
-
-    def length(self, progress: float) -> int:
-        """Tokens per sequence when `progress` of the run is done."""
-        return self.context_start if self.context_start and progress < self.grow_at else self.context
 
     def depth(self, progress: float) -> int:
         """Loops of the recurrent layers when `progress` of the run is done."""
@@ -152,7 +143,6 @@ LAPTOP = Settings(
     ngram=5,
     batch_tokens=2048,
     micro_tokens=2048,
-    context_start=0,
     momentum=0.95,
     momentum_steps=100,
     ema=0.0,
@@ -202,27 +192,25 @@ class Trainer:
             self.counted = Counted(self.run, counts_limit(self.run))
 
     def stages(self) -> Sequence[Callable[[Tensor], object]]:
-        s = self.settings
-        stages = dict.fromkeys((s.length(p), s.depth(p)) for p in (0.0, s.grow_at, s.loop_at, 1.0))  # each once
-        return [partial(self.practise, *stage) for stage in stages]
+        depths = dict.fromkeys(map(self.settings.depth, (0.0, 1.0)))  # each once
+        return [partial(self.practise, depth) for depth in depths]
 
-    def practise(self, length: int, depth: int, ids: Tensor) -> None:
+    def practise(self, depth: int, ids: Tensor) -> None:
         made_up: tuple[Tensor, ...] = ()
         if self.settings.ngram:
             shape = *ids.shape, self.settings.ngram - 1
             made_up = torch.full(shape, 0.1, device=ids.device), torch.ones(shape, dtype=torch.uint8, device=ids.device)
-        self.take_step(0, 1.0, length, depth, ids, ids, *made_up)
+        self.take_step(0, 1.0, depth, ids, ids, *made_up)
 
     def step(self, step: int, left: float, done: float, ids: Tensor, targets: Tensor) -> tuple[Tensor, float]:
         s, scale = self.settings, self.settings.lr_scale(done)
         experts = self.counted.batch(step) if self.counted else ()
-        return self.take_step(step, scale, s.length(done), s.depth(done), ids, targets, *experts), scale
+        return self.take_step(step, scale, s.depth(done), ids, targets, *experts), scale
 
-    def take_step(self, step: int, scale: float, length: int, depth: int, *batch: Tensor) -> Tensor:
-        """One step on ids, targets (B, T) and what experts said, cut into sequences of `length`; returns the loss."""
+    def take_step(self, step: int, scale: float, depth: int, *batch: Tensor) -> Tensor:
+        """One step on ids, targets (B, T) and what experts said; returns the loss."""
         s = self.settings
-        pieces = [t.reshape(-1, length, *t.shape[2:]) for t in batch]
-        loss = loop.gradients(partial(self.run.forward, loops=depth), pieces, s.micro_tokens // length)
+        loss = loop.gradients(partial(self.run.forward, loops=depth), batch, s.micro_tokens // s.context)
         loss, self.depth = self.optimizer.step(scale, loop.momentum(s, step), loss), depth
         if s.ema:
             with torch.no_grad():  # at first over the last tenth of the steps, so that the first weights are forgotten
@@ -242,10 +230,13 @@ class Trainer:
             weight.copy_(mean)
         state = {name: tensor.detach().float() for name, tensor in run.model.state_dict().items()}
         if not all(bool(tensor.isfinite().all()) for tensor in state.values()):
-            raise Refused("some weights are no longer finite: training diverged; lower the learning rates")
+            raise Refused(f"weights are no longer finite: {DIVERGED}")
         matrices = {name: t for name, t in state.items() if name.endswith("weight")}
         plain = {name: t.cpu().numpy() for name, t in state.items() if name not in matrices}
-        corrections, sensitivity = calibrate(run, feed, self.depth) if s.gptq or s.balance else ({}, {})
+        try:
+            corrections, sensitivity = calibrate(run, feed, self.depth)
+        except ValueError as error:
+            raise Refused(f"{error}: {DIVERGED}") from None
         corrections = corrections if s.gptq else {}
         rows = quant.row_steps(matrices, corrections, sensitivity) if s.balance else None
         config = asdict(replace(run.model.config, loops=self.depth))  # a run that was stopped may not have come to them
@@ -321,9 +312,10 @@ class Counted:
 def calibrate(
     run: loop.Run, feed: Iterator[tuple[Tensor, Tensor]], depth: int
 ) -> tuple[dict[str, quant.Correction], dict[str, Tensor]]:
-    """What quantising needs to know (see quant.calibrate), from the next `calibration_tokens` of the feed."""
+    """What quantising needs to know (see quant.calibrate), from about the next `calibration_tokens` of the feed."""
     model, s = run.model, run.settings
-    at_once = max(1, min(s.micro_tokens, s.calibration_tokens // CALIBRATION_BATCHES) // s.context)
+    most = min(s.micro_tokens, s.batch_tokens // run.team.world, s.calibration_tokens // CALIBRATION_BATCHES)
+    at_once = max(1, most // s.context)
     parts = (part for ids, _ in feed for part in ids.split(at_once))
     count = max(1, s.calibration_tokens // (at_once * s.context))
     return quant.calibrate(model, partial(model, loops=depth), islice(parts, count))

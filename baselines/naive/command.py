@@ -126,7 +126,7 @@ def one_sentence(settings: Any) -> Iterator[None]:
 
 
 def faster_dtype(team: Team) -> torch.dtype:
-    """bf16 on GPUs and on the CPUs that multiply matrices faster in it: 2 times, and 2 to 20 times slower elsewhere."""
+    """bf16 on GPUs and on CPUs that multiply matrices faster in it: some 2 times as fast, others 20 times slower."""
     if team.gpu:
         if not torch.cuda.is_bf16_supported(including_emulation=False):
             raise EnvironmentBroken(f"{torch.cuda.get_device_name()} has no bf16; hide it with CUDA_VISIBLE_DEVICES=")
