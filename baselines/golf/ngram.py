@@ -9,11 +9,13 @@ else than full distributions is no model at all: FACTS of the contest, hashed n-
 Training sees honest experts: the tokens are dealt into folds, and what an expert says about a token is counted on
 all other folds. So the network learns when to trust counts, and to be good where they are not.
 
-Counts below `least` are dropped. The rest is coded order by order: given the counts of order n - 1, an n-gram
-u..v w can only exist where u..v and ..v w do, and c(u..v) c(..v w) / c(..v) says how likely that is; each such cell
-gets one symbol, its count's class, from a histogram for cells of like expectation. That takes 4 to 8 bits per n-gram.
+Rare n-grams are dropped, as many as it takes. The rest is coded order by order: given the counts of order n - 1, an
+n-gram u..v w can only exist where u..v and ..v w do, and c(u..v) c(..v w) / c(..v) says how likely that is; each such
+cell gets one symbol, its count's class, from a histogram for cells of like expectation. That takes 4 to 8 bits per
+n-gram.
 """
 
+import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -33,7 +35,7 @@ CLASSES = 3  # of counts, per doubling
 
 @dataclass(frozen=True)
 class Table:
-    """The n-grams of one order: sorted keys (E,), and counts (E,) as their classes tell them."""
+    """The n-grams of one order: sorted keys (E,) and counts (E,)."""
 
     keys: Array
     counts: Array
@@ -57,15 +59,36 @@ def class_counts(classes: Array) -> Array:
     return np.where(classes < 2, classes, np.round(2 * 2 ** ((classes - 2) / CLASSES))).astype(np.int64)
 
 
-def count(tokens: Array, vocab_size: int, orders: int, least: int) -> list[Table]:
-    """Tables of orders 1, 2, ..., `orders`; those of order 1 are complete."""
-    ones = np.bincount(tokens, minlength=vocab_size).astype(np.int64)
-    tables = [Table(np.arange(vocab_size), class_counts(classes(ones)))]
+def count(tokens: Array, vocab_size: int, orders: int) -> list[Table]:
+    """Tables of orders 1, 2, ..., `orders`; that of order 1 has every token."""
+    tables = [Table(np.arange(vocab_size), np.bincount(tokens, minlength=vocab_size).astype(np.int64))]
     for order in range(2, orders + 1):
-        keys, counts = np.unique(windows(tokens, order, vocab_size), return_counts=True)
-        kept = counts >= least
-        tables.append(Table(keys[kept], class_counts(classes(counts[kept]))))
+        tables.append(Table(*np.unique(windows(tokens, order, vocab_size), return_counts=True)))
     return tables
+
+
+def thin(tables: Sequence[Table], least: Sequence[int]) -> list[Table]:
+    """Without the n-grams that are rarer than what `least` says for each order; counts as their classes tell them."""
+    kept = [table.counts >= low for table, low in zip(tables, least, strict=True)]
+    return [Table(t.keys[k], class_counts(classes(t.counts[k]))) for t, k in zip(tables, kept, strict=True)]
+
+
+def fit(tables: Sequence[Table], vocab_size: int, least: int, limit: int) -> tuple[list[int], bytes]:
+    """The lowest counts to keep, for each order, such that the tables take at most `limit` bytes, and these bytes.
+
+    Rare n-grams go first, and of these the longest. Where nothing but single tokens is left, that is what it takes.
+    """
+    lowest, bits = [0] + [least] * (len(tables) - 1), 3.0
+    orders = itertools.cycle(reversed(range(1, len(tables))))
+    while True:
+        grams = sum(int((table.counts >= low).sum()) for table, low in zip(tables[1:], lowest[1:], strict=True))
+        if bits * grams <= 8 * limit:  # with fewer n-grams each takes more bits: others are not worth a try
+            packed = dumps(thin(tables, lowest), vocab_size)
+            if len(packed) <= limit or not grams:
+                return lowest, packed
+            bits = 8 * len(packed) / grams
+        order = next(orders)
+        lowest[order] += 1 + lowest[order] // 4
 
 
 # Coding
@@ -187,48 +210,82 @@ def held_out(
 # Prediction
 
 
-class Experts(nn.Module):
-    """The tables as tensors, for whole rows."""
+class Expert(nn.Module):
+    """The table of one order as tensors: its E n-grams, which share C contexts, and the sizes of these."""
+
+    def __init__(self, vocab_size: int, order: int, table: Table) -> None:
+        super().__init__()
+        self.vocab_size, self.order = vocab_size, order
+        contexts, start, size = np.unique(table.keys // vocab_size, return_index=True, return_counts=True)
+        total = np.add.reduceat(table.counts, start) if len(start) else start
+        columns = {
+            "keys": table.keys,
+            "word": table.keys % vocab_size,
+            "contexts": contexts,
+            "start": start,
+            "size": size,
+        }
+        columns["kind"] = np.append(kind(total, size), 0).astype(np.int64)  # one more of these, should there be none
+        columns["total"] = np.append(total, 1).astype(np.float32)
+        columns["count"] = np.append(table.counts, 0).astype(np.float32)
+        for name, column in columns.items():
+            self.register_buffer(name, torch.from_numpy(column), persistent=False)
+
+    def find(self, ids: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """For ids (B, T) the key of the context that ends at each, its index, and whether there is one."""
+        keys = ids.clone()
+        for back in range(1, self.order - 1):
+            keys[:, back:] += ids[:, : ids.size(1) - back] * self.vocab_size**back
+        keys[:, : self.order - 2] = -1  # it would begin before the window
+        return keys, *look_up(self.contexts, keys)
+
+    def kinds(self, ids: Tensor) -> Tensor:
+        """Kinds (B, T) of the contexts."""
+        _, at, there = self.find(ids)
+        return torch.where(there, self.kind[at], 0)
+
+    def say(self, ids: Tensor, targets: Tensor) -> Tensor:
+        """Probabilities (B, T) of targets (B, T) behind ids (B, T)."""
+        context, at, _ = self.find(ids)
+        entry, there = look_up(self.keys, context * self.vocab_size + targets)
+        return torch.where(there, self.count[entry] / self.total[at], 0)
+
+    def mix(self, p: Tensor, weight: Tensor, ids: Tensor) -> None:
+        """Add to p (B, T, V), in place, the distribution times its weight (B, T)."""
+        flat = p.view(-1)
+        _, at, there = self.find(ids)
+        rows = there.flatten().nonzero().squeeze(1)  # (M,) those that have a context
+        at = at.flatten()[rows]
+        start, size = self.start[at], self.size[at]
+        scale = weight.flatten()[rows] / self.total[at]
+        which = torch.repeat_interleave(torch.arange(len(rows), device=p.device), size)
+        entry = torch.arange(len(which), device=p.device) - (size.cumsum(0) - size - start)[which]
+        cell = rows[which] * self.vocab_size + self.word[entry]  # no cell twice
+        flat[cell] += self.count[entry] * scale[which]
+
+
+def look_up(keys: Tensor, wanted: Tensor) -> tuple[Tensor, Tensor]:
+    """Where each wanted key is among the sorted keys, and whether it is there (see `find`)."""
+    at = torch.searchsorted(keys, wanted).clamp(max=max(0, len(keys) - 1))
+    return at, keys[at] == wanted if len(keys) else torch.zeros_like(at, dtype=torch.bool)
+
+
+class Experts(nn.ModuleList):
+    """An expert for each order from 2 on."""
 
     def __init__(self, vocab_size: int, tables: Sequence[Table]) -> None:
-        super().__init__()
-        self.vocab_size, self.orders = vocab_size, len(tables)
-        for order, table in enumerate(tables[1:], 2):
-            contexts, start, size = np.unique(table.keys // vocab_size, return_index=True, return_counts=True)
-            total = np.add.reduceat(table.counts, start) if len(start) else start
-            columns = {"contexts": contexts, "start": start, "size": size, "total": total.astype(np.float32)}
-            columns["kind"] = np.append(kind(total, size), 0).astype(np.int64)  # one more, should there be none
-            columns["word"] = table.keys % vocab_size
-            columns["count"] = table.counts.astype(np.float32)
-            for name, column in columns.items():
-                self.register_buffer(f"{name}{order}", torch.from_numpy(column), persistent=False)
-
-    def find(self, ids: Tensor, order: int) -> tuple[Tensor, Tensor]:
-        """For ids (B, T) the index of the context that ends at each, and whether there is one."""
-        contexts = getattr(self, f"contexts{order}")
-        keys = ids.clone()
-        for back in range(1, order - 1):
-            keys[:, back:] += ids[:, : ids.size(1) - back] * self.vocab_size**back
-        keys[:, : order - 2] = -1  # it would begin before the window
-        at = torch.searchsorted(contexts, keys.contiguous()).clamp(max=max(0, len(contexts) - 1))
-        return at, contexts[at] == keys if len(contexts) else torch.zeros_like(at, dtype=torch.bool)
+        super().__init__(Expert(vocab_size, order, table) for order, table in enumerate(tables[1:], 2))
 
     def kinds(self, ids: Tensor) -> Tensor:
         """Kinds (B, T, E) of the contexts of the E experts."""
-        found = [(self.find(ids, order), order) for order in range(2, self.orders + 1)]
-        return torch.stack([torch.where(there, getattr(self, f"kind{o}")[at], 0) for (at, there), o in found], -1)
+        return torch.stack([expert.kinds(ids) for expert in self], -1)
+
+    def say(self, ids: Tensor, targets: Tensor) -> Tensor:
+        """What each says about targets (B, T) behind ids (B, T): (B, T, E)."""
+        return torch.stack([expert.say(ids, targets) for expert in self], -1)
 
     def mix(self, p: Tensor, weights: Tensor, ids: Tensor) -> Tensor:
         """Add to p (B, T, V), in place, each expert's distribution times its weight (B, T, E); ids are (B, T)."""
-        flat = p.view(-1)
-        for order in range(2, self.orders + 1):
-            at, there = self.find(ids, order)
-            rows = there.flatten().nonzero().squeeze(1)  # (M,) those that have a context
-            at = at.flatten()[rows]
-            start, size = getattr(self, f"start{order}")[at], getattr(self, f"size{order}")[at]
-            scale = weights[..., order - 2].flatten()[rows] / getattr(self, f"total{order}")[at]
-            which = torch.repeat_interleave(torch.arange(len(rows), device=p.device), size)
-            entry = torch.arange(len(which), device=p.device) - (size.cumsum(0) - size - start)[which]
-            cell = rows[which] * self.vocab_size + getattr(self, f"word{order}")[entry]  # no cell twice
-            flat[cell] += getattr(self, f"count{order}")[entry] * scale[which]
+        for expert, weight in zip(self, weights.unbind(-1), strict=True):
+            expert.mix(p, weight, ids)
         return p

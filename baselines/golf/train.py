@@ -35,7 +35,7 @@ from torch import Tensor
 
 from pgolf import rules
 from pgolf.artifact import pack
-from pgolf.data.shards import read_shard
+from pgolf.data.shards import HEADER_BYTES, read_shard
 from pgolf.errors import Refused
 
 CALIBRATION_BATCHES = 16
@@ -84,7 +84,9 @@ class Settings(GPTConfig):
     finest: float = 0.04
     """Smallest step in standard deviations, when there is room to spare: about 6.7 bits per weight."""
     ngram_least: int = 2
-    """Rarer n-grams are dropped; more are where they would take over a third of the limit."""
+    """Rarer n-grams are dropped; more and first the longest, where they take over a third of the limit."""
+    ngram_tokens: int = 16_777_216
+    """The first so many training tokens are counted: some 5 s of the clock for each million."""
     limit: int = 0
     """Largest artifact in bytes; 0: the track's."""
 
@@ -103,7 +105,7 @@ class Settings(GPTConfig):
     def __post_init__(self) -> None:
         super().__post_init__()
         least_one = "batch_tokens", "micro_tokens", "momentum_steps", "warmup_steps", "log_every", "calibration_tokens"
-        for name in (*least_one, "ngram_least"):
+        for name in (*least_one, "ngram_least", "ngram_tokens"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} is {getattr(self, name)}; it must be at least 1")
         for name in ("loop_at", "momentum", "momentum_start", "warmdown", "floor", "ema"):
@@ -141,6 +143,7 @@ LAPTOP = Settings(
     loops=0,
     xsa=4,
     ngram=5,
+    ngram_tokens=2_000_000,
     batch_tokens=2048,
     micro_tokens=2048,
     momentum=0.95,
@@ -204,7 +207,7 @@ class Trainer:
 
     def step(self, step: int, left: float, done: float, ids: Tensor, targets: Tensor) -> tuple[Tensor, float]:
         s, scale = self.settings, self.settings.lr_scale(done)
-        experts = self.counted.batch(step) if self.counted else ()
+        experts = self.counted.batch(step, ids, targets) if self.counted else ()
         return self.take_step(step, scale, s.depth(done), ids, targets, *experts), scale
 
     def take_step(self, step: int, scale: float, depth: int, *batch: Tensor) -> Tensor:
@@ -282,31 +285,48 @@ def size_of(members: dict[str, bytes], path: Path, limit: int) -> int:
 
 
 class Counted:
-    """The experts of the whole training text: packed, and what they say about each token when its fold is left out."""
+    """The experts of the first training tokens: packed, and what they say about a token with its fold left out."""
 
     def __init__(self, run: loop.Run, limit: int) -> None:
-        s, data, team = run.settings, run.data, run.team
-        tokens = np.concatenate([read_shard(path, s.vocab_size) for path in data.train_shards]).astype(np.int64)
-        least = s.ngram_least
-        tables = ngram.count(tokens, s.vocab_size, s.ngram, least)
-        while len(packed := ngram.dumps(tables, s.vocab_size)) > limit:
-            least += 1 + least // 4
-            tables = ngram.count(tokens, s.vocab_size, s.ngram, least)
-        said, kinds = zip(
-            *(ngram.held_out(tokens, s.vocab_size, order, least) for order in range(2, s.ngram + 1)), strict=True
-        )
+        s, team, shards = run.settings, run.team, run.data.train_shards
+        tokens = first_tokens(shards, s.vocab_size, s.ngram_tokens)
+        tables = ngram.count(tokens, s.vocab_size, s.ngram)
+        least, packed = ngram.fit(tables, s.vocab_size, s.ngram_least, limit)
+        told = [ngram.held_out(tokens, s.vocab_size, order, least[order - 1]) for order in range(2, s.ngram + 1)]
+        said, kinds = zip(*told, strict=True)
         self.packed, self.device, self.pinned, self.context = packed, team.device, team.gpu, s.context
         self.said, self.kinds = np.stack(said, -1), np.stack(kinds, -1)  # (N, E)
+        self.experts = ngram.Experts(s.vocab_size, ngram.thin(tables, least)).to(team.device)
         own = s.batch_tokens // team.world
         self.targets = team.rank * own + 1 + np.arange(own)  # positions in the stream of this rank's first targets
         self.step = s.batch_tokens
+        self.length = sum((path.stat().st_size - HEADER_BYTES) // 2 for path in shards)
 
-    def batch(self, step: int) -> tuple[Tensor, Tensor]:
-        """For batch number `step`, (B, T, E): what the experts say about the targets, and the kinds of contexts."""
-        at = (self.targets + step * self.step) % len(self.said)
-        shape = -1, self.context, self.said.shape[1]
-        parts = (torch.from_numpy(a[at]).view(shape) for a in (self.said, self.kinds))
-        return tuple((p.pin_memory() if self.pinned else p).to(self.device, non_blocking=True) for p in parts)
+    def batch(self, step: int, ids: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
+        """For ids and targets (B, T) of batch number `step`, (B, T, E): what the experts say, and kinds of contexts."""
+        at = (self.targets + step * self.step) % self.length
+        counted = at < len(self.said)
+        said, kinds = (self.ready(array[np.where(counted, at, 0)]) for array in (self.said, self.kinds))
+        if counted.all():
+            return said, kinds
+        mask = self.ready(counted[:, None])
+        new = self.experts.say(ids, targets), self.experts.kinds(ids).to(kinds.dtype)
+        return torch.where(mask, said, new[0]), torch.where(mask, kinds, new[1])
+
+    def ready(self, array: np.ndarray) -> Tensor:
+        """An array (B * T, E) on the device, as (B, T, E)."""
+        tensor = torch.from_numpy(array).view(-1, self.context, array.shape[1])
+        return (tensor.pin_memory() if self.pinned else tensor).to(self.device, non_blocking=True)
+
+
+def first_tokens(shards: Sequence[Path], vocab_size: int, most: int) -> np.ndarray:
+    """At most so many tokens (N,) of the stream, int64; later shards are not opened."""
+    parts = [np.zeros(0, np.int64)]
+    for path in shards:
+        if most > 0:
+            parts.append(read_shard(path, vocab_size)[:most].astype(np.int64))
+            most -= len(parts[-1])
+    return np.concatenate(parts)
 
 
 def calibrate(

@@ -61,10 +61,15 @@ def ids_of(seed: int, *shape: int) -> torch.Tensor:
     return torch.randint(96, shape or (2, 32), generator=torch.Generator().manual_seed(seed))
 
 
+def counts(golf: Any, tokens: np.ndarray, vocab_size: int, orders: int) -> Any:
+    """Tables of the n-grams that occur twice."""
+    return golf.ngram.thin(golf.ngram.count(tokens, vocab_size, orders), [0] + [2] * (orders - 1))
+
+
 def with_experts(golf: Any, **changes: Any) -> Any:
     model = tiny_model(golf, **changes)
     tokens = ids_of(9, 4000).numpy() % 24
-    model.experts = golf.ngram.Experts(96, golf.ngram.count(tokens, 96, model.config.ngram, 2))
+    model.experts = golf.ngram.Experts(96, counts(golf, tokens, 96, model.config.ngram))
     return model
 
 
@@ -319,7 +324,7 @@ def test_fit_says_when_nothing_does(golf: Any) -> None:
 
 def test_counts_survive_their_file(golf: Any) -> None:
     tokens = (np.random.default_rng(1).geometric(0.2, 5000) - 1).clip(max=30)
-    tables = golf.ngram.count(tokens, 31, 4, 2)
+    tables = counts(golf, tokens, 31, 4)
     vocab_size, back = golf.ngram.loads(golf.ngram.dumps(tables, 31))
     assert vocab_size == 31
     assert len(back) == 4
@@ -330,6 +335,20 @@ def test_counts_survive_their_file(golf: Any) -> None:
     kept = {(k // 961, k // 31 % 31, k % 31): c for k, c in zip(back[2].keys, back[2].counts, strict=True)}
     assert set(kept) == {gram for gram, c in true.items() if c >= 2}
     assert all(abs(np.log(c / true[gram])) < 0.25 for gram, c in kept.items())
+
+
+def test_rare_and_long_ngrams_go_first_where_space_is_short(golf: Any) -> None:
+    tokens = (np.random.default_rng(3).geometric(0.2, 5000) - 1).clip(max=30)
+    tables = golf.ngram.count(tokens, 31, 4)
+    whole, packed = golf.ngram.fit(tables, 31, 2, 1 << 20)
+    assert whole == [0, 2, 2, 2]
+    before = whole
+    for limit in (len(packed), len(packed) - 1, len(packed) // 2, 200, 0):
+        least, coded = golf.ngram.fit(tables, 31, 2, limit)
+        assert coded == golf.ngram.dumps(golf.ngram.thin(tables, least), 31)
+        assert all(a <= b for a, b in zip(before, least, strict=True)) and least == sorted(least)
+        assert len(coded) <= limit or not any(len(t.keys) for t in golf.ngram.thin(tables, least)[1:])
+        before = least
 
 
 def test_held_out_experts_know_nothing_of_their_fold(golf: Any) -> None:
@@ -356,7 +375,7 @@ def test_mixture_is_a_distribution_of_the_counts(golf: Any) -> None:
         alone = model.experts.mix(torch.zeros(2, 32, 96), torch.ones(2, 32, 2), ids)
     torch.testing.assert_close(alone.sum(-1), (kinds > 0).sum(-1).float())  # each one that is there adds up to 1
     table = model.experts
-    pairs = {(int(k) // 96, int(k) % 96) for k in golf.ngram.count(ids_of(9, 4000).numpy() % 24, 96, 2, 2)[1].keys}
+    pairs = {(int(k) // 96, int(k) % 96) for k in counts(golf, ids_of(9, 4000).numpy() % 24, 96, 2)[1].keys}
     seen = model.experts.mix(torch.zeros(2, 32, 96), torch.tensor([1.0, 0.0]).expand(2, 32, 2), ids)[0, 5]
     assert {int(w) for w in seen.nonzero()} == {w for h, w in pairs if h == int(ids[0, 5])}
     assert table.kinds(ids)[:, 0, 1].eq(0).all()  # no pair of tokens ends at the first one
@@ -370,11 +389,18 @@ def options(data: Path, out: Path, *more: str) -> list[str]:
     return ["--data", str(data), "--out", str(out), "--track", "laptop", *sets, *more]
 
 
+def built(golf: Any, data: Path, folder: Path, *more: str) -> Any:
+    """The run of a command line, ready to train."""
+    args, team = (
+        golf.command.parse(options(data, folder / "a.zst", *more), "", list(golf.train.PRESETS)),
+        golf.team.Team(),
+    )
+    return golf.train.build(args, golf.command.read_settings(args, team, golf.train.PRESETS), team)
+
+
 def test_warm_up_is_undone_bit_for_bit(golf: Any, dataset: Path, tmp_path: Path) -> None:
     train = golf.train
-    args = golf.command.parse(options(dataset, tmp_path / "a.zst"), "", list(train.PRESETS))
-    team = golf.team.Team()
-    run = train.build(args, golf.command.read_settings(args, team, train.PRESETS), team)
+    run = built(golf, dataset, tmp_path)
     before = {name: t.clone() for name, t in run.model.state_dict().items()}
     random = torch.get_rng_state()
     golf.loop.warm_up(run, train.Trainer(run))
@@ -417,9 +443,7 @@ def test_warm_up_teaches_nothing(dataset: Path, tmp_path: Path) -> None:
 
 
 def test_packed_weights_are_the_average_of_the_last_steps(golf: Any, dataset: Path, tmp_path: Path) -> None:
-    args = golf.command.parse(options(dataset, tmp_path / "a.zst", "--set=ema=0.5"), "", list(golf.train.PRESETS))
-    team = golf.team.Team()
-    run = golf.train.build(args, golf.command.read_settings(args, team, golf.train.PRESETS), team)
+    run = built(golf, dataset, tmp_path, "--set=ema=0.5")
     trainer, seen = golf.train.Trainer(run), []
     ids = torch.randint(run.data.vocab_size, (8, 64), generator=torch.Generator().manual_seed(1))
     for step in range(30):
@@ -434,17 +458,41 @@ def test_packed_weights_are_the_average_of_the_last_steps(golf: Any, dataset: Pa
 
 def test_experts_speak_about_the_batch_that_is_trained_on(golf: Any, dataset: Path, tmp_path: Path) -> None:
     """Put the tokens themselves in the experts' mouths: for every batch and rank they have to be its targets."""
-    args = golf.command.parse(options(dataset, tmp_path / "a.zst", "--set=ngram=3"), "", list(golf.train.PRESETS))
-    team = golf.team.Team()
-    run = golf.train.build(args, golf.command.read_settings(args, team, golf.train.PRESETS), team)
-    team.world, team.rank = 2, 1
+    run = built(golf, dataset, tmp_path, "--set=ngram=3")
+    run.team.world, run.team.rank = 2, 1
     counted, s = golf.train.Counted(run, 50_000), run.settings
     tokens = np.concatenate([read_shard(path, s.vocab_size) for path in run.data.train_shards])
     counted.said = np.stack([tokens, tokens], -1).astype(np.float32)
     feed = batches(run.data.train_shards, s.vocab_size, s.batch_tokens, s.context, rank=1, world=2)
-    for step, (_, targets) in zip(range(20), feed, strict=False):  # more than once around the text
-        said, _ = counted.batch(step)
-        assert torch.equal(said[..., 0].long(), targets)
+    for step, batch in zip(range(20), feed, strict=False):  # more than once around the text
+        said, _ = counted.batch(step, *batch)
+        assert torch.equal(said[..., 0].long(), batch[1])
+
+
+def test_experts_of_the_first_tokens_speak_about_all(golf: Any, dataset: Path, tmp_path: Path) -> None:
+    """What they say about the tokens that they were counted on leaves out a fold; about others they say all."""
+    tokens = np.concatenate([read_shard(path, 2**16) for path in sorted(dataset.glob("train_*.bin"))]).astype(np.int64)
+    first = len(tokens) // 3
+    more = "--set=ngram=3", f"--set=ngram_tokens={first}", "--set=batch_tokens=64"
+    run = built(golf, dataset, tmp_path, *more)
+    counted, s = golf.train.Counted(run, 50_000), run.settings
+    tables = counts(golf, tokens[:first], s.vocab_size, 3)
+    assert counted.packed == golf.ngram.dumps(tables, s.vocab_size)
+    experts, seen = golf.ngram.Experts(s.vocab_size, tables), set()
+    for step, (ids, targets) in enumerate(batches(run.data.train_shards, s.vocab_size, s.batch_tokens, s.context)):
+        if step * s.batch_tokens > 2 * len(tokens):
+            break
+        said, kinds = counted.batch(step, ids, targets)
+        at = (step * s.batch_tokens + 1 + np.arange(s.batch_tokens)) % len(tokens)
+        new = torch.from_numpy(at >= first).view_as(ids)
+        assert torch.equal(said[~new], torch.from_numpy(counted.said[at[at < first]]))
+        for order in range(2):
+            weights = F.one_hot(torch.full_like(ids, order), 2).float()
+            whole = experts.mix(torch.zeros(*ids.shape, s.vocab_size), weights, ids).gather(-1, targets[..., None])
+            torch.testing.assert_close(said[..., order][new], whole.squeeze(-1)[new])
+        assert torch.equal(kinds[new].long(), experts.kinds(ids)[new])
+        seen |= {(bool(new.all()), bool(new.any()))}
+    assert len(seen) == 3  # all counted, none, and both in one batch
 
 
 def test_training_mixes_as_prediction_does(golf: Any) -> None:
@@ -467,14 +515,14 @@ def test_training_mixes_as_prediction_does(golf: Any) -> None:
 @pytest.mark.parametrize("vocab_size", [96, 8192])
 def test_no_context_reaches_before_the_window(golf: Any, vocab_size: int) -> None:
     tokens = np.tile(np.array([0, 1, 2]), 50)
-    experts = golf.ngram.Experts(vocab_size, golf.ngram.count(tokens, vocab_size, 4, 2))
+    experts = golf.ngram.Experts(vocab_size, counts(golf, tokens, vocab_size, 4))
     kinds = experts.kinds(torch.tensor([[2, 0, 1]]))
     assert (kinds > 0).tolist() == [[[True, False, False], [True, True, False], [True, True, True]]]
 
 
 def test_orders_may_be_empty(golf: Any) -> None:
     tokens = np.arange(90)  # no pair twice
-    vocab_size, tables = golf.ngram.loads(golf.ngram.dumps(golf.ngram.count(tokens, 96, 4, 2), 96))
+    vocab_size, tables = golf.ngram.loads(golf.ngram.dumps(counts(golf, tokens, 96, 4), 96))
     experts = golf.ngram.Experts(vocab_size, tables)
     assert not experts.kinds(ids_of(3)).any()
     assert not experts.mix(torch.zeros(2, 32, 96), torch.ones(2, 32, 3), ids_of(3)).any()
