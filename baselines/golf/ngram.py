@@ -78,7 +78,7 @@ def fit(tables: Sequence[Table], vocab_size: int, least: int, limit: int) -> tup
 
     Rare n-grams go first, and of these the longest. Where nothing but single tokens is left, that is what it takes.
     """
-    lowest, bits = [0] + [least] * (len(tables) - 1), 3.0
+    lowest, bits = [0] + [least] * (len(tables) - 1), 4.0
     orders = itertools.cycle(reversed(range(1, len(tables))))
     while True:
         grams = sum(int((table.counts >= low).sum()) for table, low in zip(tables[1:], lowest[1:], strict=True))
