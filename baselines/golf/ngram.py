@@ -82,11 +82,11 @@ def fit(tables: Sequence[Table], vocab_size: int, least: int, limit: int) -> tup
     orders = itertools.cycle(reversed(range(1, len(tables))))
     while True:
         grams = sum(int((table.counts >= low).sum()) for table, low in zip(tables[1:], lowest[1:], strict=True))
-        if bits * grams <= 8 * limit:  # with fewer n-grams each takes more bits: others are not worth a try
+        if bits * grams <= 8 * limit:  # others are not worth the seconds of a try
             packed = dumps(thin(tables, lowest), vocab_size)
             if len(packed) <= limit or not grams:
                 return lowest, packed
-            bits = 8 * len(packed) / grams
+            bits = 0.9 * 8 * len(packed) / grams  # of fewer n-grams each takes more, or hardly less
         order = next(orders)
         lowest[order] += 1 + lowest[order] // 4
 

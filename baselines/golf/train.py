@@ -164,6 +164,7 @@ MIDDLE = replace(
     mlp_ratio=3,
     xsa=5,
     ngram=4,
+    ngram_tokens=16_777_216,
     batch_tokens=4096,
     micro_tokens=4096,
     matrix_lr=0.02,
