@@ -10,6 +10,7 @@ import importlib
 import math
 import sys
 import tempfile
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +22,7 @@ from torch import Tensor, nn
 from pgolf import rules
 from pgolf.artifact import read
 from pgolf.data.dataset import Dataset, open_dataset
-from pgolf.data.shards import read_shard
+from pgolf.data.shards import count_tokens, first_tokens
 from pgolf.errors import UsageError
 
 GOLF = Path(__file__).parent.parent / "baselines" / "golf"
@@ -47,7 +48,7 @@ def bench_quantise(args: argparse.Namespace) -> None:
     context, training = artifact.manifest.context, tokens_of(data, data.train_shards, CALIBRATION)
     text = tokens_of(data, data.val_shards, args.tokens + 1)
     exact, measured = nats_per_token(model, text, context, device), {}
-    stream = sum(len(read_shard(shard, data.vocab_size)) for shard in data.val_shards)
+    stream = count_tokens(data.val_shards)
     bits_per_byte = stream / data.canonical_text().bytes / math.log(2)  # for each nat per token
     weights = {name: t.clone() for name, t in model.state_dict().items() if name.endswith("weight")}
     count = sum(map(Tensor.numel, weights.values()))
@@ -78,13 +79,9 @@ def bench_quantise(args: argparse.Namespace) -> None:
         print(f"| {bits:g} |", " | ".join(f"{measured[way]:+.4f}" for way in ways), "|", flush=True)
 
 
-def tokens_of(data: Dataset, shards: Any, count: int) -> Tensor:
+def tokens_of(data: Dataset, shards: Sequence[Path], count: int) -> Tensor:
     """The first `count` tokens of the shards."""
-    parts, have = [], 0
-    for shard in shards:
-        parts.append(read_shard(shard, data.vocab_size)[: count - have].astype(np.int64))
-        have += len(parts[-1])
-    return torch.from_numpy(np.concatenate(parts))
+    return torch.from_numpy(first_tokens(shards, data.vocab_size, count).astype(np.int64))
 
 
 def nats_per_token(model: nn.Module, tokens: Tensor, context: int, device: torch.device) -> float:

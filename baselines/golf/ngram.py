@@ -224,10 +224,10 @@ class Expert(nn.Module):
             "contexts": contexts,
             "start": start,
             "size": size,
+            "kind": np.append(kind(total, size), 0).astype(np.int64),  # one more of these, should there be none
+            "total": np.append(total, 1).astype(np.float32),
+            "count": np.append(table.counts, 0).astype(np.float32),
         }
-        columns["kind"] = np.append(kind(total, size), 0).astype(np.int64)  # one more of these, should there be none
-        columns["total"] = np.append(total, 1).astype(np.float32)
-        columns["count"] = np.append(table.counts, 0).astype(np.float32)
         for name, column in columns.items():
             self.register_buffer(name, torch.from_numpy(column), persistent=False)
 

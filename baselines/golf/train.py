@@ -35,7 +35,7 @@ from torch import Tensor
 
 from pgolf import rules
 from pgolf.artifact import pack
-from pgolf.data.shards import HEADER_BYTES, read_shard
+from pgolf.data.shards import count_tokens, first_tokens
 from pgolf.errors import Refused
 
 CALIBRATION_BATCHES = 16
@@ -290,7 +290,7 @@ class Counted:
 
     def __init__(self, run: loop.Run, limit: int) -> None:
         s, team, shards = run.settings, run.team, run.data.train_shards
-        tokens = first_tokens(shards, s.vocab_size, s.ngram_tokens)
+        tokens = first_tokens(shards, s.vocab_size, s.ngram_tokens).astype(np.int64)
         tables = ngram.count(tokens, s.vocab_size, s.ngram)
         least, packed = ngram.fit(tables, s.vocab_size, s.ngram_least, limit)
         told = [ngram.held_out(tokens, s.vocab_size, order, least[order - 1]) for order in range(2, s.ngram + 1)]
@@ -301,7 +301,7 @@ class Counted:
         own = s.batch_tokens // team.world
         self.targets = team.rank * own + 1 + np.arange(own)  # positions in the stream of this rank's first targets
         self.step = s.batch_tokens
-        self.length = sum((path.stat().st_size - HEADER_BYTES) // 2 for path in shards)
+        self.length = count_tokens(shards)
 
     def batch(self, step: int, ids: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
         """For ids and targets (B, T) of batch number `step`, (B, T, E): what the experts say, and kinds of contexts."""
@@ -318,16 +318,6 @@ class Counted:
         """An array (B * T, E) on the device, as (B, T, E)."""
         tensor = torch.from_numpy(array).view(-1, self.context, array.shape[1])
         return (tensor.pin_memory() if self.pinned else tensor).to(self.device, non_blocking=True)
-
-
-def first_tokens(shards: Sequence[Path], vocab_size: int, most: int) -> np.ndarray:
-    """At most so many tokens (N,) of the stream, int64; later shards are not opened."""
-    parts = [np.zeros(0, np.int64)]
-    for path in shards:
-        if most > 0:
-            parts.append(read_shard(path, vocab_size)[:most].astype(np.int64))
-            most -= len(parts[-1])
-    return np.concatenate(parts)
 
 
 def calibrate(

@@ -391,10 +391,8 @@ def options(data: Path, out: Path, *more: str) -> list[str]:
 
 def built(golf: Any, data: Path, folder: Path, *more: str) -> Any:
     """The run of a command line, ready to train."""
-    args, team = (
-        golf.command.parse(options(data, folder / "a.zst", *more), "", list(golf.train.PRESETS)),
-        golf.team.Team(),
-    )
+    args = golf.command.parse(options(data, folder / "a.zst", *more), "", list(golf.train.PRESETS))
+    team = golf.team.Team()
     return golf.train.build(args, golf.command.read_settings(args, team, golf.train.PRESETS), team)
 
 

@@ -10,7 +10,7 @@ import sentencepiece as spm
 
 from conftest import DOCUMENTS, SHARED, MakeArtifact, needs_fineweb
 from pgolf.data.dataset import open_dataset, overlap
-from pgolf.data.shards import HEADER_BYTES, read_shard, split_documents, write_shard
+from pgolf.data.shards import HEADER_BYTES, count_tokens, first_tokens, read_shard, split_documents, write_shard
 from pgolf.errors import EnvironmentBroken, UsageError
 from pgolf.score import score
 
@@ -164,3 +164,16 @@ def test_changed_text(dataset: Path, tmp_path: Path) -> None:
     (root / "val_documents.jsonl").write_text("\n".join(lines) + "\n")
     with pytest.raises(EnvironmentBroken, match="digest"):
         open_dataset(root).canonical_text()
+
+
+def test_first_tokens_open_no_shard_behind_them(tmp_path: Path) -> None:
+    shards = [tmp_path / name for name in ("a.bin", "b.bin", "damaged.bin")]
+    for path, start in zip(shards, (0, 3, 6), strict=True):
+        write_shard(path, np.arange(start, start + 3, dtype=np.uint16))
+    assert count_tokens(shards) == 9
+    assert first_tokens(shards, 10, 99).tolist() == list(range(9))
+    shards[2].write_bytes(b"no shard")
+    for most in range(7):
+        assert first_tokens(shards, 10, most).tolist() == list(range(most))
+    with pytest.raises(EnvironmentBroken, match="damaged"):
+        first_tokens(shards, 10, 7)

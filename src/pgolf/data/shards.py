@@ -4,7 +4,7 @@ A header of 256 little-endian int32 (magic 20240520, version 1, token count, zer
 little-endian uint16. Documents follow each other; each begins with the tokenizer's BOS token.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -69,6 +69,24 @@ def read_shard(path: Path, vocab_size: int) -> Tokens:
                 f"vocabulary of {vocab_size}; the shard is damaged or belongs to another tokenizer"
             )
     return tokens
+
+
+def first_tokens(shards: Sequence[Path], vocab_size: int, most: int) -> Tokens:
+    """The first tokens (N,) of shards that follow each other, at most `most`; those behind them are not opened.
+
+    Raises EnvironmentBroken as `read_shard` does.
+    """
+    parts = [np.zeros(0, np.uint16)]
+    for path in shards:
+        if most > 0:
+            parts.append(read_shard(path, vocab_size)[:most])
+            most -= len(parts[-1])
+    return np.concatenate(parts)
+
+
+def count_tokens(shards: Sequence[Path]) -> int:
+    """Tokens of all shards together, by the sizes of their files: none is opened."""
+    return sum((path.stat().st_size - HEADER_BYTES) // 2 for path in shards)
 
 
 def split_documents(path: Path, tokens: Tokens, bos: int) -> Iterator[Tokens]:
