@@ -6,6 +6,10 @@ from typing import cast
 
 import torch
 import torch.distributed as dist
+
+# The defaults of its functions keep whatever group exists when it is first imported, and torch imports it during
+# the first step. Such a group outlives `leave`: its threads race with the interpreter's exit, which may abort.
+import torch.distributed.nn.functional
 from torch import Tensor
 
 

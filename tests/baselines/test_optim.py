@@ -1,5 +1,7 @@
 """Muon against a reference that handles one matrix at a time, and its split over ranks."""
 
+import contextlib
+import time
 from collections.abc import Iterator, Sequence
 from functools import partial
 from pathlib import Path
@@ -129,11 +131,24 @@ def test_any_world_size_gives_the_same_weights(optim: Any, tmp_path: Path) -> No
 
 def _rank(rank: int, world: int, folder: str) -> None:
     torch.set_num_threads(1)
+    modules = next(load(["optim", "team"], NAIVE))
     dist.init_process_group("gloo", init_method=f"file://{folder}/meet", rank=rank, world_size=world)
-    optim, model = next(load_optim()), model_of()
-    loss = train_a_little(optim, model, rank, world)
+    model = model_of()
+    loss = train_a_little(modules.optim, model, rank, world)
     torch.save(model.state_dict() | {"loss": loss}, Path(folder) / f"{rank}.pt")
-    dist.destroy_process_group()
+    modules.team.Team().leave()
+    deadline = time.monotonic() + 20
+    while threads_of_gloo():
+        assert time.monotonic() < deadline, "a thread of the group is left, which may abort the exit"
+        time.sleep(0.01)
+
+
+def threads_of_gloo() -> int:
+    count = 0
+    for name in Path("/proc/self/task").glob("*/comm"):
+        with contextlib.suppress(OSError):  # it ended meanwhile
+            count += "gloo" in name.read_text()
+    return count
 
 
 def test_adam_gets_tables_and_vectors(optim: Any) -> None:
