@@ -24,6 +24,8 @@ APART = 16.0
 """The step of a row lies within this factor of the common one, in standard deviations of its matrix."""
 PRIOR = 0.25
 """Of the sensitivity of a row, so much is its matrix's: a rare token's few gradients say little."""
+SPAN = (2 * math.pi * math.e) ** 0.5
+"""A normal number that is rounded to a multiple of a small step has an entropy of log2(SPAN / step) bits."""
 MOST = 32767
 """Codes are at most so large: 40 standard deviations of the matrix in steps of FINEST / APART."""
 
@@ -179,35 +181,40 @@ def quantize(
     return {name: coded[name] for name in tensors}
 
 
-def fit(dump: Callable[[float], bytes], limit: int, weights: int, finest: float, tries: int = 5) -> tuple[bytes, float]:
+def bits(step: float) -> float:
+    """About the entropy of a normal number that is rounded to a multiple of `step` deviations."""
+    return math.log2(1 + SPAN / step)
+
+
+AIMS = 0.9995, 0.9995, 0.999, 0.998, 0.97
+"""Parts of the limit that each try's successor is meant to fill: the last ones rather fit than fill it."""
+
+
+def fit(dump: Callable[[float], bytes], limit: int, weights: int, finest: float) -> tuple[bytes, float]:
     """The largest of `dump(step)` with at most `limit` bytes that a few tries find, and its step.
 
-    The size falls about linearly with the logarithm of the step (secant method), at first by a bit for each of the
-    `weights` per doubling. Unless the finest step fits, all tries are made, and more if none fits: so packing for
-    practice takes as long as under the clock. Raises ValueError, with the size, when even the coarsest is too large.
+    The size rises about linearly with `bits(step)` (secant method), at first as for so many normal `weights`. Unless
+    the finest step fits, all tries are made, and more if none fits: so packing for practice takes as long as under the
+    clock. Raises ValueError, with the size, when even the coarsest is too large.
     """
-    best, at, end = (b"", 0.0), math.log2(finest), math.log2(COARSEST)
-    large: tuple[float, int] | None = None  # the coarsest step that was too fine, and its size
-    small: tuple[float, int] | None = None  # the finest one that fits
-    slope = weights / 8
-    while tries > 0 or not best[0]:
-        data, tries = dump(2**at), tries - 1
-        size = len(data)
-        if size > limit:
-            if at == end:
-                raise ValueError(f"take {size:,} bytes at the coarsest step")
-            if large and not small:
-                slope = max((large[1] - size) / (at - large[0]), 0.01 * weights)
-            large = at, size
+    slope, small, large = weights / 8, bits(COARSEST), math.inf  # what fits and what does not, as bits
+    best, tries, last = (b"", 0.0), 0, (0.0, 0)
+    most = bits(finest)
+    at = min(max(small, limit / slope), most)
+    while (tries < len(AIMS) and small < most) or not best[0]:
+        step = SPAN / (2**at - 1)
+        data, aim = dump(step), AIMS[min(tries, len(AIMS) - 1)]
+        size, tries = len(data), tries + 1
+        if size <= limit:
+            best, small = max(best, (data, step), key=lambda found: len(found[0])), at
+        elif at > small:
+            large = at
         else:
-            best, small = max(best, (data, 2**at), key=lambda found: len(found[0])), (at, size)
-            if large is None:
-                break
-        if large and small:
-            slope = max((large[1] - small[1]) / (small[0] - large[0]), 0.01 * weights)
-        aim = 0.9995 if tries > 0 else 0.97  # out of tries, a size that more likely fits
-        at = large[0] + (large[1] - aim * limit) / slope
-        upper = small[0] if small else end
-        if tries < -6 or not large[0] < at < upper:
-            at = (large[0] + upper) / 2 if small else upper
+            raise ValueError(f"take {size:,} bytes at the coarsest step")
+        if tries > 1 and at != last[0]:
+            slope = max((size - last[1]) / (at - last[0]), slope / 2)
+        last = at, size
+        at = min(at + (aim * limit - size) / slope, most)
+        if tries > 10 or not small < at < large:
+            at = (small + min(large, most)) / 2 if best[0] else small
     return best
