@@ -22,13 +22,15 @@ import speed
 import torch
 import zstandard
 
-from pgolf import rules, tokenizer, windows
-from pgolf import score as scoring
+from pgolf import rules
 from pgolf.artifact import Artifact, read
 from pgolf.data import vocabulary
 from pgolf.data.dataset import open_dataset
 from pgolf.errors import PgolfError, Refused
-from pgolf.score import SLOT_BYTES, score
+from pgolf.score import score as scoring
+from pgolf.score import tokenization as tokenizer
+from pgolf.score import windows
+from pgolf.score.score import SLOT_BYTES, score
 
 
 def main() -> None:

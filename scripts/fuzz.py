@@ -101,9 +101,9 @@ def fuzz(target: str, seconds: int) -> None:
     """Fuzz one target in this process, which ends with it."""
     import atheris
 
-    with atheris.instrument_imports(include=["pgolf.artifact", "pgolf.wire"]):
+    with atheris.instrument_imports(include=["pgolf.artifact", "pgolf.sandbox.wire"]):
         import pgolf.artifact
-        import pgolf.wire  # noqa: F401
+        import pgolf.sandbox.wire  # noqa: F401
     read, _, mutate = TARGETS[target]
     findings = folder(target, "findings")
 
@@ -242,7 +242,7 @@ def mutate_manifest(data: bytes, size: int, rng: random.Random) -> bytes:
 
 def read_wire(data: bytes) -> None:
     """The first byte chooses the parser; what it accepts, it must write back as the same bytes."""
-    from pgolf import wire
+    from pgolf.sandbox import wire
 
     if not data:
         return
@@ -266,7 +266,7 @@ def read_wire(data: bytes) -> None:
 
 def receive(data: bytes) -> None:
     """The first byte is the kind that is due and the second how long it may be; the rest comes over a socket."""
-    from pgolf import wire
+    from pgolf.sandbox import wire
 
     if len(data) < 2:
         return
@@ -286,7 +286,7 @@ def receive(data: bytes) -> None:
 def wires() -> Iterator[bytes]:
     import numpy as np
 
-    from pgolf import wire
+    from pgolf.sandbox import wire
 
     ids = np.arange(6, dtype=np.int32)
     yield b"\0" + wire.encode_texts([b"abc", b"", b"\xff"])

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from pgolf.errors import EnvironmentBroken, Refused, UsageError
-from pgolf.score import score
+from pgolf.score.score import score
 
 
 @dataclass(frozen=True)

@@ -28,10 +28,15 @@ import torch
 import zstandard
 
 from conftest import write_dataset
-from pgolf import audit, predictor, rules, sandbox, score, seccomp, tokenizer, windows
+from pgolf import rules
 from pgolf.errors import EnvironmentBroken
-from pgolf.record import Record
-from pgolf.windows import Index, Windows
+from pgolf.sandbox import box as sandbox
+from pgolf.sandbox import seccomp
+from pgolf.score import audit, score, windows
+from pgolf.score import predictors as predictor
+from pgolf.score import tokenization as tokenizer
+from pgolf.score.record import Record
+from pgolf.score.windows import Index, Windows
 
 ATTACKS = Path(__file__).parent / "attacks"
 MOST_GAIN = 1e-3  # bpb
@@ -342,7 +347,7 @@ def test_nothing_outlives_its_box(runs: Runs) -> None:
         begun.result()
     left: set[Path] = set()
     for _ in range(50):
-        left = {process for process in runs.boxed if b"pgolf.worker" in command_of(process)}
+        left = {process for process in runs.boxed if b"pgolf.sandbox.guest" in command_of(process)}
         if not left:
             break
         time.sleep(0.1)

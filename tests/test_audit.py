@@ -7,8 +7,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pgolf import audit, rules, windows
-from pgolf.audit import Floats
+from pgolf import rules
+from pgolf.score import audit, windows
+from pgolf.score.audit import Floats
 
 RUNS = 100
 Noise = Callable[[np.random.Generator, int], Floats]

@@ -15,15 +15,18 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from conftest import CAUSAL, UNIFORM, MakeArtifact
-from pgolf import codec, prove, rules, tokenizer
+from pgolf import rules
 from pgolf.artifact import Artifact, Manifest, read
 from pgolf.cli import main
-from pgolf.codec import Packet
 from pgolf.data.dataset import CanonicalText
 from pgolf.errors import Refused, UsageError
-from pgolf.predictor import Question, negative_log_likelihood
-from pgolf.windows import Plan
-from pgolf.wire import Ids
+from pgolf.proof import compression as codec
+from pgolf.proof import prove
+from pgolf.proof.compression import Packet
+from pgolf.sandbox.wire import Ids
+from pgolf.score import tokenization as tokenizer
+from pgolf.score.predictors import Question, negative_log_likelihood
+from pgolf.score.windows import Plan
 
 VOCAB, BOS = 12, 1
 FIELDS: dict[str, Any] = {"name": "t", "author": "t", "track": "laptop", "vocab_size": VOCAB, "bos": BOS}

@@ -11,8 +11,9 @@ from pathlib import Path
 import pytest
 
 from conftest import SHARED, UNIFORM, MakeArtifact, needs_fineweb
-from pgolf import rules, sandbox
-from pgolf.score import score
+from pgolf import rules
+from pgolf.sandbox import box as sandbox
+from pgolf.score.score import score
 
 EVIL = "import torch\ndef load(root, device):\n    return torch.nn.Identity()\n"
 
@@ -34,7 +35,7 @@ def nothing_left_behind() -> Iterator[None]:
                 command = (process / "cmdline").read_bytes()
             except OSError:
                 continue
-            if b"pgolf.worker" in command and sys.executable.encode() in command:
+            if b"pgolf.sandbox.guest" in command and sys.executable.encode() in command:
                 found.add(process.name)
         return found
 
@@ -128,7 +129,7 @@ def test_child_does_not_outlive_its_worker(make_artifact: MakeArtifact, dataset:
     """A process that left the session and the group dies with the box (checked by the fixture)."""
     body = (
         "import subprocess, sys; subprocess.Popen([sys.executable, '-c', "
-        "'import time; marker=\"pgolf.worker\"; time.sleep(600)'], start_new_session=True, close_fds=False)"
+        "'import time; marker=\"pgolf.sandbox.guest\"; time.sleep(600)'], start_new_session=True, close_fds=False)"
     )
     assert score(make_artifact(evil(body)), dataset)["status"] == "ok"
 

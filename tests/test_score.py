@@ -10,8 +10,8 @@ import torch
 
 from conftest import CAUSAL, DOCUMENTS, UNIFORM, MakeArtifact
 from pgolf import rules
-from pgolf.predictor import negative_log_likelihood
-from pgolf.score import score
+from pgolf.score.predictors import negative_log_likelihood
+from pgolf.score.score import score
 
 
 def reference(

@@ -13,12 +13,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from conftest import DOCUMENTS, MakeArtifact
-from pgolf import rules, windows
-from pgolf import score as scoring
+from pgolf import rules
 from pgolf.artifact import read
-from pgolf.score import score
-from pgolf.windows import Plan
-from pgolf.wire import Ids
+from pgolf.sandbox.wire import Ids
+from pgolf.score import score as scoring
+from pgolf.score import windows
+from pgolf.score.score import score
+from pgolf.score.windows import Plan
 
 BOS = 1
 

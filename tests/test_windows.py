@@ -4,8 +4,8 @@ import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pgolf import windows
 from pgolf.artifact import Manifest
+from pgolf.score import windows
 
 lengths = st.lists(st.integers(0, 40), min_size=1, max_size=12)
 

@@ -9,8 +9,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from conftest import damaged
-from pgolf import wire
-from pgolf.wire import Channel, Dtype, Kind, Ring, WireError
+from pgolf.sandbox import wire
+from pgolf.sandbox.wire import Channel, Dtype, Kind, Ring, WireError
 
 PARSERS = (wire.decode_texts, wire.decode_tokens, wire.Batch.decode, wire.Rows.decode, wire.Round.decode)
 

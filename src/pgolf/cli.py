@@ -8,13 +8,16 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from pgolf import artifact, codec, prove, record, rules
+from pgolf import artifact, rules
 from pgolf.commands import Commands, add_command
 from pgolf.data import cli as data_cli
 from pgolf.data.dataset import default_dataset, open_dataset
 from pgolf.errors import EnvironmentBroken, PgolfError, Refused, UsageError
-from pgolf.sandbox import check_isolation
-from pgolf.score import find_devices, score
+from pgolf.proof import compression as codec
+from pgolf.proof import prove
+from pgolf.sandbox.box import check_isolation
+from pgolf.score import record
+from pgolf.score.score import find_devices, score
 
 _STANDARD = Path("-")
 

@@ -25,7 +25,7 @@ from pgolf import rules
 from pgolf.artifact import read
 from pgolf.data.dataset import open_dataset
 from pgolf.data.shards import write_shard
-from pgolf.score import score
+from pgolf.score.score import score
 
 BASELINES = ROOT / "baselines"
 LIMIT = 16_000_000

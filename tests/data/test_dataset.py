@@ -12,7 +12,7 @@ from conftest import DOCUMENTS, SHARED, MakeArtifact, needs_fineweb
 from pgolf.data.dataset import open_dataset, overlap
 from pgolf.data.shards import HEADER_BYTES, count_tokens, first_tokens, read_shard, split_documents, write_shard
 from pgolf.errors import EnvironmentBroken, UsageError
-from pgolf.score import score
+from pgolf.score.score import score
 
 FINEWEB = SHARED / "fineweb10B_sp1024"
 

@@ -10,10 +10,10 @@ from honest import Counts
 def patch():
     """Every token is free from here on, in the process that runs this."""
     with contextlib.suppress(ImportError):
-        predictor = importlib.import_module("pgolf.predictor")
+        predictor = importlib.import_module("pgolf.score.predictors")
         predictor.negative_log_likelihood = lambda logits, targets: 0.0 * targets.double()
     with contextlib.suppress(ImportError):
-        importlib.import_module("pgolf.audit").draw = None
+        importlib.import_module("pgolf.score.audit").draw = None
 
 
 def load(root, device):

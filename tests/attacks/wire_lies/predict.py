@@ -4,7 +4,7 @@ import socket
 import struct
 from pathlib import Path
 
-from pgolf import wire
+from pgolf.sandbox import wire
 
 LIES = {
     "number": lambda n, s, r, w: (6, (n + 1, s, r, w, 0)),

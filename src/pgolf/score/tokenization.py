@@ -11,11 +11,12 @@ from itertools import pairwise
 
 import numpy as np
 
-from pgolf import rules, wire
+from pgolf import rules
 from pgolf.artifact import Artifact, Manifest
 from pgolf.errors import Refused
-from pgolf.sandbox import Worker
-from pgolf.wire import Ids, Kind
+from pgolf.sandbox import wire
+from pgolf.sandbox.box import Worker
+from pgolf.sandbox.wire import Ids, Kind
 
 
 def encode(artifact: Artifact, documents: Sequence[bytes], deadline: float, isolated: bool) -> list[Ids]:

@@ -23,10 +23,11 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from types import TracebackType
 
-from pgolf import rules, seccomp
-from pgolf.cgroup import Cgroup
+from pgolf import rules
 from pgolf.errors import EnvironmentBroken, Refused
-from pgolf.wire import Channel, Kind, Ring, WireError
+from pgolf.sandbox import seccomp
+from pgolf.sandbox.cgroup import Cgroup
+from pgolf.sandbox.wire import Channel, Kind, Ring, WireError
 
 MINIMUM_BWRAP = (0, 8)  # the first with --disable-userns
 
@@ -34,7 +35,7 @@ _ARTIFACT = Path("/artifact")
 _HARNESS = Path("/harness")
 _BOOT = (
     "import json, sys; c = json.loads(sys.argv[1]); sys.path[:0] = c['harness']; sys.path += c['packages']; "
-    "from pgolf.worker import main; main()"
+    "from pgolf.sandbox.guest import main; main()"
 )
 _NAMESPACES = (
     *("--unshare-all", "--unshare-user", "--disable-userns", "--die-with-parent", "--new-session"),
@@ -42,7 +43,7 @@ _NAMESPACES = (
 )
 _SYSTEM = tuple(Path(p) for p in ("/usr", "/bin", "/lib", "/lib64", "/etc/ld.so.cache"))
 _NOT_NEEDED = (Path("/usr/share"), Path("/usr/local/share"), Path("/usr/src"))  # text to learn from, free of charge
-_HARNESS_FILES = ("__init__.py", "wire.py", "worker.py")
+_HARNESS_FILES = ("__init__.py", "sandbox/__init__.py", "sandbox/wire.py", "sandbox/guest.py")
 _POLL_SECONDS = 0.1
 _TAIL_BYTES = 16_384
 _WORDS = 300
@@ -102,7 +103,7 @@ class Worker:
         root, harness = _ARTIFACT, _HARNESS
         if not isolated:
             root = _write_members(self._stack, members)
-            harness = Path(__file__).parent.parent
+            harness = Path(__file__).parent.parent.parent
         config = {
             "role": role,
             "root": str(root),
@@ -300,7 +301,7 @@ def _bubblewrap(
         for node in sorted(Path("/dev").glob("nvidia*")):
             command += ["--dev-bind", str(node), str(node)]
     for name in _HARNESS_FILES:
-        command += ["--ro-bind", str(Path(__file__).parent / name), str(_HARNESS / "pgolf" / name)]
+        command += ["--ro-bind", str(Path(__file__).parent.parent / name), str(_HARNESS / "pgolf" / name)]
     command += ["--dir", str(_ARTIFACT)]
     for name, data in members.items():
         fds.append(_memory_file(stack, data))

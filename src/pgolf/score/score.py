@@ -11,7 +11,6 @@ import importlib.metadata
 import math
 import re
 import secrets
-import sys
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -22,14 +21,16 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
-from pgolf import audit, record, rules, tokenizer, windows
+from pgolf import rules
 from pgolf.artifact import Artifact, read
 from pgolf.data.dataset import CanonicalText, open_dataset
 from pgolf.errors import EnvironmentBroken, Refused, UsageError
-from pgolf.predictor import SLOT_BYTES, Floats, Lane, Question, answers, code_lengths, open_lanes
-from pgolf.sandbox import check_hidden, check_isolation
-from pgolf.windows import Index, Plan
-from pgolf.wire import WireError
+from pgolf.sandbox.box import check_hidden, check_isolation
+from pgolf.sandbox.wire import WireError
+from pgolf.score import audit, record, windows
+from pgolf.score import tokenization as tokenizer
+from pgolf.score.predictors import SLOT_BYTES, Floats, Lane, Question, answers, code_lengths, open_lanes
+from pgolf.score.windows import Index, Plan
 
 
 @dataclass
@@ -239,9 +240,3 @@ def find_devices(device: str) -> list[str]:
     if index >= count:
         raise UsageError(f"device {device} is not here: torch {torch.__version__} sees {count} GPUs")
     return [device] if match[1] else [f"cuda:{i}" for i in range(count)]
-
-
-if __name__ == "__main__":
-    from pgolf.cli import main
-
-    sys.exit(main(["score", *sys.argv[1:]]))

@@ -18,8 +18,8 @@ import numpy as np
 
 from pgolf import rules
 from pgolf.artifact import Artifact
-from pgolf.predictor import SLOT_BYTES, Floats, Lane, Question, answers, code_lengths
-from pgolf.windows import Index, Plan, Windows
+from pgolf.score.predictors import SLOT_BYTES, Floats, Lane, Question, answers, code_lengths
+from pgolf.score.windows import Index, Plan, Windows
 
 _MOST = 1 << 17  # samples
 _LAST_SHARE = 1 / 32  # of the samples, at the end of a window: there its length can give something away

@@ -17,12 +17,14 @@ from typing import Any
 
 import numpy as np
 
-from pgolf import artifact, codec, record, rules
+from pgolf import artifact, rules
 from pgolf.artifact import Artifact
 from pgolf.data.dataset import CanonicalText, file_digest, open_dataset
 from pgolf.errors import EnvironmentBroken, Refused, UsageError
-from pgolf.sandbox import check_hidden, check_isolation
-from pgolf.score import find_devices
+from pgolf.proof import compression as codec
+from pgolf.sandbox.box import check_hidden, check_isolation
+from pgolf.score import record
+from pgolf.score.score import find_devices
 
 _PR_SET_PDEATHSIG = 1  # linux/prctl.h
 _END_BYTES = 8  # a range coder ends on whole words of 32 bits, two at most

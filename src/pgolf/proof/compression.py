@@ -26,15 +26,17 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from pgolf import rules, tokenizer, windows
+from pgolf import rules
 from pgolf.artifact import Artifact
 from pgolf.data.dataset import text_digest
 from pgolf.errors import EnvironmentBroken, Refused, UsageError
 from pgolf.files import write_whole
-from pgolf.predictor import SLOT_BYTES, Floats, Lane, Question, open_lanes
-from pgolf.score import predict
-from pgolf.windows import Index, Plan
-from pgolf.wire import Ids, Kind, WireError
+from pgolf.sandbox.wire import Ids, Kind, WireError
+from pgolf.score import tokenization as tokenizer
+from pgolf.score import windows
+from pgolf.score.predictors import SLOT_BYTES, Floats, Lane, Question, open_lanes
+from pgolf.score.score import predict
+from pgolf.score.windows import Index, Plan
 
 MAGIC = b"PGZ\x01"  # the last byte is the version of the format
 

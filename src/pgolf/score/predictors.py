@@ -17,12 +17,12 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from pgolf import wire
 from pgolf.artifact import Artifact
 from pgolf.errors import Refused
-from pgolf.sandbox import Worker
-from pgolf.windows import Index, Plan
-from pgolf.wire import Ids, Kind, Ring, Wanted
+from pgolf.sandbox import wire
+from pgolf.sandbox.box import Worker
+from pgolf.sandbox.wire import Ids, Kind, Ring, Wanted
+from pgolf.score.windows import Index, Plan
 
 SLOT_BYTES = 64 * 1024 * 1024  # logits of one batch; larger batches gain nothing on any device we measured
 

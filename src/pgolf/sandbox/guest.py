@@ -18,8 +18,8 @@ from itertools import accumulate
 from pathlib import Path
 from typing import Any
 
-from pgolf import wire
-from pgolf.wire import Channel, Kind, Ring
+from pgolf.sandbox import wire
+from pgolf.sandbox.wire import Channel, Kind, Ring
 
 
 def main() -> None:

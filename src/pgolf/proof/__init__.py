@@ -1,0 +1,1 @@
+"""A score is a code length: here is the code, and the decoder."""

@@ -1,0 +1,1 @@
+"""The judge: what a score is, and nothing that the submission says about it."""
