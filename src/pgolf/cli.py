@@ -15,7 +15,7 @@ from pgolf.data.dataset import default_dataset, open_dataset
 from pgolf.errors import EnvironmentBroken, PgolfError, Refused, UsageError
 from pgolf.proof import compression as codec
 from pgolf.proof import prove
-from pgolf.sandbox.box import check_isolation
+from pgolf.sandbox.probe import isolation
 from pgolf.score import record
 from pgolf.score.score import find_devices, score
 
@@ -213,7 +213,7 @@ def _prepare_coding(args: argparse.Namespace) -> str:
     if args.out.exists() and any(source.exists() and args.out.samefile(source) for source in sources):
         raise UsageError(f"{args.out}: would overwrite what it is made from")
     if not args.no_sandbox:
-        check_isolation()
+        isolation()
     return find_devices(args.device)[0]
 
 

@@ -64,6 +64,12 @@ PROOF_BYTES = 20_000  # text that a proof compresses
 PROOF_TOLERANCE = 0.01  # how much longer than the scored code length the code may be
 
 
+# The sandbox (see `sandbox`).
+LOCK_SECONDS = 900.0  # most that a scorer waits for another one on the machine
+START_SECONDS = 120.0  # most that a worker's own imports take
+SPARE_MEMORY_BYTES = 256 * 1024**2  # what a machine keeps free while the kernel enforces no limit
+
+
 def track(name: str) -> Track:
     """The track called `name`. Raises UsageError when there is none."""
     if name not in TRACKS:

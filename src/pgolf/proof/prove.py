@@ -22,7 +22,8 @@ from pgolf.artifact import Artifact
 from pgolf.data.dataset import CanonicalText, file_digest, open_dataset
 from pgolf.errors import EnvironmentBroken, Refused, UsageError
 from pgolf.proof import compression as codec
-from pgolf.sandbox.box import check_hidden, check_isolation
+from pgolf.sandbox.box import check_hidden
+from pgolf.sandbox.probe import isolation
 from pgolf.score import record
 from pgolf.score.score import find_devices
 
@@ -83,7 +84,7 @@ def prove(
     try:
         read = artifact.read(path, rules.ARTIFACT_BYTES)
         device = find_devices(device)[0]
-        proof["isolation"] = check_isolation() if isolated else "none"
+        proof["isolation"] = isolation().description if isolated else "none"
         dataset = open_dataset(data)
         if isolated:
             check_hidden(dataset.root)

@@ -50,6 +50,7 @@ class Kind(IntEnum):
     ROWS = 6  # worker: a block of logits lies in a slot
     TAKEN = 7  # scorer: a block was copied, its slot is free again
     ROUND = 8  # scorer: documents for a streaming predictor
+    STARTED = 9  # worker: its own imports are done, the submission's come next
 
 
 class Dtype(IntEnum):

@@ -81,7 +81,8 @@ class Lane:
             isolated=isolated,
             device=device,
             ring=self.ring,
-            streaming=artifact.manifest.form == "streaming",
+            config={"streaming": artifact.manifest.form == "streaming"},
+            packages=artifact.manifest.packages,
         )
 
     def close(self) -> None:

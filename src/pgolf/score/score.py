@@ -25,7 +25,8 @@ from pgolf import rules
 from pgolf.artifact import Artifact, read
 from pgolf.data.dataset import CanonicalText, open_dataset
 from pgolf.errors import EnvironmentBroken, Refused, UsageError
-from pgolf.sandbox.box import check_hidden, check_isolation
+from pgolf.sandbox.box import check_hidden
+from pgolf.sandbox.probe import isolation
 from pgolf.sandbox.wire import WireError
 from pgolf.score import audit, record, windows
 from pgolf.score import tokenization as tokenizer
@@ -168,7 +169,7 @@ def _score(
     result["submission"] = {"name": manifest.name, "author": manifest.author}
     result["artifact"] = {"sha256": artifact.sha256, "bytes": artifact.size}
     _check_packages(manifest.packages)
-    result["isolation"] = check_isolation() if isolated else "none"
+    result["isolation"] = isolation().description if isolated else "none"
     dataset = open_dataset(data)
     if isolated:
         check_hidden(dataset.root)

@@ -80,7 +80,9 @@ def _worker(role: str, artifact: Artifact, deadline: float, isolated: bool) -> I
     """A box that holds the tokenizer's file, or the whole artifact where the tokenizer is code."""
     name = artifact.manifest.tokenizer
     files = artifact.members if name.endswith(".py") else {name: artifact.members[name]}
-    with Worker(role, files, deadline=deadline, isolated=isolated, tokenizer=name) as worker:
+    packages = artifact.manifest.packages if name.endswith(".py") else ()
+    config = {"tokenizer": name}
+    with Worker(role, files, deadline=deadline, isolated=isolated, config=config, packages=packages) as worker:
         worker.receive(Kind.READY, 0)
         yield worker
 
