@@ -71,9 +71,11 @@ class Cgroup:
 
     def started(self, pid: int) -> None:
         """Note where a scope's processes are, once its first one runs."""
-        if self.command and not self.folders:
+        if self.command[:1] == _SCOPE[:1]:
             with contextlib.suppress(OSError):
-                self.folders = (ROOT / Path(f"/proc/{pid}/cgroup").read_text().rpartition("::/")[2].strip(),)
+                folder = ROOT / Path(f"/proc/{pid}/cgroup").read_text().rpartition("::/")[2].strip()
+                if folder.name.startswith(_PREFIX):  # and never the group of anything else, which would be killed
+                    self.folders = (folder,)
 
     def oom_killed(self) -> bool:
         """Whether the kernel killed a process of the group for its memory."""
