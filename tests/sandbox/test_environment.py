@@ -10,7 +10,7 @@ import pytest
 from inside import ask, run_inside, worker
 
 from pgolf.errors import EnvironmentBroken
-from pgolf.sandbox import environment, private_copy
+from pgolf.sandbox import box, environment, private_copy
 
 SEEN = """
 import os
@@ -80,16 +80,17 @@ def test_proc_tells_of_nothing_but_the_process() -> None:
         for folder, folders, files in os.walk("/proc"):
             if folder == "/proc":
                 folders[:] = [f for f in folders if not f.isdecimal() and f not in ("self", "thread-self", "net")]
-                files = [f for f in files if f not in ("mounts", "cpuinfo")]
+                files = [f for f in files if f not in ("mounts", "cpuinfo", "meminfo")]
             for name in files:
                 try:
                     told += [name] * bool(open(os.path.join(folder, name), "rb").read(1))
                 except OSError:
                     pass
         cpus = open("/proc/cpuinfo").read()
-        return [*told, os.listdir("/proc/1"), "processor" in cpus, "MHz" in cpus]
+        memory = {line.split()[1] for line in open("/proc/meminfo")}
+        return [*told, os.listdir("/proc/1"), "processor" in cpus, "MHz" in cpus, memory]
     """)
-    assert seen == ["[]", "True", "False"]
+    assert seen == ["[]", "True", "False", f"{{'{box.memory_limit() // 1024}'}}"]
 
 
 def test_roles_read_only_what_they_need() -> None:

@@ -190,7 +190,7 @@ class Worker:
             self.copied,
             files(members),
             files({"": program})[""] if program else None,
-            files(bubblewrap.static_proc()),
+            files(bubblewrap.static_proc(memory_limit())),
             bubblewrap.variables(device),
             cuda,
             bubblewrap.gpu_nodes(device) if cuda else [],

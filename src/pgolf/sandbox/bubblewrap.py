@@ -151,13 +151,15 @@ def variables(device: str) -> dict[str, str]:
     return given
 
 
-def static_proc() -> dict[str, bytes]:
-    """Files of /proc that programs read, without what changes in them."""
-    try:
+def static_proc(memory_bytes: int) -> dict[str, bytes]:
+    """Files of /proc that programs read, without what changes in them; the memory is what the sandbox may use."""
+    names = ("MemTotal", "MemFree", "MemAvailable")
+    memory = "".join(f"{name}: {memory_bytes // 1024} kB\n" for name in names)
+    with contextlib.suppress(OSError):
         lines = Path("/proc/cpuinfo").read_bytes().splitlines(keepends=True)
-    except OSError:
-        return {}
-    return {"cpuinfo": b"".join(line for line in lines if not line.startswith((b"cpu MHz", b"bogomips")))}
+        processors = b"".join(line for line in lines if not line.startswith((b"cpu MHz", b"bogomips")))
+        return {"cpuinfo": processors, "meminfo": memory.encode()}
+    return {}
 
 
 def why_not(printed: str) -> str:
