@@ -23,6 +23,8 @@ from pgolf.files import write_whole
 
 MANIFEST = "submission.json"
 REQUIRED = (MANIFEST, "predict.py", "train.py")
+RETIRED_FORMS = ("simple", "streaming")
+DOCS = "docs/artifact.md"
 
 _BLOCK = 512
 _CHUNK = 1024  # one chunk of compressed input grows to at most 32 MiB, so the cap is checked in time
@@ -39,21 +41,26 @@ class Manifest:
     bos: int
     """Id of the token that begins each document and, as the next one's first token, ends it."""
     tokenizer: str
-    """Member name of a SentencePiece model or of a Python module, or "bytes" (ids 0..255 are the bytes)."""
-    form: str = "simple"
-    """"simple": a module from windows to logits; "streaming": a predictor that is shown round after round."""
+    """Member name of a SentencePiece model (.model), of a tokenizer.json (.json) or of a Python module (.py), or
+    "bytes" (ids 0..255 are the bytes)."""
+    form: str
+    """"step": one token at a time in each lane, the form whose scores count; "window": whole windows, for practice."""
+    transform: str | None = None
+    """Name of one of the harness's reversible transforms, applied before the tokenizer."""
+    lanes: int = 0
+    """Step form: how many documents or parts are scored beside each other."""
+    layout: str = "documents"
+    """Step form: "documents": a lane takes the next document when one has ended; "parts": equal parts of the text."""
     context: int = 0
-    """Simple form: longest window in tokens."""
+    """Window form: longest window in tokens."""
     window: str = "packed"
-    """"packed": windows over the concatenated documents; "document": each document from its own start."""
+    """Window form: "packed": windows over the concatenated documents; "document": each document from its own start."""
     stride: int | None = None
-    """Sliding window: how many new tokens each window scores; None: `context`, windows do not overlap."""
-    round: int = 0
-    """Streaming form: most tokens in a round."""
-    adapts: bool = False
-    """Streaming form: whether it learns from the rounds that were scored."""
+    """Window form: how many new tokens each window scores; None: `context`, windows do not overlap."""
     packages: tuple[str, ...] = ()
     """Python packages that the submission imports beyond the standard library."""
+    compiler: bool = False
+    """Whether the sandbox is to have a C++ compiler (torch.compile on a CPU needs one)."""
 
 
 @dataclass(frozen=True)
@@ -224,61 +231,66 @@ def _member_name(raw: bytes, where: str) -> str:
 
 def _parse_manifest(data: bytes) -> Manifest:
     """Check every field of `submission.json`; an unknown one is refused, since it is most likely a slip."""
+    if len(data) > rules.MANIFEST_BYTES:
+        raise Refused(f"{MANIFEST} has {len(data):,} bytes; the limit is {rules.MANIFEST_BYTES:,}")
     try:
         values = json.loads(data)
     except (ValueError, RecursionError):
         raise Refused(f"{MANIFEST} is not JSON") from None
     if not isinstance(values, dict):
         raise Refused(f"{MANIFEST} is not a JSON object")
+    values = {key: value for key, value in values.items() if value is not None}
+    form = values.get("form", "simple")
+    if form in RETIRED_FORMS:
+        raise Refused(
+            f"{MANIFEST}: the form {form!r} is retired; train it again with this pgolf, or repack it ({DOCS})"
+        )
+    _require("form", values, form in ("step", "window"))
     known = {field.name for field in fields(Manifest)}
     if unknown := sorted(set(values) - known):
         raise Refused(f"{MANIFEST}: unknown field {unknown[0]!r:.60}; known are {', '.join(sorted(known))}")
-    for key in ("name", "author", "track", "tokenizer"):
-        _require(key, values, isinstance(value := values.get(key), str) and 0 < len(value) <= 100)
-        _require(key, values, values[key].isprintable())
+    for key in ("context", "window", "stride") if form == "step" else ("lanes", "layout"):
+        if key in values:
+            raise Refused(f"{MANIFEST}: {key} has no meaning in the {form} form; leave it out")
+    for key in ("name", "author", "track", "tokenizer", "transform"):
+        value = values.get(key, "-" if key == "transform" else None)
+        _require(key, values, isinstance(value, str) and 0 < len(value) <= 100 and value.isprintable())
     _require("track", values, values["track"] in rules.TRACKS)
-    _require("vocab_size", values, _is_int(values.get("vocab_size")) and 2 <= values["vocab_size"] <= rules.VOCAB_SIZE)
-    _require("bos", values, _is_int(values.get("bos")) and 0 <= values["bos"] < values["vocab_size"])
+    _require("vocab_size", values, _is_int(values.get("vocab_size"), 2, rules.VOCAB_SIZE))
+    _require("bos", values, _is_int(values.get("bos"), 0, values["vocab_size"] - 1))
     if values["tokenizer"] == "bytes":
         _require("bos", values, values["bos"] >= 256)
-    _check_form(values)
+    _require("compiler", values, isinstance(values.get("compiler", False), bool))
     packages = values.get("packages", [])
     _require("packages", values, isinstance(packages, list) and len(packages) <= 100)
     _require("packages", values, all(isinstance(p, str) and re.fullmatch(r"[\w.-]{1,100}", p) for p in packages))
-    given = {key: value for key, value in values.items() if value is not None}
-    return Manifest(**{**given, "packages": tuple(packages)})
+    (_check_step_form if form == "step" else _check_window_form)(values)
+    return Manifest(**{**values, "packages": tuple(packages)})
 
 
-def _check_form(values: dict[str, Any]) -> None:
-    """Windows belong to the simple form, rounds and adaptation to the streaming one."""
-    _require("form", values, values.get("form", "simple") in ("simple", "streaming"))
-    streaming = values.get("form") == "streaming"
-    for key in ("context", "window", "stride") if streaming else ("round", "adapts"):
-        if values.get(key) not in (None, False):
-            raise Refused(
-                f"{MANIFEST}: {key} has no meaning for a {values.get('form', 'simple')} predictor; leave it out"
-            )
-    if streaming:
-        least, most = rules.ROUND
-        _require("round", values, _is_int(values.get("round")) and least <= values["round"] <= most)
-        _require("adapts", values, isinstance(values.get("adapts", False), bool))
-        return
-    _require("context", values, _is_int(values.get("context")) and 1 <= values["context"] <= rules.CONTEXT)
-    if values["vocab_size"] * values["context"] > rules.WINDOW_LOGITS:
-        raise Refused(f"{MANIFEST}: vocab_size times context is over {rules.WINDOW_LOGITS:,}")
-    stride = values.get("stride")
-    _require("stride", values, stride is None or (_is_int(stride) and 1 <= stride <= values["context"]))
+def _check_step_form(values: dict[str, Any]) -> None:
+    _require("lanes", values, _is_int(values.get("lanes"), 1, rules.LANES))
+    _require("layout", values, values.get("layout", "documents") in ("documents", "parts"))
+    if values["vocab_size"] * values["lanes"] > rules.LOGITS:
+        raise Refused(f"{MANIFEST}: vocab_size times lanes is over {rules.LOGITS:,}")
+
+
+def _check_window_form(values: dict[str, Any]) -> None:
+    _require("context", values, _is_int(values.get("context"), 1, rules.CONTEXT))
+    if values["vocab_size"] * values["context"] > rules.LOGITS:
+        raise Refused(f"{MANIFEST}: vocab_size times context is over {rules.LOGITS:,}")
+    _require("stride", values, _is_int(values.get("stride", 1), 1, values["context"]))
     _require("window", values, values.get("window", "packed") in ("packed", "document"))
 
 
-def _is_int(value: Any) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool)
+def _is_int(value: Any, least: int, most: int) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and least <= value <= most
 
 
 def _require(key: str, values: dict[str, Any], holds: bool) -> None:
     if not holds:
         shown = f"{values[key]!r:.60}" if key in values else "missing"
-        raise Refused(f"{MANIFEST}: {key} is {shown}, which the format does not allow (docs/artifact.md)")
+        raise Refused(f"{MANIFEST}: {key} is {shown}, which the format does not allow ({DOCS})")
 
 
 def folder_members(folder: Path) -> dict[str, bytes]:

@@ -56,6 +56,7 @@ class Dataset:
     val_shards: tuple[Path, ...]
     index: dict[str, Any] | None
     """Contents of dataset.json; None for a folder in the contest's layout."""
+    from_environment: bool = False
 
     def canonical_text(self) -> CanonicalText:
         """The validation text. Raises EnvironmentBroken when it is not what the folder promises."""

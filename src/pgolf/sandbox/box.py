@@ -19,9 +19,10 @@ import tempfile
 import threading
 import time
 from collections import deque
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
+from typing import Any
 
 from pgolf import rules
 from pgolf.errors import EnvironmentBroken, Refused
@@ -79,12 +80,12 @@ class Worker:
         role: str,
         members: Mapping[str, bytes],
         *,
-        deadline: float,
         isolated: bool,
-        tokenizer: str = "",
         device: str = "cpu",
         ring: Ring | None = None,
-        streaming: bool = False,
+        config: Mapping[str, Any] = {},
+        packages: Sequence[str] = (),
+        compiler: bool = False,
     ) -> None:
         """Start `role` with `members` as its files.
 
@@ -96,7 +97,7 @@ class Worker:
         self._tail: deque[bytes] = deque()
         self._stack = contextlib.ExitStack()
         ours, theirs = socket.socketpair()
-        self.channel = Channel(ours, deadline)
+        self.channel = Channel(ours, time.monotonic() + 120)
         self._stack.callback(ours.close)
         self._group = Cgroup(())
         fds = [theirs.fileno(), *([ring.fd] if ring else [])]
@@ -105,14 +106,14 @@ class Worker:
             root = _write_members(self._stack, members)
             harness = Path(__file__).parent.parent.parent
         config = {
+            **config,
             "role": role,
+            "imports": ["numpy", "torch"] if role == "predict" else ["numpy"],
             "root": str(root),
             "harness": [str(harness)],
             "packages": [str(path) for path in _package_folders()],
             "socket": theirs.fileno(),
-            "tokenizer": tokenizer,
             "device": "cuda" if device.startswith("cuda") else device,
-            "streaming": streaming,
             "ring": ring.fd if ring else -1,
             "slot_bytes": ring.slot_bytes if ring else 0,
             "limits": {"RLIMIT_CORE": 0, "RLIMIT_NPROC": rules.WORKER_PROCESSES} if isolated else {},
@@ -136,6 +137,7 @@ class Worker:
         self._threads = [threading.Thread(target=target, daemon=True) for target in (self._read, self._watch)]
         for thread in self._threads:
             thread.start()
+        self.receive(Kind.STARTED, 0)
 
     def __enter__(self) -> "Worker":
         return self
