@@ -8,10 +8,12 @@ import stat
 import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
+from io import BufferedReader
 from pathlib import Path
-from typing import BinaryIO
 
 HIDDEN, LINKED = "hidden", "a link"
+
+_TEMPORARY = ".pgolf-"
 
 
 def write_atomically(path: Path, data: bytes) -> None:
@@ -19,7 +21,7 @@ def write_atomically(path: Path, data: bytes) -> None:
 
     Only a regular file is replaced, or nothing. Raises OSError, with nothing left behind, when it cannot.
     """
-    temporary = path.parent / f".pgolf-{secrets.token_hex(8)}.part"
+    temporary = path.parent / f"{_TEMPORARY}{secrets.token_hex(8)}.part"
     try:
         check_replaceable(path)
         with temporary.open("xb") as file:  # exclusive: never what somebody else put there
@@ -45,13 +47,12 @@ def check_replaceable(path: Path) -> None:
         raise OSError(errno.EINVAL, f"is {_kind(mode)}, not a file that can be replaced", str(path))
 
 
-def remove_temporaries(folder: Path) -> None:
-    """Remove what a `write_atomically` that was killed left in a folder in which nobody else writes."""
-    for path in folder.glob(".pgolf-*.part"):
-        path.unlink()
+def is_temporary(path: Path) -> bool:
+    """Whether it is what a `write_atomically` that was killed left behind, or that one at work is writing."""
+    return path.name.startswith(_TEMPORARY) and path.suffix == ".part"
 
 
-def open_regular(path: Path) -> BinaryIO:
+def open_regular(path: Path) -> BufferedReader:
     """Open a regular file for reading. Never blocks. Raises OSError for anything else, such as a FIFO or a device."""
     descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC | os.O_NOCTTY)
     try:

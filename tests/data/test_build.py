@@ -452,7 +452,7 @@ def jsonl(*lines: bytes) -> dict[str, bytes]:
 
 ERRORS: dict[str, tuple[dict[str, bytes], list[str], int, str]] = {
     "missing file": ({}, ["nowhere.jsonl"], 2, "nowhere.jsonl: no such file or folder"),
-    "missing glob": ({}, ["*.nothing"], 2, "no such file or folder"),
+    "missing glob": ({}, ["*.nothing"], 2, "*.nothing: matches no .jsonl"),
     "unknown extension": ({"a.csv": b"text\n"}, ["a.csv"], 2, "a.csv: unknown extension"),
     "folder without sources": ({"f/a.csv": b"text\n"}, ["f"], 2, "f: the folder holds no .jsonl"),
     "empty source": ({"a.jsonl": b""}, ["a.jsonl"], 2, "hold only 0 documents"),
