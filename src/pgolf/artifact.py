@@ -5,6 +5,7 @@ mark, and anything else is refused in one sentence that names the member and the
 disk, and no code of the artifact runs here.
 """
 
+import errno
 import hashlib
 import io
 import json
@@ -19,7 +20,7 @@ import zstandard
 
 from pgolf import rules
 from pgolf.errors import EnvironmentBroken, Refused, UsageError
-from pgolf.files import HIDDEN, list_files, open_regular, write_atomically
+from pgolf.files import HIDDEN, list_files, read_regular, write_atomically
 
 MANIFEST = "submission.json"
 REQUIRED = (MANIFEST, "predict.py", "train.py")
@@ -299,12 +300,12 @@ def folder_members(folder: Path) -> dict[str, bytes]:
     left = rules.UNPACKED_BYTES
     for path in listing.files:
         try:
-            with open_regular(path) as file:
-                data = file.read(left + 1)
+            data = read_regular(path, left)
         except OSError as error:
+            if error.errno == errno.EFBIG:
+                most = f"{rules.UNPACKED_BYTES:,} bytes"
+                raise Refused(f"{folder}: holds more than {most}, the most an artifact unpacks to") from None
             raise EnvironmentBroken(f"{path}: cannot be read ({error.strerror})") from None
-        if len(data) > left:
-            raise Refused(f"{folder}: holds more than {rules.UNPACKED_BYTES:,} bytes, the most an artifact unpacks to")
         left -= len(data)
         members[path.relative_to(folder).as_posix()] = data
     return members

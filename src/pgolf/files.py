@@ -67,11 +67,13 @@ def open_regular(path: Path) -> BufferedReader:
 
 def read_regular(path: Path, limit: int) -> bytes:
     """The contents of a regular file. Raises OSError as `open_regular` does, and when it has over `limit` bytes."""
+    data = bytearray()
     with open_regular(path) as file:
-        data = file.read(limit + 1)
-    if len(data) > limit:
-        raise OSError(errno.EFBIG, f"has more than {limit:,} bytes", str(path))
-    return data
+        while piece := file.read(1 << 20):
+            data += piece
+            if len(data) > limit:
+                raise OSError(errno.EFBIG, f"has more than {limit:,} bytes", str(path))
+    return bytes(data)
 
 
 @dataclass(frozen=True)
