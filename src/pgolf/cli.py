@@ -13,7 +13,7 @@ from pgolf.commands import Commands, add_command
 from pgolf.data import cli as data_cli
 from pgolf.data.dataset import default_dataset, open_dataset
 from pgolf.errors import EnvironmentBroken, PgolfError, Refused, UsageError
-from pgolf.files import write_whole
+from pgolf.files import write_atomically
 from pgolf.proof import compression as codec
 from pgolf.proof import prove
 from pgolf.sandbox import lock
@@ -235,7 +235,7 @@ def _read(path: Path, most: int) -> bytes:
 
 def _write(data: bytes, path: Path) -> None:
     try:
-        write_whole(path, data)
+        write_atomically(path, data)
     except OSError as error:
         raise UsageError(f"{path}: cannot be written ({error.strerror})") from None
 

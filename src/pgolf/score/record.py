@@ -11,7 +11,7 @@ import torch
 
 import pgolf
 from pgolf import rules
-from pgolf.files import write_whole
+from pgolf.files import write_atomically
 
 Record = dict[str, Any]
 
@@ -78,7 +78,7 @@ def write(record: Record, path: Path) -> None:
     rounded = {**record, "seconds": {name: round(value, 3) for name, value in record["seconds"].items()}}
     if record.get("margin") is not None:
         rounded["margin"] = round(record["margin"], 3)
-    write_whole(path, (json.dumps(rounded, indent=1) + "\n").encode())
+    write_atomically(path, (json.dumps(rounded, indent=1) + "\n").encode())
 
 
 def table(record: Record) -> str:
