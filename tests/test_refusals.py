@@ -12,7 +12,7 @@ import pytest
 
 from conftest import SHARED, UNIFORM, MakeArtifact, needs_fineweb
 from pgolf import rules
-from pgolf.sandbox import box as sandbox
+from pgolf.sandbox import probe
 from pgolf.score.score import score
 
 EVIL = "import torch\ndef load(root, device):\n    return torch.nn.Identity()\n"
@@ -232,4 +232,4 @@ def test_changed_text_is_a_broken_environment(
 
 def test_isolation_is_described() -> None:
     """The sandbox is really there on the machine that runs these tests."""
-    assert sandbox.check_isolation().startswith("bubblewrap")
+    assert probe.check_isolation().description.startswith("bubblewrap")

@@ -65,6 +65,12 @@ PROOF_TOLERANCE = 1e-3  # how much longer than the recorded code length the code
 PROOF_TOLERANCE_BITS = 64  # and by how many bits more
 
 
+# The sandbox (see `sandbox`).
+LOCK_SECONDS = 900.0  # most that a scorer waits for another one on the machine
+START_SECONDS = 120.0  # most that a worker's own imports take
+SPARE_MEMORY_BYTES = 256 * 1024**2  # what a machine keeps free while the kernel enforces no limit
+
+
 def track(name: str) -> Track:
     """The track called `name`. Raises UsageError when there is none."""
     if name not in TRACKS:

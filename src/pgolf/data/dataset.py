@@ -71,7 +71,6 @@ class Dataset:
     """Whether the text can be rebuilt from what is installed on the machine."""
     index: dict[str, Any] | None
     """Contents of dataset.json; None for a folder in the contest's layout."""
-    from_environment: bool = False
 
     def canonical_text(self) -> CanonicalText:
         """The validation text, the original one where there is a transform. Takes memory of a few times its size.

@@ -10,7 +10,9 @@ import json
 import os
 import resource
 import socket
+import subprocess
 import sys
+import sysconfig
 import traceback
 from collections.abc import Callable
 from pathlib import Path
@@ -24,14 +26,18 @@ def main() -> None:
     """Play the role that the first argument describes until the scorer hangs up."""
     config = json.loads(sys.argv[1])
     for limit, value in config["limits"].items():
-        resource.setrlimit(getattr(resource, limit), (value, value))
+        _, hard = resource.getrlimit(getattr(resource, limit))
+        least = min((each for each in (value, hard) if each != resource.RLIM_INFINITY), default=resource.RLIM_INFINITY)
+        resource.setrlimit(getattr(resource, limit), (least, least))
+    if config["isolated"]:
+        Path("/tmp/null").touch()  # what /dev/null leads to: the host's own could be marked
     channel = Channel(socket.socket(fileno=config["socket"]))
     root = Path(config["root"])
     roles = {"encode": _encode, "decode": _decode, "predict": _predict, "probe": _probe}
     try:
         for name in config["imports"]:
             importlib.import_module(name)
-        channel.send(Kind.STARTED)
+        channel.send(Kind.STARTED)  # what fails up to here is no fault of the submission
         roles[config["role"]](channel, root, config)
     except wire.WireError:
         return
@@ -50,8 +56,21 @@ def _describe(error: BaseException, root: Path) -> str:
 
 
 def _probe(channel: Channel, root: Path, config: dict[str, Any]) -> None:
-    """Say that the sandbox works."""
+    """Try what a predictor needs: the files, room in /tmp, the device."""
+    import torch
+
+    (Path("/tmp") / "probe").write_bytes((root / "probe").read_bytes())
+    torch.ones(2, 2, device=config["device"]).sum().item()
+    if config.get("compile"):
+        Path("/tmp/probe.cpp").write_text("#include <Python.h>\n#include <omp.h>\n#include <vector>\n")
+        include, source = f"-I{sysconfig.get_path('include')}", "/tmp/probe.cpp"
+        command = ["g++", "-fopenmp", "-shared", "-fPIC", include, source, "-o", "/tmp/probe.so"]
+        done = subprocess.run(command, capture_output=True, text=True)
+        if done.returncode:
+            raise OSError(f"g++ fails: {done.stderr.strip().splitlines()[0]}")
     channel.send(Kind.READY)
+    while channel.socket.recv(1 << 16):
+        pass
 
 
 def _encode(channel: Channel, root: Path, config: dict[str, Any]) -> None:

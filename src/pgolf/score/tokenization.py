@@ -23,8 +23,6 @@ from pgolf.sandbox.wire import Ids, Kind
 Timed = AbstractContextManager[float]
 """Entered when the sandbox has started; gives the deadline, a value of time.monotonic()."""
 
-_PACKAGES = {"model": ("sentencepiece",), "json": ("tokenizers",)}
-
 
 def is_code(manifest: Manifest) -> bool:
     """Whether encoding runs code of the submission."""
@@ -94,7 +92,7 @@ def _worker(role: str, artifact: Artifact, isolated: bool, timed: Timed) -> Iter
     name = manifest.tokenizer
     code = is_code(manifest)
     files = artifact.members if code else {name: artifact.members[name]} if name != "bytes" else {}
-    packages = manifest.packages if code else _PACKAGES.get(name.rpartition(".")[2], ())
+    packages = manifest.packages if code else ()
     config = {"tokenizer": name, "transform": manifest.transform}
     with Worker(role, files, isolated=isolated, config=config, packages=packages) as worker, timed as deadline:
         worker.channel.deadline = deadline

@@ -1,0 +1,32 @@
+"""Code of the tests' own, run in a sandbox."""
+
+import textwrap
+import time
+from typing import Any
+
+import numpy as np
+
+from pgolf.sandbox import wire
+from pgolf.sandbox.box import Worker
+from pgolf.sandbox.wire import Kind
+
+
+def worker(body: str, **options: Any) -> Worker:
+    """A sandbox whose `answer` runs the body of a Python function that returns a list."""
+    source = "def run():\n" + textwrap.indent(textwrap.dedent(body), "    ")
+    source += "\ndef decode(ids):\n    return chr(10).join(map(str, run()))\n\ndef encode(text):\n    return []\n"
+    options = {"deadline": time.monotonic() + 60, "isolated": True, **options}
+    return Worker("decode", {"code.py": source.encode()}, config={"tokenizer": "code.py"}, **options)
+
+
+def ask(sandbox: Worker) -> list[str]:
+    """What the body returned, as strings."""
+    sandbox.receive(Kind.READY, 0)
+    sandbox.send(Kind.TOKENS, wire.encode_tokens([np.zeros(0, dtype=np.int32)]))
+    return wire.decode_texts(sandbox.receive(Kind.TEXTS, 1 << 20))[0].decode().split("\n")
+
+
+def run_inside(body: str, **options: Any) -> list[str]:
+    """Run the body in a sandbox and return what it returned, as strings."""
+    with worker(body, **options) as sandbox:
+        return ask(sandbox)
