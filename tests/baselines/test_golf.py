@@ -23,7 +23,7 @@ from pgolf import rules
 from pgolf.artifact import read
 from pgolf.data.loader import batches
 from pgolf.data.shards import read_shard
-from trainers import finish, lines, load, losses, start, unpack, wait_for_steps
+from trainers import finish, lines, load, losses, restore_signals, start, unpack, wait_for_steps
 
 GOLF = ROOT / "baselines" / "golf"
 TRAINER = GOLF / "train.py"
@@ -36,6 +36,9 @@ TINY = """
 SHAPE = {"vocab_size": 96, "context": 32, "layers": 5, "dim": 48, "heads": 4, "kv_heads": 2, "rope_dims": 4}
 SHAPE |= {"mlp_ratio": 2, "xsa": 3, "loops": 1, "loop_start": 1, "loop_stop": 3}
 SHAPE |= {"ngram": 3}
+
+
+signals = pytest.fixture(autouse=True)(restore_signals)
 
 
 @pytest.fixture(scope="module")
@@ -555,7 +558,7 @@ def test_timed_run_ends_in_time(dataset: Path, tmp_path: Path) -> None:
     assert steps[-1]["seconds"] < last["seconds"] < 6.5  # half a second for a busy machine
 
 
-@pytest.mark.parametrize(("number", "ranks"), [(signal.SIGINT, 0), (signal.SIGTERM, 2)])
+@pytest.mark.parametrize(("number", "ranks"), [(signal.SIGHUP, 0), (signal.SIGTERM, 2)])
 def test_signal_ends_training_with_an_artifact(
     number: signal.Signals, ranks: int, dataset: Path, tmp_path: Path
 ) -> None:
@@ -572,13 +575,10 @@ def test_signal_ends_training_with_an_artifact(
 
 
 def test_artifact_fills_the_limit_it_is_given(golf: Any, dataset: Path, tmp_path: Path) -> None:
-    handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
     for limit in (80_000, 70_000):
         out = tmp_path / f"{limit}.zst"
         assert golf.train.main(options(dataset, out, "--steps", "40", "--set=dim=64", f"--set=limit={limit}")) == 0
         assert 0.9 * limit < out.stat().st_size <= limit
-    for number, handler in handlers.items():
-        signal.signal(number, handler)
 
 
 @pytest.mark.parametrize(
@@ -606,10 +606,7 @@ def test_artifact_fills_the_limit_it_is_given(golf: Any, dataset: Path, tmp_path
 def test_errors_are_one_sentence(
     more: list[str], code: int, sentence: str, golf: Any, dataset: Path, tmp_path: Path, capfd: Any
 ) -> None:
-    handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
     assert golf.train.main(options(dataset, tmp_path / "a.zst", *more)) == code
-    for number, handler in handlers.items():
-        signal.signal(number, handler)
     error = capfd.readouterr().err
     assert sentence in error and error.count("\n") == 1
     assert not (tmp_path / "a.zst").exists()

@@ -17,7 +17,7 @@ from pgolf import rules
 from pgolf.artifact import read
 from pgolf.data.loader import batches
 from pgolf.data.shards import read_shard, write_shard
-from trainers import finish, lines, load, losses, start, unpack, wait_for_steps
+from trainers import finish, lines, load, losses, restore_signals, start, unpack, wait_for_steps
 
 NAIVE = ROOT / "baselines" / "naive"
 MODULES = ("model", "quant", "optim", "team", "runlog", "command", "loop", "predict", "train")
@@ -25,6 +25,9 @@ TINY = ["context=64", "layers=3", "dim=32", "heads=4", "kv_heads=2", "batch_toke
 TINY += ["compile=0", "log_every=1"]
 TRAINER = NAIVE / "train.py"
 FORMER = SHARED / "artifacts" / "d384_l7_seq512.int8.ptz"
+
+
+signals = pytest.fixture(autouse=True)(restore_signals)
 
 
 @pytest.fixture(scope="module")
@@ -201,9 +204,9 @@ def test_two_ranks_train_like_one(naive: Any, dataset: Path, tmp_path: Path) -> 
 
 
 def test_artifact_and_log_of_a_timed_run(naive: Any, dataset: Path, tmp_path: Path) -> None:
-    out = tmp_path / "a.zst"
+    out = tmp_path / "Jürgen.zst"
     printed = finish(start(TRAINER, options(dataset, out, "--seconds", "4")))
-    assert f"pgolf score {out} --data {dataset}" in printed
+    assert f"pgolf score '{out}' --data {dataset}".replace("ü", "\\xfc") in printed
     first, *steps, last = lines(out.with_suffix(".jsonl"))
     assert first["seed"] == 1
     assert first["settings"]["dim"] == 32
@@ -221,7 +224,7 @@ def test_artifact_and_log_of_a_timed_run(naive: Any, dataset: Path, tmp_path: Pa
     assert logits.isfinite().all()
 
 
-@pytest.mark.parametrize(("number", "ranks"), [(signal.SIGINT, 0), (signal.SIGTERM, 2)])
+@pytest.mark.parametrize(("number", "ranks"), [(signal.SIGINT, 0), (signal.SIGHUP, 2)])
 def test_signal_ends_training_with_an_artifact(
     number: signal.Signals, ranks: int, dataset: Path, tmp_path: Path
 ) -> None:
@@ -249,19 +252,23 @@ def test_signal_ends_training_with_an_artifact(
         (["--set", "batch_tokens=100"], 2, "not a multiple"),
         (["--seconds", "0.2"], 2, "too few"),
         (["--steps", "0"], 2, "positive"),
+        (["--steps", f"{10**400}"], 2, "at most"),
+        (["--seconds", "nan"], 2, "finite"),
+        (["--seed", "-1"], 2, "from 0 to"),
+        (["--seed", f"{2**63}"], 2, "from 0 to"),
+        (["--set", "dim=1099511627776"], 3, "out of memory"),
         (["--track", "unlimited"], 2, "no time limit"),
         (["--set", "dim=320", "--set", "compile=0"], 1, "the limit is 1,000,000"),
         (["--set", "vector_lr=1e39", "--steps", "9"], 1, "diverged"),
         (["--log", "/nowhere/log"], 3, "No such file"),
+        (["--log", "/"], 2, "is a folder"),
+        (["--out", "/dev/null"], 2, "not a regular file"),
     ],
 )
 def test_errors_are_one_sentence(
     more: list[str], code: int, sentence: str, naive: Any, dataset: Path, tmp_path: Path, capfd: Any
 ) -> None:
-    handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
     assert naive.train.main(options(dataset, tmp_path / "a.zst", *more)) == code
-    for number, handler in handlers.items():
-        signal.signal(number, handler)
     error = capfd.readouterr().err
     assert sentence in error and error.count("\n") == 1
     assert not (tmp_path / "a.zst").exists()
