@@ -12,19 +12,20 @@ import torch.distributed as dist
 import torch.distributed.nn.functional
 from torch import Tensor
 
-from pgolf.errors import UsageError
+from pgolf.errors import EnvironmentBroken, UsageError
 
 
 class Team:
     """One process per GPU, or any number on CPUs. Rank 0 talks and writes."""
 
     def __init__(self) -> None:
-        """Reads what torchrun sets. Raises UsageError when it makes no sense."""
+        """Reads what torchrun sets. Raises EnvironmentBroken for no numbers, UsageError for too few GPUs."""
         defaults = {"RANK": 0, "WORLD_SIZE": 1, "LOCAL_RANK": 0, "LOCAL_WORLD_SIZE": 1}
         try:
             self.rank, self.world, local, local_world = (int(os.environ.get(n, d)) for n, d in defaults.items())
         except ValueError:
-            raise UsageError(f"{', '.join(defaults)} must be numbers: start with torchrun, or unset them") from None
+            names = ", ".join(defaults)
+            raise EnvironmentBroken(f"{names} must be numbers: start with torchrun, or unset them") from None
         self.gpu = torch.cuda.is_available()
         if self.gpu and local_world > torch.cuda.device_count():
             raise UsageError(f"{local_world} processes cannot share {torch.cuda.device_count()} GPUs: start fewer")

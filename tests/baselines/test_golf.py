@@ -558,17 +558,13 @@ def test_timed_run_ends_in_time(dataset: Path, tmp_path: Path) -> None:
     assert steps[-1]["seconds"] < last["seconds"] < 6.5  # half a second for a busy machine
 
 
-@pytest.mark.parametrize(("number", "ranks"), [(signal.SIGHUP, 0), (signal.SIGTERM, 2)])
-def test_signal_ends_training_with_an_artifact(
-    number: signal.Signals, ranks: int, dataset: Path, tmp_path: Path
-) -> None:
+def test_sigterm_ends_training_with_an_artifact(dataset: Path, tmp_path: Path) -> None:
     out = tmp_path / "a.zst"
-    process = start(TRAINER, options(dataset, out, "--seconds", "600"), ranks)
+    process = start(TRAINER, options(dataset, out, "--seconds", "600"), ranks=2)
     log = out.with_suffix(".jsonl")
     wait_for_steps(log)
-    process.send_signal(number)
+    process.send_signal(signal.SIGTERM)
     process.communicate(timeout=60)
-    assert (process.returncode == 0) == (ranks == 0)  # torchrun reports the signal, whatever its workers did
     last = lines(log)[-1]
     assert last["stopped"] and last["steps"] > 0
     assert read(out, rules.TRACKS["laptop"].artifact_bytes).size == last["artifact_bytes"]
@@ -587,6 +583,8 @@ def test_artifact_fills_the_limit_it_is_given(golf: Any, dataset: Path, tmp_path
         (["--data", "nowhere"], 2, "no such dataset"),
         (["--set", "dimm=3"], 2, "no such setting"),
         (["--set", "dim=30"], 2, "does not split into 4 heads"),
+        (["--set", "matrix_lr=nan"], 2, "too large or not a number"),
+        (["--set", "gate=2"], 2, "a switch is 0 or 1"),
         (["--set", "rope_dims=3"], 2, "odd or wider"),
         (["--set", "loop_stop=9"], 2, "cannot loop"),
         (["--set", "ngram=6"], 2, "ngram is 6"),
