@@ -19,7 +19,7 @@ from scipy import stats
 
 from pgolf import rules
 from pgolf.errors import PgolfError, UsageError
-from pgolf.files import write_whole
+from pgolf.files import write_atomically
 
 ROOT = Path(__file__).parent.parent
 
@@ -124,7 +124,7 @@ def one_run(args: argparse.Namespace, settings: Sequence[str], seed: int) -> dic
         "tokens": done.log["tokens"],
         "tokens_per_second": done.log["tokens"] / done.log["train_seconds"],
     }
-    write_whole(record, (json.dumps(result, indent=1) + "\n").encode())
+    write_atomically(record, (json.dumps(result, indent=1) + "\n").encode())
     return result
 
 

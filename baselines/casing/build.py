@@ -26,7 +26,7 @@ from pgolf.data.dataset import INDEX, Dataset, load_tokenizer, open_dataset, tex
 from pgolf.data.shards import read_shard, split_documents
 from pgolf.data.sources import FileSource
 from pgolf.errors import PgolfError, UsageError
-from pgolf.files import write_whole
+from pgolf.files import write_atomically
 
 MODULE = Path(__file__).with_name("tokenizer.py")
 
@@ -77,9 +77,9 @@ def make_dataset(source: Path, out: Path, vocab_size: int, transform: Callable[[
         index = build(settings, out, len(os.sched_getaffinity(0)))
     encoded = [text.encode() for text in original]
     text = {"sha256": text_digest(encoded), "bytes": sum(map(len, encoded)), "documents": len(encoded)}
-    write_whole(out / index["text"]["file"], "".join(as_lines(original)).encode())
+    write_atomically(out / index["text"]["file"], "".join(as_lines(original)).encode())
     index |= {"text": index["text"] | text}
-    write_whole(out / INDEX, (json.dumps(index, indent=2) + "\n").encode())
+    write_atomically(out / INDEX, (json.dumps(index, indent=2) + "\n").encode())
 
 
 def training_text(dataset: Dataset) -> Iterator[str]:

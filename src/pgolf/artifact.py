@@ -19,7 +19,7 @@ import zstandard
 
 from pgolf import rules
 from pgolf.errors import EnvironmentBroken, Refused, UsageError
-from pgolf.files import write_whole
+from pgolf.files import HIDDEN, list_files, open_regular, write_atomically
 
 MANIFEST = "submission.json"
 REQUIRED = (MANIFEST, "predict.py", "train.py")
@@ -86,7 +86,7 @@ def pack(members: Mapping[str, bytes], path: Path, limit: int) -> int:
     parameters = zstandard.ZstdCompressionParameters.from_level(22, source_size=len(raw), write_checksum=True)
     data = zstandard.ZstdCompressor(compression_params=parameters).compress(raw)
     parse(data, limit)
-    write_whole(path, data)
+    write_atomically(path, data)
     return len(data)
 
 
@@ -284,19 +284,27 @@ def _require(key: str, values: dict[str, Any], holds: bool) -> None:
 def folder_members(folder: Path) -> dict[str, bytes]:
     """Contents of a submission's folder, ready for `pack`; caches and hidden files stay out.
 
-    Raises UsageError when `folder` is none, EnvironmentBroken when a file cannot be read.
+    Raises UsageError when `folder` is none or holds a link or the like, EnvironmentBroken when a file cannot be read,
+    Refused when all files together are larger than an artifact may unpack to.
     """
     if not folder.is_dir():
         raise UsageError(f"{folder}: no such folder")
+    listing = list_files(folder)
+    for path, what in listing.passed_over:
+        if what.startswith("unreadable"):
+            raise EnvironmentBroken(f"{path}: {what}")
+        if what != HIDDEN:
+            raise UsageError(f"{path}: is {what}; put the file or folder itself in its place")
     members: dict[str, bytes] = {}
-    for path in sorted(folder.rglob("*")):
-        name = path.relative_to(folder)
-        if any(part.startswith(".") or part == "__pycache__" for part in name.parts) or path.is_dir():
-            continue
-        if path.is_symlink():
-            raise UsageError(f"{path}: is a link; put the file itself into the folder")
+    left = rules.UNPACKED_BYTES
+    for path in listing.files:
         try:
-            members[name.as_posix()] = path.read_bytes()
+            with open_regular(path) as file:
+                data = file.read(left + 1)
         except OSError as error:
             raise EnvironmentBroken(f"{path}: cannot be read ({error.strerror})") from None
+        if len(data) > left:
+            raise Refused(f"{folder}: holds more than {rules.UNPACKED_BYTES:,} bytes, the most an artifact unpacks to")
+        left -= len(data)
+        members[path.relative_to(folder).as_posix()] = data
     return members

@@ -32,7 +32,7 @@ from pgolf.data.shards import HEADER_BYTES, Tokens, header_bytes, read_shard, sp
 from pgolf.data.sources import Batch, Source, read
 from pgolf.data.vocabulary import Encoded
 from pgolf.errors import EnvironmentBroken, UsageError
-from pgolf.files import write_whole
+from pgolf.files import write_atomically
 
 STATE = "build.json"
 SHARD_TOKENS = 100_000_000
@@ -154,7 +154,7 @@ class _Builder:
         if isinstance(self._settings.validation, int):
             self._held_out = self._find_held_out(self._settings.validation)
         if not (self._out / _TOKENIZER).is_file():
-            write_whole(self._out / _TOKENIZER, self._make_tokenizer())
+            write_atomically(self._out / _TOKENIZER, self._make_tokenizer())
         if self._state.validation is None:
             self._state.validation = self._validate()
             self._state.position = self._held_out
@@ -280,7 +280,7 @@ class _Builder:
             "overlap": 0,  # training documents that are validation documents too: each one was dropped
             "build": self._state.settings,
         }
-        write_whole(self._out / INDEX, _dumped(index))
+        write_atomically(self._out / INDEX, _dumped(index))
         (self._out / STATE).unlink()
         return index
 
@@ -307,7 +307,7 @@ class _Builder:
             yield done, oldest.result()
 
     def _save(self) -> None:
-        write_whole(self._out / STATE, _dumped(asdict(self._state)))
+        write_atomically(self._out / STATE, _dumped(asdict(self._state)))
 
     def _bar(self, title: str, total: int | None = None, initial: int = 0) -> "tqdm[Any]":
         unit = "B" if total else "doc"
@@ -461,7 +461,7 @@ def _load_state(out: Path, identity: _Json) -> _State:
     if others := [p.name for p in out.iterdir() if p.name != STATE + ".part"]:
         raise UsageError(f"{out}: is not empty ({min(others)}) and no build began there; choose another --out")
     state = _State(identity)
-    write_whole(path, _dumped(asdict(state)))
+    write_atomically(path, _dumped(asdict(state)))
     return state
 
 

@@ -30,7 +30,7 @@ from pgolf import rules
 from pgolf.artifact import Artifact
 from pgolf.data.dataset import text_digest
 from pgolf.errors import EnvironmentBroken, Refused, UsageError
-from pgolf.files import write_whole
+from pgolf.files import write_atomically
 from pgolf.sandbox.wire import Ids, Kind, WireError
 from pgolf.score import tokenization as tokenizer
 from pgolf.score import windows
@@ -306,7 +306,7 @@ def text_file(texts: Sequence[bytes]) -> bytes:
 def write(data: bytes, path: Path) -> None:
     """Write a file, whole or not at all. Raises UsageError where that is not possible."""
     try:
-        write_whole(path, data)
+        write_atomically(path, data)
     except OSError as error:
         raise UsageError(f"{path}: cannot be written ({error.strerror})") from None
 

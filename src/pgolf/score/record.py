@@ -11,7 +11,7 @@ import torch
 
 import pgolf
 from pgolf import rules
-from pgolf.files import write_whole
+from pgolf.files import write_atomically
 
 Record = dict[str, Any]
 
@@ -34,7 +34,7 @@ def environment(device: str) -> dict[str, Any]:
 
 def write(record: Record, path: Path) -> None:
     """Write `record` as JSON under `path`, whole or not at all."""
-    write_whole(path, (json.dumps(record, indent=2) + "\n").encode())
+    write_atomically(path, (json.dumps(record, indent=2) + "\n").encode())
 
 
 def table(record: Record) -> str:
