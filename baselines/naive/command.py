@@ -21,6 +21,7 @@ from team import Team
 
 from pgolf import rules
 from pgolf.errors import EnvironmentBroken, PgolfError, Refused, UsageError
+from pgolf.files import check_replaceable
 from pgolf.names import beside
 
 S = TypeVar("S", bound=Any)
@@ -91,7 +92,10 @@ def parse_value(option: str, text: str, kind: type) -> float:
 
 
 def check_paths(args: argparse.Namespace) -> None:
-    """Raises UsageError when a file to be written would fall on another, on the data, or on what is no file."""
+    """Raises UsageError when a file to be written would fall on another, on the data or on a folder.
+
+    Raises OSError when artifact or picture could not take their names.
+    """
     seen: dict[Path, str] = {}
     for name, path in (
         ("--out", args.out),
@@ -100,8 +104,8 @@ def check_paths(args: argparse.Namespace) -> None:
     ):
         if path.is_dir():
             raise UsageError(f"{name} {path} is a folder; name a file in it")
-        if name != "--log" and path.exists() and not path.is_file():
-            raise UsageError(f"{name} {path} is not a regular file; choose another name")
+        if path != log_path(args):  # which is written in place, so it may be a link or a device
+            check_replaceable(path)
         real = Path(os.path.realpath(path))  # unlike Path.resolve it lets loops of links pass
         if real.is_relative_to(os.path.realpath(args.data)):
             raise UsageError(f"{name} {path} lies in the dataset folder {args.data}; choose another folder")

@@ -14,7 +14,7 @@ from typing import Any, TextIO
 from tqdm import tqdm
 
 from pgolf.errors import Refused, UsageError
-from pgolf.files import write_whole
+from pgolf.files import write_atomically
 
 
 def say(line: str, stream: TextIO | None = None) -> None:
@@ -121,4 +121,4 @@ class Log:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # about characters of the title that the font lacks
             figure.savefig(picture, format="png", dpi=120)
-        write_whole(path, picture.getvalue())
+        write_atomically(path, picture.getvalue())

@@ -270,7 +270,7 @@ def test_signal_ends_training_with_an_artifact(
         (["--set", "vector_lr=1e39", "--steps", "9"], 1, "diverged"),
         (["--log", "/nowhere/log"], 3, "No such file"),
         (["--log", "/"], 2, "is a folder"),
-        (["--out", "/dev/null"], 2, "not a regular file"),
+        (["--out", "/dev/null"], 3, "/dev/null: is a device, not a file that can be replaced"),
     ],
 )
 def test_errors_are_one_sentence(
