@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from pgolf.errors import EnvironmentBroken, Refused, UsageError
+from pgolf.names import beside
 from pgolf.score.score import score
 
 
@@ -37,7 +38,7 @@ def train_and_score(
     except Refused:
         if not out.is_file():
             raise
-    first, *_, last = map(json.loads, out.with_suffix(".jsonl").read_text(encoding="utf-8").splitlines())
+    first, *_, last = map(json.loads, beside(out, ".jsonl").read_text(encoding="utf-8").splitlines())
     record = score(out, data, documents=documents, isolated=isolated)
     if record["status"] != "ok":
         raise EnvironmentBroken(f"{out}: {record['reason']}")
