@@ -14,6 +14,7 @@ from pgolf.data import cli as data_cli
 from pgolf.data.dataset import default_dataset, open_dataset
 from pgolf.errors import EnvironmentBroken, PgolfError, Refused, UsageError
 from pgolf.files import write_atomically
+from pgolf.names import beside
 from pgolf.proof import compression as codec
 from pgolf.proof import prove
 from pgolf.sandbox import lock
@@ -117,7 +118,7 @@ def _add_score(commands: "Commands[argparse.ArgumentParser]") -> None:
 def _score(args: argparse.Namespace) -> int:
     """Score, write the record, print it."""
     data = args.data or default_dataset()
-    out = args.out or record.path_of(args.artifact, ".score.json")
+    out = args.out or beside(args.artifact, ".score.json")
     if out.resolve() == args.artifact.resolve():
         raise UsageError(f"{out}: the record would overwrite the artifact")
     if not out.parent.is_dir():
@@ -270,7 +271,7 @@ def _prove(args: argparse.Namespace) -> int:
     amount = prove.Amount(args.all, args.bytes, args.seconds)
     result = prove.prove(args.artifact, data, amount, args.device, isolated=not args.no_sandbox)
     known = prove.read_record(args.artifact)
-    record.write({**known, "proof": result}, record.path_of(args.artifact, ".score.json"))
+    record.write({**known, "proof": result}, beside(args.artifact, ".score.json"))
     _print(result, prove.table(result), args.json)
     return _exit_code(result)
 

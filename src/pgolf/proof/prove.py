@@ -24,6 +24,7 @@ from pgolf import artifact, rules
 from pgolf.artifact import Artifact
 from pgolf.data.dataset import open_dataset
 from pgolf.errors import EnvironmentBroken, Refused, UsageError
+from pgolf.names import beside
 from pgolf.proof import compression
 from pgolf.proof.compression import Packet
 from pgolf.sandbox import lock
@@ -85,7 +86,7 @@ def prove(path: Path, data: Path, amount: Amount, device: str = "auto", isolated
 
 def read_record(path: Path) -> record.Record:
     """The record of the artifact at `path`. Raises UsageError when there is none of this very artifact."""
-    place = record.path_of(path, ".score.json")
+    place = beside(path, ".score.json")
     digest = artifact.read(path, rules.ARTIFACT_BYTES).sha256
     try:
         found: record.Record = json.loads(place.read_text(encoding="utf-8"))

@@ -68,11 +68,6 @@ def cores() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
-def path_of(artifact: Path, kind: str) -> Path:
-    """Where what is derived from an artifact stands: beside it, its name without .zst and with `kind` appended."""
-    return artifact.with_name(artifact.name.removesuffix(".zst") + kind)
-
-
 def write(record: Record, path: Path) -> None:
     """Write `record` as JSON under `path`, whole or not at all."""
     rounded = {**record, "seconds": {name: round(value, 3) for name, value in record["seconds"].items()}}
