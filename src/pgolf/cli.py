@@ -1,11 +1,13 @@
 """The `pgolf` command."""
 
 import argparse
+import io
 import json
 import os
 import signal
 import sys
 from collections.abc import Sequence
+from dataclasses import asdict
 from pathlib import Path
 
 from pgolf import artifact, rules
@@ -13,11 +15,11 @@ from pgolf.commands import Commands, add_command
 from pgolf.data import cli as data_cli
 from pgolf.data.dataset import default_dataset, open_dataset
 from pgolf.errors import EnvironmentBroken, PgolfError, Refused, UsageError
-from pgolf.files import write_atomically
+from pgolf.files import check_replaceable, write_atomically
 from pgolf.names import beside
 from pgolf.proof import compression as codec
 from pgolf.proof import prove
-from pgolf.sandbox import lock
+from pgolf.sandbox import lock, probe
 from pgolf.sandbox.probe import check_isolation
 from pgolf.score import record
 from pgolf.score.devices import find_device
@@ -28,7 +30,11 @@ _STANDARD = Path("-")
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command and return its exit code: 0 done, 1 refused, 2 wrong usage, 3 broken environment."""
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # an exception, so that boxes are torn down
+    for number in (signal.SIGTERM, signal.SIGHUP):  # an exception, so that sandboxes are torn down
+        signal.signal(number, lambda got, _: sys.exit(128 + got))
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):  # a terminal that cannot show a name is no reason to fail
+            stream.reconfigure(errors="backslashreplace")
     args = _parser().parse_args(argv)
     try:
         return int(args.run(args))
@@ -61,6 +67,7 @@ def _parser() -> argparse.ArgumentParser:
     _add_compress(commands)
     _add_decompress(commands)
     _add_prove(commands)
+    _add_doctor(commands)
     return parser
 
 
@@ -124,6 +131,7 @@ def _score(args: argparse.Namespace) -> int:
     if not out.parent.is_dir():
         raise UsageError(f"{out.parent}: no such folder for the record")
     open_dataset(data)
+    check_replaceable(out)
     options = Options(args.track, args.device, args.documents, not args.no_sandbox, args.fresh_machine)
     result = score(args.artifact, data, options)
     record.write(result, out)
@@ -274,6 +282,33 @@ def _prove(args: argparse.Namespace) -> int:
     record.write({**known, "proof": result}, beside(args.artifact, ".score.json"))
     _print(result, prove.table(result), args.json)
     return _exit_code(result)
+
+
+def _add_doctor(commands: "Commands[argparse.ArgumentParser]") -> None:
+    parser = add_command(
+        commands,
+        "doctor",
+        "say whether scores on this machine count",
+        "Try everything that a counting score needs of this machine: what holds, what does not, and the remedy.",
+        "pgolf doctor\n\nexit codes: 0 a score on this machine counts, 3 it does not",
+        _doctor,
+    )
+    parser.add_argument("--device", default="auto", help="cpu, cuda or cuda:N (default: what is there)")
+    parser.add_argument("--json", action="store_true", help="print the checks to standard output")
+
+
+def _doctor(args: argparse.Namespace) -> int:
+    """Print each check; the exit code says whether all that a score needs hold."""
+    with lock.hold():
+        checks = probe.report(find_device(args.device))
+    if args.json:
+        print(json.dumps([asdict(check) for check in checks], indent=2))
+    else:
+        for check in checks:
+            print(f"{'ok' if check.holds else 'MISSING':<8} {check.name:<13} {check.reason}")
+            if not check.holds:
+                print(f"{'':<8} {'':<13} {check.remedy}")
+    return 0 if all(check.holds for check in checks if check.needed) else EnvironmentBroken.exit_code
 
 
 def _positive(text: str) -> int:

@@ -57,6 +57,8 @@ class Check:
     """What was found."""
     remedy: str
     """What to do about it; empty when it holds."""
+    needed: bool = True
+    """Whether no score counts without it; else it costs time, or a submission that asks for it fails."""
 
 
 @cache
@@ -132,22 +134,22 @@ def report(device: str = "cpu") -> list[Check]:
         ),
         _swap(),
         _tried("shell limits", box.check_limits),
-        _tried("compiler", lambda: f"g++ works inside, {check_isolation(device, compiler=True).description}"),
+        _tried("compiler", lambda: _compiles(device), needed=False),
     ]
     return checks
 
 
-def _check(name: str, holds: bool, good: str, bad: str, remedy: str) -> Check:
-    return Check(name, holds, good if holds else bad, "" if holds else remedy)
+def _check(name: str, holds: bool, good: str, bad: str, remedy: str, needed: bool = True) -> Check:
+    return Check(name, holds, good if holds else bad, "" if holds else remedy, needed)
 
 
-def _tried(name: str, attempt: Callable[[], str]) -> Check:
+def _tried(name: str, attempt: Callable[[], str], needed: bool = True) -> Check:
     """A check that holds unless the attempt raises EnvironmentBroken, whose sentence ends with the remedy."""
     try:
-        return Check(name, True, attempt(), "")
+        return Check(name, True, attempt(), "", needed)
     except EnvironmentBroken as error:
         reason, _, remedy = str(error).rpartition("; ")
-        return Check(name, False, reason or str(error), remedy if reason else "see the reason")
+        return Check(name, False, reason or str(error), remedy if reason else "see the reason", needed)
 
 
 def _memory_limit() -> Check:
@@ -160,6 +162,11 @@ def _memory_limit() -> Check:
         "this user may make no control group, so nothing keeps the limits on memory and processes",
         "score as root, or in a login session of systemd with cgroup v2 (`systemd-run --user --scope true` tries it)",
     )
+
+
+def _compiles(device: str) -> str:
+    check_isolation(device, compiler=True)
+    return "g++ works in a sandbox that declares it"
 
 
 def _copy_place() -> str:
@@ -176,6 +183,7 @@ def _shared_memory() -> Check:
         "has room for the private copy",
         f"cannot hold the private copy, which goes to {place} and takes longer",
         "mount a tmpfs of 4 GB on /dev/shm (Docker: --shm-size=4g), without noexec",
+        needed=False,
     )
 
 
@@ -192,6 +200,7 @@ def _swap() -> Check:
         "a sandbox cannot use any",
         "a sandbox can use swap beyond its memory limit",
         "swapoff -a while scoring",
+        needed=False,
     )
 
 
