@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 import torch
-from command import PICTURE, complain, description, faster_dtype, gist, log_path, stop_on_signals, use_compiler
+from command import PICTURE, complain, description, faster_dtype, log_path, stop_on_signals, use_compiler
 from runlog import Log, say
 from team import Team
 from torch import Tensor
@@ -144,10 +144,8 @@ def train_and_pack(run: Run, new_trainer: Callable[[Run], Trainer], source: Mapp
     say(f"{steps:,} steps, {tokens:,} tokens{', stopped by a signal' if stop.is_set() else ''}")
     say(f"{sentence}; {seconds:.1f} seconds of {limit:g}")
     say("score it with: " + shlex.join(["pgolf", "score", str(args.out), "--data", str(args.data)]))
-    try:
-        log.plot(beside(args.out, PICTURE))
-    except Exception as error:  # matplotlib may be missing, broken or set up for a notebook
-        complain(f"no picture of the loss ({gist(error)}); artifact and log are not affected")
+    if fault := log.plot(beside(args.out, PICTURE)):
+        complain(f"{fault}; artifact and log are not affected")
     if log.failure:
         raise EnvironmentBroken(f"{log_path(args)}: {log.failure}; the log is cut short, {args.out} is complete")
     if seconds > limit and not args.steps:

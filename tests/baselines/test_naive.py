@@ -360,9 +360,9 @@ def test_results_are_complete_before_the_picture(
     found: list[Any] = []
     plot = naive.runlog.Log.plot
 
-    def plot_later(log: Any, path: Path) -> None:
+    def plot_later(log: Any, path: Path) -> str | None:
         found.extend([lines(tmp_path / "a.jsonl")[-1], (tmp_path / "a.zst").stat().st_size, path.name])
-        plot(log, path)
+        return plot(log, path)
 
     monkeypatch.setattr(naive.runlog.Log, "plot", plot_later)
     monkeypatch.setitem(sys.modules, "matplotlib.figure", None)  # as if it were not installed
@@ -371,15 +371,23 @@ def test_results_are_complete_before_the_picture(
     assert (last["steps"], last["artifact_bytes"], picture) == (2, size, "a.png")
     printed = capfd.readouterr()
     assert "score it with" in printed.out
-    assert printed.err.count("\n") == 1 and "no picture of the loss" in printed.err
+    assert printed.err.count("\n") == 1 and "a.png: no picture" in printed.err
     assert not (tmp_path / "a.png").exists()
+
+
+def test_a_picture_that_cannot_be_written_is_one_line(naive: Any, tmp_path: Path) -> None:
+    fault = naive.runlog.Log(None, 1, 1.0, 1, 1).plot(tmp_path / "missing" / "a.png")
+    assert (
+        fault
+        == f"{tmp_path}/missing/a.png: no picture ([Errno 2] No such file or directory: '{tmp_path}/missing/a.png')"
+    )
 
 
 @pytest.mark.parametrize("name", ["$x^", "a_{", "\udcff", "\u57fa\u7ebf"])
 def test_any_name_has_a_picture(name: str, naive: Any, tmp_path: Path, capfd: Any) -> None:
     log = naive.runlog.Log(None, 1, 1.0, 1, 1)
     log.step(1, 2.0, 1.0, 1.0)
-    log.plot(tmp_path / f"{name}.png")
+    assert log.plot(tmp_path / f"{name}.png") is None
     assert (tmp_path / f"{name}.png").read_bytes().startswith(b"\x89PNG")
     assert capfd.readouterr().err == ""
 
