@@ -1,13 +1,17 @@
 """Code of the tests' own, run in a sandbox."""
 
+import contextlib
+import tempfile
 import textwrap
 import time
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from pgolf.sandbox import wire
 from pgolf.sandbox.box import Worker
+from pgolf.sandbox.cgroup import ROOT
 from pgolf.sandbox.wire import Kind
 
 
@@ -30,3 +34,15 @@ def run_inside(body: str, **options: Any) -> list[str]:
     """Run the body in a sandbox and return what it returned, as strings."""
     with worker(body, **options) as sandbox:
         return ask(sandbox)
+
+
+def traces(pid: int) -> list[str]:
+    """What a scorer with this process id has left: control groups, processes in them, private copies."""
+    found = [str(path) for path in ROOT.glob(f"**/pgolf-{pid}-*")]
+    for base in ("/dev/shm", tempfile.gettempdir()):
+        found += [str(path) for path in Path(base).glob(f"pgolf-copy-*-{pid}-*")]
+    for process in Path("/proc").glob("[0-9]*"):
+        with contextlib.suppress(OSError):
+            if f"/pgolf-{pid}-" in (process / "cgroup").read_text():
+                found.append((process / "cmdline").read_text())
+    return found

@@ -30,6 +30,8 @@ class Cgroup:
     folders: tuple[Path, ...] = ()
     command: list[str] = field(default_factory=list)
     """What to put before the command that is to run in the group."""
+    without_swap: bool = False
+    """Whether the limit on memory covers swap."""
 
     @staticmethod
     def create(name: str, memory_bytes: int, processes: int) -> "Cgroup":
@@ -71,14 +73,6 @@ class Cgroup:
             with contextlib.suppress(OSError):
                 self.folders = (ROOT / Path(f"/proc/{pid}/cgroup").read_text().rpartition("::/")[2].strip(),)
 
-    def without_swap(self) -> bool:
-        """Whether the group's limit on memory covers swap."""
-        scope = self.command[:1] == _SCOPE[:1]
-        files = [
-            folder / name for folder in self.folders for name in ("memory.swap.max", "memory.memsw.limit_in_bytes")
-        ]
-        return scope or any(file.exists() and file.read_text().strip() != "max" for file in files)
-
     def oom_killed(self) -> bool:
         """Whether the kernel killed a process of the group for its memory."""
         for folder in self.folders:
@@ -118,6 +112,7 @@ def _make(folders: Mapping[Path, Mapping[str, object]], extra: Mapping[str, obje
                 with contextlib.suppress(OSError):
                     if (folder / name).exists():
                         (folder / name).write_text(str(value))
+                        group.without_swap |= name in ("memory.swap.max", "memory.memsw.limit_in_bytes")
     except OSError:
         group.remove(0)
         return None
@@ -147,9 +142,8 @@ def _scope(label: str, memory_bytes: int, processes: int) -> Cgroup:
     if not _systemd_works():
         return Cgroup()
     limits = {"MemoryMax": memory_bytes, "MemorySwapMax": 0, "TasksMax": processes}
-    return Cgroup(
-        (), [*_SCOPE, f"--unit={label}-{time.monotonic_ns()}", *(f"-p{k}={v}" for k, v in limits.items()), "--"]
-    )
+    settings = [f"-p{name}={value}" for name, value in limits.items()]
+    return Cgroup((), [*_SCOPE, f"--unit={label}-{time.monotonic_ns()}", *settings, "--"], without_swap=True)
 
 
 _SCOPE = ["systemd-run", "--user", "--scope", "--quiet", "--collect"]

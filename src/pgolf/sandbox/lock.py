@@ -22,6 +22,10 @@ _POLL_SECONDS = 0.1
 _NOTE_BYTES = 256
 
 
+class Held(EnvironmentBroken):
+    """Somebody else holds the lock."""
+
+
 def path() -> Path:
     """The file: of the machine for root, of the user for others."""
     return Path(os.environ[_VARIABLE]) if os.environ.get(_VARIABLE) else _standard()
@@ -49,7 +53,7 @@ def hold(seconds: float | None = None, say: Callable[[str], None] | None = None)
     while (descriptor := _take(file)) is None:
         holder = _holder(file)
         if time.monotonic() >= until:
-            raise EnvironmentBroken(f"{file}: the lock is still held by {holder}; wait until it ends, or end it")
+            raise Held(f"{file}: the lock is still held by {holder}; wait until it ends, or end it")
         if not said:
             (say or _say)(f"pgolf: waiting for {holder} on {file}")
             said = True
