@@ -305,9 +305,8 @@ def _doctor(args: argparse.Namespace) -> int:
         print(json.dumps([asdict(check) for check in checks], indent=2))
     else:
         for check in checks:
-            print(
-                f"{'ok' if check.holds else 'MISSING' if check.needed else 'missing':<8} {check.name:<13} {check.reason}"
-            )
+            word = "ok" if check.holds else "MISSING" if check.needed else "missing"
+            print(f"{word:<8} {check.name:<13} {check.reason}")
             if not check.holds:
                 print(f"{'':<8} {'':<13} {check.remedy}")
     return 0 if all(check.holds for check in checks if check.needed) else EnvironmentBroken.exit_code
