@@ -186,10 +186,3 @@ def test_plan_is_recorded(make_artifact: MakeArtifact, dataset: Path) -> None:
     assert score(make_artifact(PLANNED), dataset, options)["plan"] == 7
     large = score(make_artifact(PLANNED.replace("plan = 7", "plan = 1 << 32").replace("== 7", "")), dataset, options)
     assert large["status"] == "refused" and "OverflowError" in large["reason"]
-
-
-@pytest.mark.parametrize("form", ["simple", "streaming", None])
-def test_retired_form_is_one_sentence(make_artifact: MakeArtifact, dataset: Path, form: str | None) -> None:
-    """An artifact of the first version is told so before anything runs."""
-    with pytest.raises(Exception, match="is retired; train it again"):
-        make_artifact(UNIFORM, form=form)
