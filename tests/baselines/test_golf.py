@@ -583,7 +583,7 @@ def test_artifact_fills_the_limit_it_is_given(golf: Any, dataset: Path, tmp_path
         (["--data", "nowhere"], 2, "no such dataset"),
         (["--set", "dimm=3"], 2, "no such setting"),
         (["--set", "dim=30"], 2, "does not split into 4 heads"),
-        (["--set", "matrix_lr=nan"], 2, "too large or not a number"),
+        (["--set", "matrix_lr=nan"], 2, "no finite number"),
         (["--set", "gate=2"], 2, "a switch is 0 or 1"),
         (["--set", "rope_dims=3"], 2, "odd or wider"),
         (["--set", "loop_stop=9"], 2, "cannot loop"),
