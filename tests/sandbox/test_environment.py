@@ -35,6 +35,8 @@ def numbers(lines: list[str]) -> dict[str, str]:
 def test_two_sandboxes_share_no_inode() -> None:
     """No file of one is a file of the next, nor of the host: what is marked on it goes with it."""
     with worker(SEEN) as one, worker(SEEN) as other:  # together, since numbers are given out again
+        assert one._group.folders != other._group.folders or not one._group.enforced
+        assert one._group.enforced == other._group.enforced
         first, second = numbers(ask(one)), numbers(ask(other))
     assert len(first) > 1000
     assert not set(first.values()) & set(second.values())
@@ -110,6 +112,20 @@ def test_missing_package_is_the_machines_fault() -> None:
     """It is named with the command that installs it."""
     with pytest.raises(EnvironmentBroken, match=r"no-such-package is not .* pip install no-such-package"):
         worker("", packages=["no-such-package"])
+
+
+@pytest.mark.parametrize("init", [True, False])
+def test_a_folder_is_not_a_package(init: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The working directory, and folders that only have the name of a declared package, stay outside."""
+    place = tmp_path / ("here" if init else "elsewhere")
+    (place / "data_of_mine").mkdir(parents=True)
+    (place / "data_of_mine" / "text").write_text("what is scored")
+    if init:
+        (place / "data_of_mine" / "__init__.py").touch()
+        monkeypatch.chdir(place)
+    monkeypatch.syspath_prepend(str(place))
+    with pytest.raises(EnvironmentBroken, match="data-of-mine is not"):
+        worker("", packages=["data-of-mine"])
 
 
 def test_packages_over_pythonpath_are_found(tmp_path: Path) -> None:

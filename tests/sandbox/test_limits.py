@@ -13,7 +13,7 @@ from inside import ask, run_inside, worker
 
 from pgolf import rules
 from pgolf.errors import EnvironmentBroken, Refused
-from pgolf.sandbox import box
+from pgolf.sandbox import box, cgroup
 from pgolf.sandbox.cgroup import Cgroup
 
 BOMBS = {
@@ -43,8 +43,9 @@ BOMBS = {
         assert not os.waitpid(-1, 0)[1], "killed"
     """,
 }
-needs_group = pytest.mark.skipif(not Cgroup.create("test", 1 << 30, 8).enforced, reason="no control group here")
-Cgroup.create("test", 1 << 30, 8).remove()
+GROUP = Cgroup.create("test", 1 << 30, 8)
+GROUP.remove()
+needs_group = pytest.mark.skipif(not GROUP.enforced, reason="no control group here")
 
 
 def limited(**limits: int) -> subprocess.CompletedProcess[str]:
@@ -150,3 +151,25 @@ def test_descriptors_do_not_tell_of_the_scorer() -> None:
         for _ in range(20):
             stack.enter_context(Path(__file__).open())
         assert run_inside(body) == first
+
+
+def test_only_groups_of_our_own_are_ended(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """A scope whose process has not moved yet is in this process's group: nothing there may be killed."""
+    (tmp_path / "cgroup.controllers").touch()
+    monkeypatch.setattr(cgroup, "ROOT", tmp_path)
+    monkeypatch.setattr(cgroup, "_systemd_works", lambda: True)
+    group = Cgroup.create("test", 1 << 30, 8)
+    assert group.enforced and "-pMemorySwapMax=0" in group.command
+    group.started(os.getpid())
+    assert group.folders == ()
+
+
+def test_second_version_sets_each_limit(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """Memory and processes, in a group below the top."""
+    (tmp_path / "cgroup.controllers").touch()
+    (tmp_path / "cgroup.subtree_control").write_text("cpu memory pids")
+    monkeypatch.setattr(cgroup, "ROOT", tmp_path)
+    group = Cgroup.create("test", 1 << 30, 8)
+    (folder,) = group.folders
+    assert {file.name: file.read_text() for file in folder.iterdir()} == {"memory.max": str(1 << 30), "pids.max": "8"}
+    assert str(folder / "cgroup.procs") in group.command[2]

@@ -110,12 +110,12 @@ class Worker:
             stack.callback(self._join)
             stack.callback(ours.close)  # with it end the descriptors that wait in it, and the reader with them
             stack.callback(self._kill)
-            self._group.started(self._process.pid)
             self._threads = [threading.Thread(target=target, daemon=True) for target in (self._read, self._watch)]
             for thread in self._threads:
                 thread.start()
             self.channel = Channel(ours, time.monotonic() + rules.START_SECONDS)
             self._await_start(isolated)
+            self._group.started(self._process.pid)
             self.channel.deadline = None
             self._stack = stack.pop_all()
 

@@ -6,6 +6,7 @@ systemd. Where none can be made, the group is empty and nothing is enforced by t
 
 import contextlib
 import errno
+import itertools
 import os
 import re
 import shutil
@@ -20,6 +21,7 @@ from pathlib import Path
 ROOT = Path("/sys/fs/cgroup")
 
 _PREFIX = "pgolf-"
+_NUMBERS = itertools.count()
 _END_SECONDS = 30.0  # a dying process may first have to free millions of files
 
 
@@ -36,11 +38,11 @@ class Cgroup:
     @staticmethod
     def create(name: str, memory_bytes: int, processes: int) -> "Cgroup":
         """A group with both limits and no swap, or an empty one."""
-        label = f"{_PREFIX}{os.getpid()}-{name}"
+        label = f"{_PREFIX}{os.getpid()}-{name}-{next(_NUMBERS)}"
         if (ROOT / "cgroup.controllers").exists():
             limits: dict[str, object] = {"memory.max": memory_bytes, "pids.max": processes}
             extra: dict[str, object] = {"memory.swap.max": 0, "memory.oom.group": 1}
-            for parent in (_own(), ROOT):
+            for parent in (ROOT, _own()):
                 if group := _make({parent / label: limits}, extra):
                     return group
             return _scope(label, memory_bytes, processes)
@@ -69,9 +71,11 @@ class Cgroup:
 
     def started(self, pid: int) -> None:
         """Note where a scope's processes are, once its first one runs."""
-        if self.command and not self.folders:
+        if self.command[:1] == _SCOPE[:1]:
             with contextlib.suppress(OSError):
-                self.folders = (ROOT / Path(f"/proc/{pid}/cgroup").read_text().rpartition("::/")[2].strip(),)
+                folder = ROOT / Path(f"/proc/{pid}/cgroup").read_text().rpartition("::/")[2].strip()
+                if folder.name.startswith(_PREFIX):  # and never the group of anything else, which would be killed
+                    self.folders = (folder,)
 
     def oom_killed(self) -> bool:
         """Whether the kernel killed a process of the group for its memory."""
@@ -99,13 +103,14 @@ class Cgroup:
 
 def _make(folders: Mapping[Path, Mapping[str, object]], extra: Mapping[str, object]) -> Cgroup | None:
     """Make groups with their limits; None when this user may not. Of `extra`, what the kernel knows is set."""
-    group = Cgroup(tuple(folders))
+    group = Cgroup()
     try:
         for folder, limits in folders.items():
             _remove_stale(folder.parent)
             if "memory.max" in limits:
                 _enable(folder.parent)
             folder.mkdir()
+            group.folders += (folder,)
             for name, value in limits.items():
                 (folder / name).write_text(str(value))
             for name, value in extra.items():
@@ -131,9 +136,11 @@ def _enable(parent: Path) -> None:
     except OSError as error:
         if error.errno != errno.EBUSY:
             raise
-        leaf = parent / f"{_PREFIX}{os.getpid()}-scorer"
+        leaf = parent / f"{_PREFIX}main"
         leaf.mkdir(exist_ok=True)
-        (leaf / "cgroup.procs").write_text(str(os.getpid()))
+        for pid in (parent / "cgroup.procs").read_text().split():
+            with contextlib.suppress(OSError):
+                (leaf / "cgroup.procs").write_text(pid)
         control.write_text("+memory +pids")
 
 
