@@ -134,7 +134,7 @@ def test_child_does_not_outlive_its_worker(make_artifact: MakeArtifact, dataset:
 
 
 def test_killed_scorer_leaves_nothing(make_artifact: MakeArtifact, dataset: Path, tmp_path: Path) -> None:
-    """SIGKILL while the box runs: no orphan, no record, no half-written file."""
+    """SIGKILL while the sandbox runs: no orphan, no record, no half-written file; the next scorer clears up."""
     path = make_artifact(evil("import time; time.sleep(10**6)"))
     command = [sys.executable, "-m", "pgolf.score", str(path), "--data", str(dataset)]
     process = subprocess.Popen(command, stderr=subprocess.DEVNULL)
@@ -142,6 +142,7 @@ def test_killed_scorer_leaves_nothing(make_artifact: MakeArtifact, dataset: Path
     process.kill()
     process.wait()
     assert sorted(p.name for p in tmp_path.iterdir()) == ["a.zst"]
+    assert score(make_artifact(UNIFORM), dataset, CPU)["status"] == "ok"
 
 
 @needs_fineweb

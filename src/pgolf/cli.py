@@ -15,7 +15,7 @@ from pgolf.commands import Commands, add_command
 from pgolf.data import cli as data_cli
 from pgolf.data.dataset import default_dataset, open_dataset
 from pgolf.errors import EnvironmentBroken, PgolfError, Refused, UsageError
-from pgolf.files import check_replaceable, write_atomically
+from pgolf.files import check_replaceable, printable, write_atomically
 from pgolf.names import beside
 from pgolf.proof import compression as codec
 from pgolf.proof import prove
@@ -39,7 +39,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         return int(args.run(args))
     except PgolfError as error:
-        print(f"pgolf: {error}", file=sys.stderr)
+        print(f"pgolf: {printable(error)}", file=sys.stderr)
         return error.exit_code
     except KeyboardInterrupt:
         print("pgolf: interrupted", file=sys.stderr)
@@ -48,7 +48,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 141
     except OSError as error:
-        print(f"pgolf: {error.filename or 'input or output failed'}: {error.strerror}", file=sys.stderr)
+        print(f"pgolf: {printable(error.filename or 'input or output failed')}: {error.strerror}", file=sys.stderr)
         return EnvironmentBroken.exit_code
 
 

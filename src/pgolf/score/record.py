@@ -11,7 +11,7 @@ import torch
 
 import pgolf
 from pgolf import rules
-from pgolf.files import write_atomically
+from pgolf.files import printable, write_atomically
 
 Record = dict[str, Any]
 
@@ -87,7 +87,7 @@ def table(record: Record) -> str:
         "submission": f"{record['submission']['name']} by {record['submission']['author']}, track {limits.name}",
         "artifact": f"{record['artifact']['bytes']:,} of {limits.artifact_bytes:,} bytes, "
         f"sha256 {record['artifact']['sha256'][:16]}",
-        "text": f"{record['data']['name']}: {record['documents']:,} documents, {record['bytes']:,} bytes",
+        "text": f"{printable(record['data']['name'])}: {record['documents']:,} documents, {record['bytes']:,} bytes",
         "tokens": f"{record['tokens']:,} scored, {record['bytes'] / record['tokens']:.3f} bytes per token",
         "seconds": f"{sum(seconds.values()):.1f} of {limits.eval_seconds:g} ({phases})",
         "isolation": record["isolation"],
