@@ -41,7 +41,7 @@ from pgolf.errors import Refused
 CALIBRATION_BATCHES = 16
 DIVERGED = "training diverged; lower the learning rates"
 DESCRIPTION = "Train the strong baseline under the clock and pack the artifact."
-BORROWED = (SHARED / f"{name}.py" for name in ("command", "loop", "optim", "runlog", "team"))
+BORROWED = (SHARED / f"{name}.py" for name in ("cache", "command", "loop", "optim", "runlog", "team"))
 SOURCE = {path.name: path.read_bytes() for path in (*BORROWED, *HERE.glob("*.py")) if path.is_file()}  # what runs now
 
 
