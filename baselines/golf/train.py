@@ -7,8 +7,14 @@ Command line, order of events, optimizer, log and processes are the naive baseli
 `runlog`, `team`); an artifact holds copies.
 """
 
+import signal
+
+if __name__ == "__main__" and signal.getsignal(signal.SIGINT) is signal.default_int_handler:
+    signal.signal(signal.SIGINT, signal.SIG_DFL)  # Ctrl-C during the imports: an end without a traceback
+
 import argparse
 import sys
+import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import partial
@@ -278,11 +284,8 @@ def counts_limit(run: loop.Run) -> int:
 
 def size_of(members: dict[str, bytes], path: Path, limit: int) -> int:
     """Bytes of an artifact of these members, tried out beside `path`."""
-    trial = path.with_name(path.name + ".size")
-    try:
-        return pack(members, trial, limit)
-    finally:
-        trial.unlink(missing_ok=True)
+    with tempfile.TemporaryDirectory(dir=path.parent, prefix=".size-") as folder:
+        return pack(members, Path(folder) / path.name, limit)
 
 
 class Counted:

@@ -1,8 +1,7 @@
-"""The worked examples: a predictor that learns as it reads, and a tokenizer that is code."""
+"""The worked examples: a predictor that learns as it reads."""
 
 import importlib.util
 import inspect
-import json
 import os
 import subprocess
 import sys
@@ -10,21 +9,14 @@ import tarfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
-import numpy as np
 import pytest
-import sentencepiece as spm
 import torch
-from hypothesis import given, settings
-from hypothesis import strategies as st
 
 from conftest import ROOT, write_dataset
 from pgolf import rules
 from pgolf.artifact import read
-from pgolf.data.dataset import open_dataset
-from pgolf.data.shards import write_shard
 from pgolf.score.score import score
 
 BASELINES = ROOT / "baselines"
@@ -184,61 +176,3 @@ def test_adaptive_refuses_other_artifacts(adaptive: Path, tmp_path: Path) -> Non
     assert (done.returncode, done.stderr.count("\n")) == (2, 1)
     assert "not an artifact of baselines/naive/train.py" in done.stderr
     assert list(tmp_path.iterdir()) == []
-
-
-def module(path: Path, name: str) -> ModuleType:
-    spec = importlib.util.spec_from_file_location(name, path)
-    assert spec and spec.loader
-    loaded = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(loaded)
-    return loaded
-
-
-casing = module(BASELINES / "casing" / "tokenizer.py", "casing_tokenizer")
-
-AWKWARD = "aAbBzZ  .\n'1" + casing.UP + casing.CAPS + "ǅǄǆİıßẞKkſsSΣσςéÉÐðꙊ𐐀𐐨ﬁ\u0130\u0301"  # noqa: RUF001
-
-
-@settings(max_examples=2000, deadline=None)
-@given(st.text(st.one_of(st.sampled_from(AWKWARD), st.characters(exclude_categories=["Cs"]))))
-def test_case_comes_back(text: str) -> None:
-    """Any text: markers, digraphs, letters whose case mapping is not one to one, other scripts."""
-    lower = casing.lower_case(text)
-    assert casing.restore_case(lower) == text
-    assert not any(c in casing.LOWER for c in lower)
-
-
-@pytest.mark.parametrize(
-    ("text", "expected"),
-    [
-        ("The NASA rocket", "^the# nasa rocket"),
-        ("HTMLElement", "#html^element"),
-        ("iPHONEs of USAs", "i#phon^es of# us^as"),
-        ("I'M A B", "^i'^m^ a^ b"),
-        ("ΟΔΟΣ Σς É", "#οδοσ^ σς^ é"),
-        ("İ ǅ ẞ ß \u212a", "İ ǅ ẞ ß \u212a"),
-        ("^A#^", "^^^a^#^^"),
-    ],
-)
-def test_case_markers(text: str, expected: str) -> None:
-    """What the transform does; here ^ and # stand for the markers."""
-    marks = str.maketrans("^#", casing.UP + casing.CAPS)
-    assert casing.lower_case(text.translate(marks)) == expected.translate(marks)
-
-
-def test_case_transform_is_scored(data: Path, tokenizer_model: Path, tmp_path: Path) -> None:
-    """From a dataset to an audited score: the text that is scored is the original one, so bpb can be compared."""
-    lines = (data / "val_documents.jsonl").read_text().splitlines()
-    documents = [json.loads(line)["text"] for line in lines]
-    source = write_dataset(tmp_path / "source", documents[::2], tokenizer_model)
-    processor = spm.SentencePieceProcessor(model_file=str(tokenizer_model))
-    tokens = [token for text in documents[1::2] for token in (1, *processor.encode(text))]
-    write_shard(source / "train_000000.bin", np.array(tokens, dtype=np.uint16))
-    run("casing/build.py", "data", source, "--out", tmp_path / "cased", "--vocab-size", 400)
-    cased, text = open_dataset(tmp_path / "cased"), open_dataset(source).canonical_text()
-    assert cased.canonical_text().sha256 == text.sha256
-    run("casing/build.py", "pack", train(cased.root, tmp_path / "naive.zst", 4), "--out", tmp_path / "casing.zst")
-    record = score(tmp_path / "casing.zst", source)
-    assert record["status"] == "ok", record["reason"]
-    assert record["bytes"] == text.bytes
-    assert record["data"]["sha256"] == text.sha256

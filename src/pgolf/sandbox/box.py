@@ -1,15 +1,15 @@
-"""The box that untrusted code runs in: bubblewrap, control groups, seccomp, and a watchdog outside.
+"""The sandbox that untrusted code runs in: bubblewrap, control groups, seccomp, and a watchdog outside.
 
-Inside there are no network, no host files but a read-only Python environment, no other processes, and
-a bounded amount of memory, processes, disk and output. The artifact's members reach the box through memory
-files, so nothing is unpacked on the host and nothing stays behind, however the scorer ends.
+Inside there are no network, no files but a private copy of the Python environment, no other processes, and a bounded
+amount of memory, processes, disk and output. The artifact's members reach the sandbox through memory files.
 """
 
 import contextlib
+import fcntl
 import json
 import os
-import re
-import shutil
+import resource
+import select
 import signal
 import site
 import socket
@@ -19,123 +19,105 @@ import tempfile
 import threading
 import time
 from collections import deque
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping, Sequence
+from importlib.util import find_spec
 from pathlib import Path
 from types import TracebackType
+from typing import Any
 
 from pgolf import rules
 from pgolf.errors import EnvironmentBroken, Refused
-from pgolf.sandbox import seccomp
+from pgolf.sandbox import bubblewrap, environment, seccomp
+from pgolf.sandbox.bubblewrap import ARTIFACT, HARNESS
 from pgolf.sandbox.cgroup import Cgroup
+from pgolf.sandbox.private_copy import Copy, private_copy
 from pgolf.sandbox.wire import Channel, Kind, Ring, WireError
 
-MINIMUM_BWRAP = (0, 8)  # the first with --disable-userns
-
-_ARTIFACT = Path("/artifact")
-_HARNESS = Path("/harness")
 _BOOT = (
     "import json, sys; c = json.loads(sys.argv[1]); sys.path[:0] = c['harness']; sys.path += c['packages']; "
     "from pgolf.sandbox.guest import main; main()"
 )
-_NAMESPACES = (
-    *("--unshare-all", "--unshare-user", "--disable-userns", "--die-with-parent", "--new-session"),
-    *("--cap-drop", "ALL", "--uid", "65534", "--gid", "65534", "--hostname", "box"),
-)
-_SYSTEM = tuple(Path(p) for p in ("/usr", "/bin", "/lib", "/lib64", "/etc/ld.so.cache"))
-_NOT_NEEDED = (Path("/usr/share"), Path("/usr/local/share"), Path("/usr/src"))  # text to learn from, free of charge
-_HARNESS_FILES = ("__init__.py", "sandbox/__init__.py", "sandbox/wire.py", "sandbox/guest.py")
+_DESCRIPTORS = 200  # the sandbox's descriptors have numbers from here on, whatever else this process has open
+_FILES = 1024  # open files a process: bounds what lies in the buffers of pipes and sockets
+_LEAST = {  # limits that a shell may hand on, and how high each has to be; 0: there may be none
+    "RLIMIT_AS": "memory",
+    "RLIMIT_DATA": "memory",
+    "RLIMIT_FSIZE": str(rules.WORKER_DISK_BYTES),
+    "RLIMIT_CPU": "0",
+}
 _POLL_SECONDS = 0.1
+_WATCH_SECONDS = 0.5
+_END_SECONDS = 30.0
 _TAIL_BYTES = 16_384
 _WORDS = 300
 
 
-def check_isolation() -> str:
-    """Describe the isolation that will be in force. Raises EnvironmentBroken when there is none to be had."""
-    fix = "install bubblewrap (apt install bubblewrap), or pass --no-sandbox for a score that does not count"
-    if shutil.which("bwrap") is None:
-        raise EnvironmentBroken(f"bubblewrap is not installed, so untrusted code cannot be boxed in; {fix}")
-    printed = subprocess.run(["bwrap", "--version"], capture_output=True, text=True, check=False).stdout
-    version = tuple(map(int, re.findall(r"\d+", printed)[:2]))
-    if version < MINIMUM_BWRAP:
-        raise EnvironmentBroken(f"{printed.strip() or 'bwrap'} is too old, 0.8 is needed; {fix}")
-    with contextlib.ExitStack() as stack:
-        fds: list[int] = []
-        probe = [*_bubblewrap(stack, {}, fds), sys.executable, "-I", "-c", ""]
-        done = subprocess.run(probe, capture_output=True, text=True, pass_fds=fds, check=False)
-    if done.returncode != 0:
-        reason = done.stderr.strip().splitlines()[-1:] or ["no reason given"]
-        raise EnvironmentBroken(f"bubblewrap cannot make a sandbox here ({reason[0]}); {fix}")
-    group = Cgroup.create("probe", rules.WORKER_MEMORY_BYTES, rules.WORKER_PROCESSES)
-    group.remove()
-    limits = "cgroup" if group.folders else "rlimit"
-    return f"bubblewrap, {limits}" + (", seccomp" if seccomp.program() else "")
+_GONE = "the other side is gone"  # as `wire` says it
 
 
 class Worker:
-    """One boxed process in one role, and the channel to it. A context manager: leaving kills it."""
+    """One sandboxed process in one role, and the channel to it. A context manager: leaving kills it."""
 
     def __init__(
         self,
         role: str,
         members: Mapping[str, bytes],
         *,
-        deadline: float,
         isolated: bool,
-        tokenizer: str = "",
         device: str = "cpu",
         ring: Ring | None = None,
-        streaming: bool = False,
+        config: Mapping[str, Any] | None = None,
+        packages: Sequence[str] = (),
+        compiler: bool = False,
     ) -> None:
-        """Start `role` with `members` as its files.
+        """Start `role` with `members` as its files; returns when its own imports are done, before theirs.
 
-        `deadline` is a value of time.monotonic(). `device` is "cpu" or "cuda:N". Without `isolated` the code
-        runs with all rights of this user.
+        Its channel has no deadline yet. `device` is "cpu", "cuda" (all GPUs) or "cuda:N". `config` is
+        handed to the guest. `packages` are the packages that the submission declares, `compiler` says whether it may
+        compile. Without `isolated` the code runs with all rights of this user.
+        Raises EnvironmentBroken when the sandbox cannot be made or started here.
         """
         self.role = role
+        self.copied: Copy | None = None
+        """The private copy: bytes, and the seconds that making it took. None without `isolated`."""
         self._verdict = ""
+        self._fault = ""
         self._tail: deque[bytes] = deque()
-        self._stack = contextlib.ExitStack()
-        ours, theirs = socket.socketpair()
-        self.channel = Channel(ours, deadline)
-        self._stack.callback(ours.close)
-        self._group = Cgroup(())
-        fds = [theirs.fileno(), *([ring.fd] if ring else [])]
-        root, harness = _ARTIFACT, _HARNESS
-        if not isolated:
-            root = _write_members(self._stack, members)
-            harness = Path(__file__).parent.parent.parent
-        config = {
-            "role": role,
-            "root": str(root),
-            "harness": [str(harness)],
-            "packages": [str(path) for path in _package_folders()],
-            "socket": theirs.fileno(),
-            "tokenizer": tokenizer,
-            "device": "cuda" if device.startswith("cuda") else device,
-            "streaming": streaming,
-            "ring": ring.fd if ring else -1,
-            "slot_bytes": ring.slot_bytes if ring else 0,
-            "limits": {"RLIMIT_CORE": 0, "RLIMIT_NPROC": rules.WORKER_PROCESSES} if isolated else {},
-        }
-        command = [sys.executable, "-I", "-c", _BOOT, json.dumps(config)]
-        if isolated:
-            self._group = Cgroup.create(f"{role}-{theirs.fileno()}", memory_limit(), rules.WORKER_PROCESSES)
-            command = [*_bubblewrap(self._stack, members, fds, device), *command]
-            command = [*_enter(self._group), *command]
-        self._process = subprocess.Popen(
-            command,
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            pass_fds=fds,
-            env=_environment(device),
-            cwd="/" if isolated else root,
-            start_new_session=True,
-        )
-        theirs.close()
-        self._threads = [threading.Thread(target=target, daemon=True) for target in (self._read, self._watch)]
-        for thread in self._threads:
-            thread.start()
+        self._closing = threading.Event()
+        self._threads: list[threading.Thread] = []
+        self._group = Cgroup()
+        self._suspended = _suspended_seconds()
+        with contextlib.ExitStack() as stack:
+            ours, theirs = socket.socketpair()
+            stack.callback(ours.close)
+            with theirs, contextlib.ExitStack() as starting:
+                handed = [_numbered(starting, theirs.fileno()), *([_numbered(starting, ring.fd)] if ring else [])]
+                setup = {
+                    **(config or {}),
+                    "role": role,
+                    "isolated": isolated,
+                    "imports": [name for name in environment.ROLE_PACKAGES.get(role, ()) if find_spec(name)],
+                    "device": "cuda" if device.startswith("cuda") else device,
+                    "socket": handed[0],
+                    "ring": handed[1] if ring else -1,
+                    "slot_bytes": ring.slot_bytes if ring else 0,
+                }
+                if isolated:
+                    command = self._isolated(stack, starting, members, setup, handed, device, packages, compiler)
+                else:
+                    command = _plain(stack, members, setup)
+                self._process = self._start(starting, command, handed, device, setup["root"] if not isolated else "/")
+            stack.callback(self._join)
+            stack.callback(ours.close)  # with it end the descriptors that wait in it, and the reader with them
+            stack.callback(self._kill)
+            self._group.started(self._process.pid)
+            self._threads = [threading.Thread(target=target, daemon=True) for target in (self._read, self._watch)]
+            for thread in self._threads:
+                thread.start()
+            self.channel = Channel(ours, time.monotonic() + rules.START_SECONDS)
+            self._await_start(isolated)
+            self.channel.deadline = None
+            self._stack = stack.pop_all()
 
     def __enter__(self) -> "Worker":
         return self
@@ -146,37 +128,129 @@ class Worker:
         self.close()
 
     def close(self) -> None:
-        """Kill everything in the box and wait until it is gone."""
-        self._kill()
-        self._process.wait()
-        for thread in self._threads:
-            thread.join()
-        if self._process.stdout:
-            self._process.stdout.close()
+        """Kill everything in the sandbox, wait until it is gone (for a limited time), and remove its traces."""
         self._stack.close()
-        self._group.remove()
 
     def output(self) -> str:
-        """The end of what the box printed."""
+        """The end of what the sandbox printed."""
         return b"".join(self._tail).decode("utf-8", "replace")
 
     def send(self, kind: Kind, payload: bytes = b"") -> None:
-        """Send a frame into the box. Raises Refused when it is gone, TimeoutError past the deadline."""
+        """Send a frame into the sandbox.
+
+        Raises Refused when it is gone, TimeoutError past the deadline, EnvironmentBroken when the machine slept.
+        """
         try:
             self.channel.send(kind, payload)
         except WireError as error:
-            raise Refused(self._explain(error)) from None
+            raise self._blame(error) from None
+        except TimeoutError:
+            self._check_awake()
+            raise
 
     def receive(self, expected: Kind, most: int) -> bytes:
-        """Payload of the next frame from the box (see `Channel.receive`); Refused in place of WireError."""
+        """Payload of the next frame from the sandbox (see `Channel.receive`); errors as in `send`."""
         try:
             return self.channel.receive(expected, most)
         except WireError as error:
-            raise Refused(self._explain(error)) from None
+            raise self._blame(error) from None
+        except TimeoutError:
+            self._check_awake()
+            raise
+
+    def _isolated(
+        self,
+        stack: contextlib.ExitStack,
+        starting: contextlib.ExitStack,
+        members: Mapping[str, bytes],
+        setup: dict[str, Any],
+        handed: list[int],
+        device: str,
+        packages: Sequence[str],
+        compiler: bool,
+    ) -> list[str]:
+        """The command line of a sandboxed worker; completes `setup` and `handed`, and makes copy and group."""
+        check_limits()
+        cuda = device.startswith("cuda")
+        wanted = environment.listing(self.role, tuple(packages), compiler, cuda)
+        self.copied = stack.enter_context(private_copy(wanted, bubblewrap.harness_files()))
+        setup["root"], setup["harness"] = str(ARTIFACT), [str(HARNESS)]
+        setup["packages"] = [str(path) for path in wanted.packages]
+        setup["limits"] = {"RLIMIT_CORE": 0, "RLIMIT_NPROC": rules.WORKER_PROCESSES, "RLIMIT_NOFILE": _FILES}
+        setup["limits"] |= dict.fromkeys(_LEAST, -1)
+
+        def files(contents: Mapping[str, bytes]) -> dict[str, int]:
+            numbers = {name: _memory_file(starting, data) for name, data in contents.items()}
+            handed.extend(numbers.values())
+            return numbers
+
+        program = seccomp.program(compiler, cuda)
+        line = bubblewrap.command(
+            self.copied,
+            files(members),
+            files({"": program})[""] if program else None,
+            files(bubblewrap.static_proc()),
+            bubblewrap.variables(device),
+            cuda,
+            bubblewrap.gpu_nodes(device) if cuda else [],
+        )
+        self._group = Cgroup.create(self.role, memory_limit(), rules.WORKER_PROCESSES)
+        stack.callback(self._group.remove)
+        return [*self._group.command, *line, *_python(setup)]
+
+    def _start(
+        self, starting: contextlib.ExitStack, command: list[str], handed: list[int], device: str, folder: str
+    ) -> "subprocess.Popen[bytes]":
+        # Not /dev/null: that is the host's own, on which a sandbox could leave a mark.
+        nothing, end = os.pipe()
+        os.close(end)
+        starting.callback(os.close, nothing)
+        try:
+            return subprocess.Popen(
+                command,
+                stdin=nothing,
+                stdout=subprocess.PIPE,
+                stderr=subprocess.STDOUT,
+                pass_fds=handed,
+                env={**self._group.variables(), **bubblewrap.variables(device)},
+                cwd=folder,
+                start_new_session=True,
+            )
+        except OSError as error:
+            raise EnvironmentBroken(f"{command[0]} cannot be started: {error.strerror}") from None
+
+    def _await_start(self, isolated: bool) -> None:
+        """Wait until the guest's own imports are done. Up to there every failure is the machine's."""
+        try:
+            self.channel.receive(Kind.STARTED, 0)
+        except TimeoutError:
+            self._check_awake()
+            raise EnvironmentBroken(
+                f"{self.role}: the sandbox did not start within {rules.START_SECONDS:.0f} s; is the machine overloaded?"
+            ) from None
+        except WireError as error:
+            self._closing.wait(0.2)  # for its last words
+            words = self._explain(error)
+            if isolated and str(error) == _GONE:
+                raise EnvironmentBroken(bubblewrap.why_not(self.output() or words)) from None
+            raise EnvironmentBroken(
+                f"{words}: the Python environment does not work inside the sandbox; install it again (scripts/setup), "
+                "and see `pgolf doctor`"
+            ) from None
+
+    def _blame(self, error: WireError) -> Exception:
+        """Who is at fault for a worker that failed: the machine, or the submission."""
+        words = self._explain(error)
+        return EnvironmentBroken(self._fault) if self._fault else Refused(words)
+
+    def _check_awake(self) -> None:
+        slept = _suspended_seconds() - self._suspended
+        if slept > 1:
+            raise EnvironmentBroken(f"the machine was suspended for {slept:.0f} s during the run; run it again")
 
     def _explain(self, error: WireError) -> str:
         """One line for a worker that failed: a limit it hit, how it ended, or its own words made harmless."""
-        gone = str(error) == "the other side is gone"
+        gone = str(error) == _GONE
         if gone:
             with contextlib.suppress(subprocess.TimeoutExpired):
                 self._process.wait(timeout=2)
@@ -194,51 +268,66 @@ class Worker:
         return f"{self.role}: {words[:_WORDS]}"
 
     def _kill(self) -> None:
-        """Kill every process of the box; its own init, which hostile code lives beside, is not relied upon."""
+        """Kill every process of the sandbox; its own init, which hostile code lives beside, is not relied upon."""
+        self._closing.set()
+        self._kill_all()
+
+    def _kill_all(self) -> None:
         if self._process.poll() is None:
             for kill, pid in [(os.killpg, self._process.pid), *((os.kill, p) for p in _descendants(self._process.pid))]:
                 with contextlib.suppress(ProcessLookupError):
                     kill(pid, signal.SIGKILL)
 
+    def _join(self) -> None:
+        """Wait for what has been killed, each for a limited time."""
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            self._process.wait(timeout=_END_SECONDS)
+        for thread in self._threads:
+            if thread.ident is not None:
+                thread.join(timeout=_END_SECONDS)
+        if self._process.stdout:
+            self._process.stdout.close()
+
     def _stop(self, verdict: str) -> None:
         self._verdict = verdict
-        self._kill()
+        self._kill_all()
 
     def _read(self) -> None:
-        """Drain what the box prints, keep the end, and stop a flood."""
+        """Drain what the sandbox prints, keep the end, and stop a flood. Ends with the worker, not with the pipe."""
         assert self._process.stdout is not None
+        pipe = self._process.stdout.fileno()
+        os.set_blocking(pipe, False)
+        ready = select.poll()
+        ready.register(pipe, select.POLLIN)
         total = 0
-        while part := os.read(self._process.stdout.fileno(), 65_536):
-            total += len(part)
-            self._tail.append(part)
-            while sum(map(len, self._tail)) - len(self._tail[0]) > _TAIL_BYTES:
-                self._tail.popleft()
-            if total > rules.WORKER_OUTPUT_BYTES:
-                self._stop(f"printed more than {rules.WORKER_OUTPUT_BYTES:,} bytes")
-                return
+        while total <= rules.WORKER_OUTPUT_BYTES:
+            if not ready.poll(1000 * _POLL_SECONDS):
+                if self._closing.is_set():
+                    return
+                continue
+            with contextlib.suppress(BlockingIOError):
+                part = os.read(pipe, 65_536)
+                if not part:
+                    return
+                total += len(part)
+                self._tail.append(part)
+                while sum(map(len, self._tail)) - len(self._tail[0]) > _TAIL_BYTES:
+                    self._tail.popleft()
+        self._stop(f"printed more than {rules.WORKER_OUTPUT_BYTES:,} bytes")
 
     def _watch(self) -> None:
-        """Enforce memory and process limits from outside, for machines without writable control groups."""
-        page = os.sysconf("SC_PAGESIZE")
-        while self._process.poll() is None:
-            pids = list(_descendants(self._process.pid))
-            resident = threads = 0
-            for pid in pids:
-                with contextlib.suppress(OSError, ValueError, IndexError):
-                    resident += page * int(Path(f"/proc/{pid}/statm").read_text().split()[1])
-                    threads += len(list(Path(f"/proc/{pid}/task").iterdir()))
-            if resident > memory_limit():
+        """Where the kernel does not keep the limits, look after them from outside, as far as that goes."""
+        while not self._group.enforced and not self._closing.wait(_WATCH_SECONDS) and self._process.poll() is None:
+            pids = _descendants(self._process.pid)
+            if sum(map(_proportional_bytes, pids)) > memory_limit():
                 self._stop(_over_memory())
-            elif threads > rules.WORKER_PROCESSES:
+            elif sum(map(_threads, pids)) > rules.WORKER_PROCESSES:
                 self._stop(f"started more than {rules.WORKER_PROCESSES} processes")
-            time.sleep(_POLL_SECONDS)
-
-
-def check_hidden(path: Path) -> None:
-    """Raises EnvironmentBroken when boxed code could read `path`."""
-    for folder in _system_folders():
-        if path.resolve().is_relative_to(folder.resolve()):
-            raise EnvironmentBroken(f"{path}: lies in {folder}, which the submission can read; move the data elsewhere")
+            elif self.copied and _available() < rules.SPARE_MEMORY_BYTES:
+                self._fault = (
+                    "the machine ran out of memory while no limit could be set on the sandbox's; see `pgolf doctor`"
+                )
+                self._stop(self._fault)
 
 
 def memory_limit() -> int:
@@ -247,90 +336,83 @@ def memory_limit() -> int:
     return min(rules.WORKER_MEMORY_BYTES, physical * 3 // 4)
 
 
+def check_limits() -> str:
+    """Say that the limits which this process was started with are high enough; EnvironmentBroken if one is not."""
+    for name, least in _LEAST.items():
+        _, hard = resource.getrlimit(getattr(resource, name))
+        needed = memory_limit() if least == "memory" else int(least)
+        if hard != resource.RLIM_INFINITY and (not needed or hard < needed):
+            raise EnvironmentBroken(
+                f"{name} of this shell is {hard:,}, less than a submission may use; "
+                f"start a shell without it (`ulimit -a` lists them)"
+            )
+    return "no limit of the shell is in the way"
+
+
 def _over_memory() -> str:
     return f"used more than {memory_limit() / 1024**3:.1f} GiB of memory"
 
 
-def _descendants(pid: int) -> Iterator[int]:
-    """`pid` and all processes below it. Orphans stay below: the box's init adopts them."""
-    yield pid
+def _suspended_seconds() -> float:
+    """How long the machine has slept since it was started: one of the clocks goes on meanwhile."""
+    if not hasattr(time, "CLOCK_BOOTTIME"):
+        return 0.0
+    return time.clock_gettime(time.CLOCK_BOOTTIME) - time.clock_gettime(time.CLOCK_MONOTONIC)
+
+
+def _descendants(pid: int) -> list[int]:
+    """`pid` and all processes below it. Orphans stay below: the sandbox's init adopts them."""
+    found = [pid]
+    for known in found:  # grows meanwhile
+        with contextlib.suppress(OSError):
+            for task in Path(f"/proc/{known}/task").iterdir():
+                found += map(int, (task / "children").read_text().split())
+    return found
+
+
+def _proportional_bytes(pid: int) -> int:
+    """Memory of a process; of what several share, its part."""
+    with contextlib.suppress(OSError, ValueError, IndexError):
+        lines = Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines()
+        return sum(int(line.split()[1]) * 1024 for line in lines if line.startswith("Pss:"))
+    return 0
+
+
+def _threads(pid: int) -> int:
     with contextlib.suppress(OSError):
-        for task in Path(f"/proc/{pid}/task").iterdir():
-            for child in (task / "children").read_text().split():
-                yield from _descendants(int(child))
+        return len(list(Path(f"/proc/{pid}/task").iterdir()))
+    return 0
 
 
-def _enter(group: Cgroup) -> list[str]:
-    """Command prefix that puts itself, and so all that follows, into the group."""
-    if not group.folders:
-        return []
-    joins = " && ".join(f"echo $$ > {folder}/cgroup.procs" for folder in group.folders)
-    return ["sh", "-c", f'{joins} && exec "$@"', "sh"]
+def _available() -> int:
+    """Bytes of memory that the machine could still give."""
+    with contextlib.suppress(OSError):
+        lines = dict(line.split(":") for line in Path("/proc/meminfo").read_text().splitlines())
+        return int(lines["MemAvailable"].split()[0]) * 1024
+    return sys.maxsize
 
 
-def _environment(device: str) -> dict[str, str]:
-    """What the box sees: nothing of this process's own environment."""
-    environment = {"PATH": "/usr/bin:/bin", "HOME": "/tmp", "TMPDIR": "/tmp", "LANG": "C.UTF-8"}
-    environment["PYTHONDONTWRITEBYTECODE"] = "1"
-    if device.startswith("cuda"):
-        index = int(device.partition(":")[2] or 0)
-        visible = os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",")
-        environment["CUDA_VISIBLE_DEVICES"] = visible[index] if index < len(visible) and visible[0] else str(index)
-    else:
-        environment["CUDA_VISIBLE_DEVICES"] = ""
-    return environment
+def _python(setup: Mapping[str, Any]) -> list[str]:
+    return [sys.executable, "-I", "-c", _BOOT, json.dumps(setup)]
 
 
-def _bubblewrap(
-    stack: contextlib.ExitStack, members: Mapping[str, bytes], fds: list[int], device: str = "cpu"
-) -> list[str]:
-    """The bwrap command line up to the command it runs; descriptors it needs are added to `fds`."""
-    # /tmp first: the Python environment may lie below it.
-    command = ["bwrap", *_NAMESPACES, "--size", str(rules.WORKER_DISK_BYTES), "--tmpfs", "/tmp"]
-    for path in _system_folders():
-        linked = path.is_symlink() and path in _SYSTEM
-        command += ["--symlink", str(path.readlink())] if linked else ["--ro-bind", str(path)]
-        command += [str(path)]
-    python = _python_folders()
-    for path in _NOT_NEEDED:
-        if path.is_dir() and not path.is_symlink() and not any(p.is_relative_to(path) for p in python):
-            command += ["--tmpfs", str(path), "--remount-ro", str(path)]
-    command += ["--proc", "/proc", "--dev", "/dev", "--tmpfs", "/dev/shm", "--remount-ro", "/dev/shm"]
-    if device.startswith("cuda"):
-        command += ["--ro-bind", "/sys", "/sys"]
-        for node in sorted(Path("/dev").glob("nvidia*")):
-            command += ["--dev-bind", str(node), str(node)]
-    for name in _HARNESS_FILES:
-        command += ["--ro-bind", str(Path(__file__).parent.parent / name), str(_HARNESS / "pgolf" / name)]
-    command += ["--dir", str(_ARTIFACT)]
+def _plain(stack: contextlib.ExitStack, members: Mapping[str, bytes], setup: dict[str, Any]) -> list[str]:
+    """The command line of a worker without sandbox; completes `setup`. The members become plain files."""
+    root = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="pgolf-")))
     for name, data in members.items():
-        fds.append(_memory_file(stack, data))
-        command += ["--perms", "0444", "--file", str(fds[-1]), str(_ARTIFACT / name)]
-    if program := seccomp.program():
-        fds.append(_memory_file(stack, program))
-        command += ["--seccomp", str(fds[-1])]
-    # /proc too: it could set the host's sysctls where the scorer runs as root, and rewrite the box's own init.
-    read_only = [part for path in ("/proc", "/dev", "/") for part in ("--remount-ro", path)]
-    return [*command, *read_only, "--chdir", str(_ARTIFACT), "--"]
+        (root / name).parent.mkdir(parents=True, exist_ok=True)
+        (root / name).write_bytes(data)
+    setup["root"], setup["harness"] = str(root), [str(Path(__file__).parent.parent.parent)]
+    setup["packages"] = [path for path in sys.path if path and Path(path).is_dir()]
+    setup["limits"] = {}
+    return _python(setup)
 
 
-def _system_folders() -> list[Path]:
-    """What Python and torch need of the host, read-only."""
-    folders: list[Path] = []
-    for path in (*_SYSTEM, *_python_folders()):
-        if path.exists() and not any(path.is_relative_to(known) for known in folders):
-            folders.append(path)
-    return folders
-
-
-def _python_folders() -> list[Path]:
-    return [Path(sys.prefix), Path(sys.base_prefix), *_package_folders()]
-
-
-def _package_folders() -> list[Path]:
-    """Where installed packages are; never the working directory or a source tree."""
-    candidates = [*site.getsitepackages(), site.getusersitepackages()]
-    return [Path(p) for p in candidates if p in sys.path and Path(p).is_dir()]
+def _numbered(stack: contextlib.ExitStack, fd: int) -> int:
+    """The same file under a descriptor whose number does not depend on what this process did before."""
+    number = fcntl.fcntl(fd, fcntl.F_DUPFD_CLOEXEC, _DESCRIPTORS)
+    stack.callback(os.close, number)
+    return number
 
 
 def _memory_file(stack: contextlib.ExitStack, data: bytes) -> int:
@@ -343,10 +425,8 @@ def _memory_file(stack: contextlib.ExitStack, data: bytes) -> int:
     return fd
 
 
-def _write_members(stack: contextlib.ExitStack, members: Mapping[str, bytes]) -> Path:
-    """The members as plain files, for a run without sandbox."""
-    root = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="pgolf-")))
-    for name, data in members.items():
-        (root / name).parent.mkdir(parents=True, exist_ok=True)
-        (root / name).write_bytes(data)
-    return root
+def check_hidden(path: Path) -> None:
+    """Raises EnvironmentBroken when sandboxed code could read `path`, or a package's files could lie in it."""
+    for folder in (Path("/usr"), Path(sys.prefix), Path(sys.base_prefix), *map(Path, site.getsitepackages())):
+        if path.resolve().is_relative_to(folder.resolve()):
+            raise EnvironmentBroken(f"{path}: lies in {folder}, which the submission can read; move the data elsewhere")
