@@ -242,7 +242,7 @@ def members(run: Run, source: Mapping[str, bytes], name: str, **changes: Any) ->
         "lanes": LANES[run.args.track],
         "packages": ["torch"],
     }
-    if (transform := getattr(run.data, "transform", None)) is not None:
-        manifest["transform"] = transform
+    if run.data.transform is not None:
+        manifest["transform"] = run.data.transform
     text = json.dumps(manifest | changes, indent=1)
     return dict(source) | {"submission.json": text.encode(), "tokenizer.model": run.data.tokenizer.read_bytes()}
