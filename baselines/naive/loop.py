@@ -224,6 +224,10 @@ def momentum(settings: Any, step: int) -> float:
     return s.momentum_start + (s.momentum - s.momentum_start) * min(1.0, step / s.momentum_steps)
 
 
+LANES = {"main": 2048, "laptop": 256, "unlimited": 256}
+"""Parts of the text that are scored beside each other: fewer are slower, more cut the text into shorter pieces."""
+
+
 def members(run: Run, source: Mapping[str, bytes], name: str, **changes: Any) -> dict[str, bytes]:
     """The artifact without its weights: code, tokenizer, and the manifest, usual but for these changes."""
     manifest = {
@@ -232,13 +236,13 @@ def members(run: Run, source: Mapping[str, bytes], name: str, **changes: Any) ->
         "track": run.args.track,
         "vocab_size": run.data.vocab_size,
         "bos": run.data.bos,
-        "context": run.settings.context,
-        "window": "packed",
-        "stride": None,
-        "form": "simple",
-        "adapts": False,
         "tokenizer": "tokenizer.model",
+        "form": "step",
+        "layout": "parts",
+        "lanes": LANES[run.args.track],
         "packages": ["torch"],
     }
+    if run.data.transform is not None:
+        manifest["transform"] = run.data.transform
     text = json.dumps(manifest | changes, indent=1)
     return dict(source) | {"submission.json": text.encode(), "tokenizer.model": run.data.tokenizer.read_bytes()}

@@ -28,7 +28,7 @@ from pgolf.names import beside
 from trainers import finish, lines, load, losses, restore_signals, start, unpack, wait_for_steps
 
 NAIVE = ROOT / "baselines" / "naive"
-MODULES = ("model", "quant", "optim", "team", "runlog", "command", "loop", "predict", "train")
+MODULES = ("model", "cache", "quant", "optim", "team", "runlog", "command", "loop", "predict", "train")
 TINY = ["context=64", "layers=3", "dim=32", "heads=4", "kv_heads=2", "batch_tokens=512", "warmup_steps=2"]
 TINY += ["compile=0", "log_every=1"]
 TRAINER = NAIVE / "train.py"
@@ -226,9 +226,9 @@ def test_artifact_and_log_of_a_timed_run(naive: Any, dataset: Path, tmp_path: Pa
     assert steps[-1]["seconds"] < last["seconds"] < 4.5  # half a second for a busy machine
     assert out.with_suffix(".png").read_bytes().startswith(b"\x89PNG")
     folder = unpack(out, tmp_path / "unpacked")
-    model = naive.predict.load(folder, torch.device("cpu"))
-    logits = model(torch.ones(2, 10, dtype=torch.long))
-    assert logits.shape == (2, 10, json.loads((folder / "submission.json").read_text())["vocab_size"])
+    predictor = naive.predict.load(folder, torch.device("cpu"), 3, 20)
+    logits = predictor.step(torch.ones(2, dtype=torch.long), torch.tensor([0, 2]))
+    assert logits.shape == (2, json.loads((folder / "submission.json").read_text())["vocab_size"])
     assert logits.isfinite().all()
 
 
