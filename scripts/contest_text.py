@@ -14,7 +14,7 @@ from pathlib import Path
 from pgolf.data.dataset import load_tokenizer, open_dataset
 from pgolf.data.sources import read, resolve
 from pgolf.errors import PgolfError
-from pgolf.files import write_whole
+from pgolf.files import write_atomically
 
 
 def main() -> int:
@@ -66,7 +66,7 @@ def spread(few: list[str], many: list[str]) -> list[str]:
 
 
 def write(path: Path, texts: list[str]) -> None:
-    write_whole(path, "".join(json.dumps({"text": t}) + "\n" for t in texts).encode())
+    write_atomically(path, "".join(json.dumps({"text": t}) + "\n" for t in texts).encode())
     print(f"{path}: {len(texts):,} documents, {sum(len(t.encode()) for t in texts):,} bytes")
 
 

@@ -10,7 +10,8 @@ from pathlib import Path
 from typing import Any
 
 from pgolf.errors import EnvironmentBroken, Refused, UsageError
-from pgolf.score.score import score
+from pgolf.names import beside
+from pgolf.score.score import Options, score
 
 
 @dataclass(frozen=True)
@@ -37,8 +38,8 @@ def train_and_score(
     except Refused:
         if not out.is_file():
             raise
-    first, *_, last = map(json.loads, out.with_suffix(".jsonl").read_text(encoding="utf-8").splitlines())
-    record = score(out, data, documents=documents, isolated=isolated)
+    first, *_, last = map(json.loads, beside(out, ".jsonl").read_text(encoding="utf-8").splitlines())
+    record = score(out, data, Options(documents=documents, isolated=isolated))
     if record["status"] != "ok":
         raise EnvironmentBroken(f"{out}: {record['reason']}")
     return Trial(first | last, record)

@@ -3,6 +3,7 @@
 import importlib
 import json
 import os
+import signal
 import subprocess
 import sys
 import time
@@ -27,12 +28,34 @@ def load(names: Sequence[str], *folders: Path) -> Iterator[Any]:
         sys.modules.pop(name, None)
 
 
-def start(trainer: Path, args: Sequence[str], ranks: int = 0) -> subprocess.Popen[str]:
-    """A trainer as a process of its own, under torchrun when `ranks` says so."""
+SIGNALS = signal.SIGINT, signal.SIGTERM, signal.SIGHUP
+
+
+def restore_signals() -> Iterator[None]:
+    """A trainer that runs inside the tests leaves its handlers behind."""
+    handlers = {number: signal.getsignal(number) for number in SIGNALS}
+    yield
+    for number, handler in handlers.items():
+        signal.signal(number, handler)
+
+
+def start(trainer: Path, args: Sequence[str], ranks: int = 0, **more: Any) -> subprocess.Popen[str]:
+    """A trainer as a process of its own, under torchrun when `ranks` says so, in the worst of environments.
+
+    A notebook's MPLBACKEND does not exist outside it, and the terminal knows no letter beyond ASCII.
+    """
     launcher = ["-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={ranks}"] if ranks else []
     command = [sys.executable, *launcher, str(trainer), *args]
-    environment = os.environ | {"OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
-    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment)
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": "", "PYTHONIOENCODING": "ascii"}
+    environment |= {"MPLBACKEND": "module://notebook.backend"} | more.pop("env", {})
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "preexec_fn": default_signals} | more
+    return subprocess.Popen(command, text=True, env=environment, **pipes)
+
+
+def default_signals() -> None:
+    """Also where the tests run under nohup or in the background of a script."""
+    for number in SIGNALS:
+        signal.signal(number, signal.SIG_DFL)
 
 
 def finish(process: subprocess.Popen[str]) -> str:

@@ -6,7 +6,6 @@ import hashlib
 import math
 import os
 import platform
-import shutil
 import signal
 import sys
 import threading
@@ -17,12 +16,18 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import torch
+from runlog import say
 from team import Team
 
 from pgolf import rules
 from pgolf.errors import EnvironmentBroken, PgolfError, Refused, UsageError
+from pgolf.files import check_replaceable
+from pgolf.names import beside
 
 S = TypeVar("S", bound=Any)
+LARGEST = 2**63 - 1
+"""Of seeds, steps and whole settings: what torch can hold."""
+PICTURE = ".png"
 
 
 def parse(argv: Sequence[str] | None, description: str, presets: Sequence[str]) -> argparse.Namespace:
@@ -49,14 +54,10 @@ def read_settings(args: argparse.Namespace, team: Team, presets: Mapping[str, S]
     settings = presets[args.preset or args.track]
     known = {field.name for field in fields(settings)} - {"vocab_size"}  # that one comes with the data
     changes: dict[str, Any] = {}
-    for key, _, value in (change.partition("=") for change in args.set):
+    for key, _, text in (change.partition("=") for change in args.set):
         if key not in known:
             raise UsageError(f"--set {key}: there is no such setting; choose from {', '.join(sorted(known))}")
-        try:
-            kind = type(getattr(settings, key))
-            changes[key] = bool(int(value)) if kind is bool else kind(value)
-        except ValueError:
-            raise UsageError(f"--set {key}={value}: not a number of the kind that it takes") from None
+        changes[key] = parse_value(f"--set {key}={text}", text, type(getattr(settings, key)))
     try:
         settings = replace(settings, **changes)
     except ValueError as error:
@@ -66,13 +67,57 @@ def read_settings(args: argparse.Namespace, team: Team, presets: Mapping[str, S]
             f"{settings.batch_tokens // settings.context} sequences per step do not split evenly over "
             f"{team.world} processes"
         )
+    if not 0 <= args.seed <= LARGEST:
+        raise UsageError(f"--seed must be from 0 to {LARGEST}")
     if any(value is not None and not 0 < value < math.inf for value in (args.steps, args.seconds)):
         raise UsageError("--steps and --seconds must be positive and finite")
-    if args.out.is_dir():
-        raise UsageError(f"--out {args.out} is a folder; name a file in it")
+    if args.steps and args.steps > LARGEST:
+        raise UsageError(f"--steps must be at most {LARGEST}")
     if not args.steps and not args.seconds and rules.track(args.track).train_seconds is None:
         raise UsageError(f"track {args.track} has no time limit: give --seconds or --steps")
     return settings
+
+
+def parse_value(option: str, text: str, kind: type) -> float:
+    """A setting's value: finite, and 0 or 1 for a switch. Raises UsageError when it is not of the kind."""
+    try:
+        value = float(text) if kind is float else int(text)
+    except ValueError:
+        raise UsageError(f"{option}: not a number of the kind that it takes") from None
+    if kind is bool and value not in (0, 1):
+        raise UsageError(f"{option}: a switch is 0 or 1")
+    if not (math.isfinite(value) if kind is float else abs(value) <= LARGEST):
+        raise UsageError(f"{option}: too large, or no finite number")
+    return kind(value)
+
+
+def check_paths(args: argparse.Namespace) -> None:
+    """Raises UsageError when a file to be written would fall on another, on the data or on a folder.
+
+    Raises OSError when artifact or picture could not take their names.
+    """
+    if args.out.is_dir():
+        raise UsageError(f"--out {args.out} is a folder; name a file in it")
+    seen: dict[Path, str] = {}
+    for name, path in (
+        ("--out", args.out),
+        ("--log" if args.log else "the log", log_path(args)),
+        ("the picture of the loss", beside(args.out, PICTURE)),
+    ):
+        if path.is_dir():
+            raise UsageError(f"{name} {path} is a folder; name a file in it")
+        if path != log_path(args):  # which is written in place, so it may be a link or a device
+            check_replaceable(path)
+        real = Path(os.path.realpath(path))  # unlike Path.resolve it lets loops of links pass
+        if real.is_relative_to(os.path.realpath(args.data)):
+            raise UsageError(f"{name} {path} lies in the dataset folder {args.data}; choose another folder")
+        if real in seen:
+            raise UsageError(f"{seen[real]} and {name} are both {path}; choose another name for one of them")
+        seen[real] = name
+
+
+def log_path(args: argparse.Namespace) -> Path:
+    return args.log or beside(args.out, ".jsonl")
 
 
 def run(
@@ -82,26 +127,55 @@ def run(
     train_and_pack: Callable[[argparse.Namespace, S, Team], None],
 ) -> int:
     """A trainer from its command line to its exit code."""
-    args, team = parse(argv, description, list(presets)), Team()
+    args = parse(argv, description, list(presets))
+    on_signals(interrupt)
     try:
+        team = Team()
         settings = read_settings(args, team, presets)
         with one_sentence(settings):
+            check_paths(args)
             team.join()
             train_and_pack(args, settings, team)
         team.leave()  # not after a failure: it would wait for ranks that wait for this one
         return 0
     except PgolfError as error:
-        if team.rank == 0 or isinstance(error, EnvironmentBroken):
-            print(f"train.py: {error}", file=sys.stderr)
+        if os.environ.get("RANK", "0") == "0" or isinstance(error, EnvironmentBroken):
+            complain(str(error))
         return error.exit_code
     except KeyboardInterrupt:
-        print("train.py: interrupted before the clock started", file=sys.stderr)
+        complain("interrupted before the clock started")
         return 130
 
 
-def can_compile(settings: Any, team: Team) -> bool:
-    """Whether torch.compile is wanted and has what it needs: on a CPU that is a C++ compiler."""
-    return settings.compile and (team.gpu or shutil.which(os.environ.get("CXX", "g++")) is not None)
+def complain(sentence: str) -> None:
+    say(f"train.py: {sentence}", sys.stderr)
+
+
+def use_compiler(settings: Any, team: Team) -> bool:
+    """Whether to use torch.compile: where it is wanted and, on CPUs, works on every rank."""
+    if not settings.compile or team.gpu:  # on a GPU eager mode would be too slow to be of use
+        return settings.compile
+    reason = compiler_error()
+    (failed,) = team.most(reason is not None)
+    if failed and team.rank == 0:
+        complain(f"torch.compile does not work here ({reason or 'on another rank'}); training without it, more slowly")
+    return not failed
+
+
+def compiler_error() -> str | None:
+    """Why torch.compile cannot compile and load a tiny function on this CPU; None when it can. Takes 1 to 2 seconds."""
+    number = time.time()  # never compiled before: a cached result would say nothing about the compiler
+    try:
+        torch.compile(lambda x: x * number, dynamic=False, fullgraph=True)(torch.ones(8))
+    except Exception as error:  # of the compiler, the loader or the disk
+        return gist(error)
+    return None
+
+
+def gist(error: Exception) -> str:
+    """One line of an error that may have many."""
+    lines = str(error).strip().splitlines() or [type(error).__name__]
+    return next((line for line in lines if "error: " in line), lines[0])[:200]
 
 
 @contextlib.contextmanager
@@ -117,7 +191,12 @@ def one_sentence(settings: Any) -> Iterator[None]:
     except RuntimeError as error:
         if "onnection closed by peer" in str(error) or "onnection reset by peer" in str(error):
             raise Refused("another process of this run has failed") from None  # it has said why
-        if not isinstance(error, torch.OutOfMemoryError) and "can't allocate memory" not in str(error):
+        if type(error).__module__ == "torch._inductor.exc":
+            raise EnvironmentBroken(
+                f"torch.compile failed ({gist(error)}); mend what it needs, or train without it by --set compile=0"
+            ) from None
+        memory = "can't allocate memory", "Storage size calculation overflowed"
+        if not isinstance(error, torch.OutOfMemoryError) and not any(text in str(error) for text in memory):
             raise
         raise EnvironmentBroken(
             f"out of memory with {settings.micro_tokens:,} tokens at once; try --set micro_tokens="
@@ -141,11 +220,21 @@ def faster_dtype(team: Team) -> torch.dtype:
     return torch.bfloat16 if slower < 1 else torch.float32
 
 
+def on_signals(handler: Callable[..., None]) -> None:
+    """Handle Ctrl-C, SIGTERM and a lost terminal. What the caller ignores stays ignored: nohup does that."""
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        if signal.getsignal(number) is not signal.SIG_IGN:
+            signal.signal(number, handler)
+
+
+def interrupt(*_: Any) -> None:
+    raise KeyboardInterrupt
+
+
 def stop_on_signals() -> threading.Event:
-    """An event that Ctrl-C and SIGTERM set; from now on they do nothing else."""
+    """An event that the signals of `on_signals` set; from now on they do nothing else."""
     stop = threading.Event()
-    for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, lambda *_: stop.set())
+    on_signals(lambda *_: stop.set())
     return stop
 
 

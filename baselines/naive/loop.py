@@ -7,6 +7,8 @@ the data, train, pack. What comes before the clock costs nothing and learns noth
 import argparse
 import json
 import math
+import shlex
+import tempfile
 import threading
 import time
 from collections import deque
@@ -18,8 +20,8 @@ from pathlib import Path
 from typing import Any, Protocol
 
 import torch
-from command import can_compile, description, faster_dtype, stop_on_signals
-from runlog import Log
+from command import PICTURE, complain, description, faster_dtype, log_path, stop_on_signals, use_compiler
+from runlog import Log, say
 from team import Team
 from torch import Tensor
 
@@ -27,7 +29,8 @@ from pgolf import rules
 from pgolf.clock import Clock
 from pgolf.data.dataset import Dataset, open_dataset
 from pgolf.data.loader import batches
-from pgolf.errors import Refused, UsageError
+from pgolf.errors import EnvironmentBroken, Refused, UsageError
+from pgolf.names import beside
 
 
 @dataclass(frozen=True)
@@ -106,7 +109,7 @@ def build(
     model = model_class(config).to(team.device)
     model.dtype = faster_dtype(team) if settings.bf16 else torch.float32
     orthogonalize = partial(orthogonalize, dtype=model.dtype)
-    compiling = can_compile(settings, team)
+    compiling = use_compiler(settings, team)
     forward = torch.compile(model, dynamic=False, fullgraph=True) if compiling else model
     if compiling and team.gpu:  # on a CPU there is next to nothing to fuse in it
         orthogonalize = torch.compile(orthogonalize, dynamic=False)
@@ -122,8 +125,7 @@ def train_and_pack(run: Run, new_trainer: Callable[[Run], Trainer], source: Mapp
     if not args.steps and time_to_train < 2 * step_seconds:
         raise UsageError(f"{limit:g} s are too few: packing takes {pack_seconds:.1f} s, a step {step_seconds:.1f} s")
     budget = Budget(args.steps, time_to_train, step_seconds, 2 if team.gpu else 0)
-    path = (args.log or args.out.with_suffix(".jsonl")) if team.rank == 0 else None
-    log = Log(path, args.steps, limit, settings.log_every, settings.batch_tokens)
+    log = Log(log_path(args) if team.rank == 0 else None, args.steps, limit, settings.log_every, settings.batch_tokens)
     log.write(**description(run, source, step_seconds, pack_seconds))
     trainer, stop, clock = new_trainer(run), stop_on_signals(), Clock(limit)
 
@@ -135,14 +137,17 @@ def train_and_pack(run: Run, new_trainer: Callable[[Run], Trainer], source: Mapp
     facts, sentence = trainer.save(args.out, feed)
     seconds = clock.elapsed()
 
-    log.bar.close()
     tokens = steps * settings.batch_tokens
     times = {"seconds": round(seconds, 3), "train_seconds": round(trained, 3), "stopped": stop.is_set()}
     log.write(steps=steps, tokens=tokens, **times, **facts)
-    log.plot(args.out.with_suffix(".png"))
-    print(f"{steps:,} steps, {tokens:,} tokens{', stopped by a signal' if stop.is_set() else ''}")
-    print(f"{sentence}; {seconds:.1f} seconds of {limit:g}")
-    print(f"score it with: pgolf score {args.out} --data {args.data}")
+    log.close()
+    say(f"{steps:,} steps, {tokens:,} tokens{', stopped by a signal' if stop.is_set() else ''}")
+    say(f"{sentence}; {seconds:.1f} seconds of {limit:g}")
+    say("score it with: " + shlex.join(["pgolf", "score", str(args.out), "--data", str(args.data)]))
+    if fault := log.plot(beside(args.out, PICTURE)):
+        complain(f"{fault}; artifact and log are not affected")
+    if log.failure:
+        raise EnvironmentBroken(f"{log_path(args)}: {log.failure}; the log is cut short, {args.out} is complete")
     if seconds > limit and not args.steps:
         raise Refused(f"the artifact was finished {seconds - limit:.1f} s after the limit of {limit:g} s")
 
@@ -166,11 +171,9 @@ def warm_up(run: Run, trainer: Trainer) -> tuple[float, float]:
         step_seconds = max(step_seconds, time.monotonic() - start)
     start = time.monotonic()
     if team.rank == 0:
-        trial = run.args.out.with_name(run.args.out.name + ".trial")
-        try:
-            trainer.save(trial, repeat((ids, ids)))
-        finally:
-            trial.unlink(missing_ok=True)
+        out = run.args.out
+        with tempfile.TemporaryDirectory(dir=out.parent, prefix=".warm-up-") as folder:
+            trainer.save(Path(folder) / out.name, repeat((ids, ids)))
     pack_seconds = time.monotonic() - start
     run.model.load_state_dict(initial)
     step_seconds, pack_seconds = team.most(step_seconds, pack_seconds)
@@ -221,6 +224,10 @@ def momentum(settings: Any, step: int) -> float:
     return s.momentum_start + (s.momentum - s.momentum_start) * min(1.0, step / s.momentum_steps)
 
 
+LANES = {"main": 2048, "laptop": 256, "unlimited": 256}
+"""Parts of the text that are scored beside each other: fewer are slower, more cut the text into shorter pieces."""
+
+
 def members(run: Run, source: Mapping[str, bytes], name: str, **changes: Any) -> dict[str, bytes]:
     """The artifact without its weights: code, tokenizer, and the manifest, usual but for these changes."""
     manifest = {
@@ -229,13 +236,13 @@ def members(run: Run, source: Mapping[str, bytes], name: str, **changes: Any) ->
         "track": run.args.track,
         "vocab_size": run.data.vocab_size,
         "bos": run.data.bos,
-        "context": run.settings.context,
-        "window": "packed",
-        "stride": None,
-        "form": "simple",
-        "adapts": False,
         "tokenizer": "tokenizer.model",
+        "form": "step",
+        "layout": "parts",
+        "lanes": LANES[run.args.track],
         "packages": ["torch"],
     }
+    if run.data.transform is not None:
+        manifest["transform"] = run.data.transform
     text = json.dumps(manifest | changes, indent=1)
     return dict(source) | {"submission.json": text.encode(), "tokenizer.model": run.data.tokenizer.read_bytes()}

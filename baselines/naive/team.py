@@ -12,22 +12,35 @@ import torch.distributed as dist
 import torch.distributed.nn.functional
 from torch import Tensor
 
+from pgolf.errors import EnvironmentBroken, UsageError
+
 
 class Team:
     """One process per GPU, or any number on CPUs. Rank 0 talks and writes."""
 
     def __init__(self) -> None:
-        self.rank, self.world = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
+        """Reads what torchrun sets. Raises EnvironmentBroken for no numbers, UsageError for too few GPUs."""
+        defaults = {"RANK": 0, "WORLD_SIZE": 1, "LOCAL_RANK": 0, "LOCAL_WORLD_SIZE": 1}
+        try:
+            self.rank, self.world, local, local_world = (int(os.environ.get(n, d)) for n, d in defaults.items())
+        except ValueError:
+            names = ", ".join(defaults)
+            raise EnvironmentBroken(f"{names} must be numbers: start with torchrun, or unset them") from None
         self.gpu = torch.cuda.is_available()
-        self.device = torch.device(f"cuda:{os.environ.get('LOCAL_RANK', 0)}" if self.gpu else "cpu")
+        if self.gpu and local_world > torch.cuda.device_count():
+            raise UsageError(f"{local_world} processes cannot share {torch.cuda.device_count()} GPUs: start fewer")
+        self.device = torch.device(f"cuda:{local}" if self.gpu else "cpu")
 
     def join(self) -> None:
-        """Meet the other ranks."""
+        """Meet the other ranks. Raises UsageError when the environment does not say where."""
         if self.gpu:
             torch.cuda.set_device(self.device)
             torch.backends.cuda.enable_cudnn_sdp(False)  # leaves flash attention as the one choice for bf16
         if self.world > 1:
-            dist.init_process_group("cpu:gloo,cuda:nccl" if self.gpu else "gloo")
+            try:
+                dist.init_process_group("cpu:gloo,cuda:nccl" if self.gpu else "gloo")
+            except ValueError as error:
+                raise UsageError(f"WORLD_SIZE is {self.world}: start with torchrun, or unset it ({error})") from None
 
     def leave(self) -> None:
         if dist.is_initialized():

@@ -6,6 +6,11 @@
 `loop` has the order of events; here are the settings, a step, and what goes into the artifact.
 """
 
+import signal
+
+if __name__ == "__main__" and signal.getsignal(signal.SIGINT) is signal.default_int_handler:
+    signal.signal(signal.SIGINT, signal.SIG_DFL)  # Ctrl-C during the imports: an end without a traceback
+
 import argparse
 import sys
 from collections.abc import Callable, Iterator, Sequence

@@ -5,9 +5,11 @@ mark, and anything else is refused in one sentence that names the member and the
 disk, and no code of the artifact runs here.
 """
 
+import errno
 import hashlib
 import io
 import json
+import os
 import re
 import tarfile
 from collections.abc import Iterator, Mapping
@@ -18,11 +20,14 @@ from typing import Any
 import zstandard
 
 from pgolf import rules
+from pgolf.data.transforms import TRANSFORMS
 from pgolf.errors import EnvironmentBroken, Refused, UsageError
-from pgolf.files import write_whole
+from pgolf.files import HIDDEN, list_files, open_regular, read_regular, write_atomically
 
 MANIFEST = "submission.json"
 REQUIRED = (MANIFEST, "predict.py", "train.py")
+RETIRED_FORMS = ("simple", "streaming")
+DOCS = "docs/artifact.md"
 
 _BLOCK = 512
 _CHUNK = 1024  # one chunk of compressed input grows to at most 32 MiB, so the cap is checked in time
@@ -39,21 +44,26 @@ class Manifest:
     bos: int
     """Id of the token that begins each document and, as the next one's first token, ends it."""
     tokenizer: str
-    """Member name of a SentencePiece model or of a Python module, or "bytes" (ids 0..255 are the bytes)."""
-    form: str = "simple"
-    """"simple": a module from windows to logits; "streaming": a predictor that is shown round after round."""
+    """Member name of a SentencePiece model (.model), of a tokenizer.json (.json) or of a Python module (.py), or
+    "bytes" (ids 0..255 are the bytes)."""
+    form: str
+    """"step": one token at a time in each lane, the form whose scores count; "window": whole windows, for practice."""
+    transform: str | None = None
+    """Name of one of the harness's reversible transforms, applied before the tokenizer."""
+    lanes: int = 0
+    """Step form: how many documents or parts are scored beside each other."""
+    layout: str = "documents"
+    """Step form: "documents": a lane takes the next document when one has ended; "parts": equal parts of the text."""
     context: int = 0
-    """Simple form: longest window in tokens."""
+    """Window form: longest window in tokens."""
     window: str = "packed"
-    """"packed": windows over the concatenated documents; "document": each document from its own start."""
+    """Window form: "packed": windows over the concatenated documents; "document": each document from its own start."""
     stride: int | None = None
-    """Sliding window: how many new tokens each window scores; None: `context`, windows do not overlap."""
-    round: int = 0
-    """Streaming form: most tokens in a round."""
-    adapts: bool = False
-    """Streaming form: whether it learns from the rounds that were scored."""
+    """Window form: how many new tokens each window scores; None: `context`, windows do not overlap."""
     packages: tuple[str, ...] = ()
     """Python packages that the submission imports beyond the standard library."""
+    compiler: bool = False
+    """Whether the sandbox is to have a C++ compiler (torch.compile on a CPU needs one)."""
 
 
 @dataclass(frozen=True)
@@ -86,7 +96,7 @@ def pack(members: Mapping[str, bytes], path: Path, limit: int) -> int:
     parameters = zstandard.ZstdCompressionParameters.from_level(22, source_size=len(raw), write_checksum=True)
     data = zstandard.ZstdCompressor(compression_params=parameters).compress(raw)
     parse(data, limit)
-    write_whole(path, data)
+    write_atomically(path, data)
     return len(data)
 
 
@@ -96,9 +106,9 @@ def read(path: Path, limit: int) -> Artifact:
     Raises UsageError when there is no such file, Refused when it breaks a rule.
     """
     try:
-        with path.open("rb") as file:
+        with open_regular(path) as file:
             data = file.read(limit + 1)
-            size = path.stat().st_size
+            size = os.fstat(file.fileno()).st_size
     except FileNotFoundError:
         raise UsageError(f"{path}: no such artifact") from None
     except OSError as error:
@@ -224,79 +234,93 @@ def _member_name(raw: bytes, where: str) -> str:
 
 def _parse_manifest(data: bytes) -> Manifest:
     """Check every field of `submission.json`; an unknown one is refused, since it is most likely a slip."""
+    if len(data) > rules.MANIFEST_BYTES:
+        raise Refused(f"{MANIFEST} has {len(data):,} bytes; the limit is {rules.MANIFEST_BYTES:,}")
     try:
         values = json.loads(data)
     except (ValueError, RecursionError):
         raise Refused(f"{MANIFEST} is not JSON") from None
     if not isinstance(values, dict):
         raise Refused(f"{MANIFEST} is not a JSON object")
+    values = {key: value for key, value in values.items() if value is not None}
+    form = values.get("form", "simple")
+    if form in RETIRED_FORMS:
+        raise Refused(
+            f"{MANIFEST}: the form {form!r} is retired; train it again with this pgolf, or repack it ({DOCS})"
+        )
+    _require("form", values, form in ("step", "window"))
     known = {field.name for field in fields(Manifest)}
     if unknown := sorted(set(values) - known):
         raise Refused(f"{MANIFEST}: unknown field {unknown[0]!r:.60}; known are {', '.join(sorted(known))}")
+    for key in ("context", "window", "stride") if form == "step" else ("lanes", "layout"):
+        if key in values:
+            raise Refused(f"{MANIFEST}: {key} has no meaning in the {form} form; leave it out")
     for key in ("name", "author", "track", "tokenizer"):
-        _require(key, values, isinstance(value := values.get(key), str) and 0 < len(value) <= 100)
-        _require(key, values, values[key].isprintable())
+        value = values.get(key)
+        _require(key, values, isinstance(value, str) and 0 < len(value) <= 100 and value.isprintable())
+    _require("transform", values, values.get("transform") in (None, *TRANSFORMS))
     _require("track", values, values["track"] in rules.TRACKS)
-    _require("vocab_size", values, _is_int(values.get("vocab_size")) and 2 <= values["vocab_size"] <= rules.VOCAB_SIZE)
-    _require("bos", values, _is_int(values.get("bos")) and 0 <= values["bos"] < values["vocab_size"])
+    _require("vocab_size", values, _is_int(values.get("vocab_size"), 2, rules.VOCAB_SIZE))
+    _require("bos", values, _is_int(values.get("bos"), 0, values["vocab_size"] - 1))
     if values["tokenizer"] == "bytes":
         _require("bos", values, values["bos"] >= 256)
-    _check_form(values)
+    _require("compiler", values, isinstance(values.get("compiler", False), bool))
     packages = values.get("packages", [])
     _require("packages", values, isinstance(packages, list) and len(packages) <= 100)
     _require("packages", values, all(isinstance(p, str) and re.fullmatch(r"[\w.-]{1,100}", p) for p in packages))
-    given = {key: value for key, value in values.items() if value is not None}
-    return Manifest(**{**given, "packages": tuple(packages)})
+    (_check_step_form if form == "step" else _check_window_form)(values)
+    return Manifest(**{**values, "packages": tuple(packages)})
 
 
-def _check_form(values: dict[str, Any]) -> None:
-    """Windows belong to the simple form, rounds and adaptation to the streaming one."""
-    _require("form", values, values.get("form", "simple") in ("simple", "streaming"))
-    streaming = values.get("form") == "streaming"
-    for key in ("context", "window", "stride") if streaming else ("round", "adapts"):
-        if values.get(key) not in (None, False):
-            raise Refused(
-                f"{MANIFEST}: {key} has no meaning for a {values.get('form', 'simple')} predictor; leave it out"
-            )
-    if streaming:
-        least, most = rules.ROUND
-        _require("round", values, _is_int(values.get("round")) and least <= values["round"] <= most)
-        _require("adapts", values, isinstance(values.get("adapts", False), bool))
-        return
-    _require("context", values, _is_int(values.get("context")) and 1 <= values["context"] <= rules.CONTEXT)
-    if values["vocab_size"] * values["context"] > rules.WINDOW_LOGITS:
-        raise Refused(f"{MANIFEST}: vocab_size times context is over {rules.WINDOW_LOGITS:,}")
-    stride = values.get("stride")
-    _require("stride", values, stride is None or (_is_int(stride) and 1 <= stride <= values["context"]))
+def _check_step_form(values: dict[str, Any]) -> None:
+    _require("lanes", values, _is_int(values.get("lanes"), 1, rules.LANES))
+    _require("layout", values, values.get("layout", "documents") in ("documents", "parts"))
+    if values["vocab_size"] * values["lanes"] > rules.LOGITS:
+        raise Refused(f"{MANIFEST}: vocab_size times lanes is over {rules.LOGITS:,}")
+
+
+def _check_window_form(values: dict[str, Any]) -> None:
+    _require("context", values, _is_int(values.get("context"), 1, rules.CONTEXT))
+    if values["vocab_size"] * values["context"] > rules.LOGITS:
+        raise Refused(f"{MANIFEST}: vocab_size times context is over {rules.LOGITS:,}")
+    _require("stride", values, _is_int(values.get("stride", 1), 1, values["context"]))
     _require("window", values, values.get("window", "packed") in ("packed", "document"))
 
 
-def _is_int(value: Any) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool)
+def _is_int(value: Any, least: int, most: int) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and least <= value <= most
 
 
 def _require(key: str, values: dict[str, Any], holds: bool) -> None:
     if not holds:
         shown = f"{values[key]!r:.60}" if key in values else "missing"
-        raise Refused(f"{MANIFEST}: {key} is {shown}, which the format does not allow (docs/artifact.md)")
+        raise Refused(f"{MANIFEST}: {key} is {shown}, which the format does not allow ({DOCS})")
 
 
 def folder_members(folder: Path) -> dict[str, bytes]:
     """Contents of a submission's folder, ready for `pack`; caches and hidden files stay out.
 
-    Raises UsageError when `folder` is none, EnvironmentBroken when a file cannot be read.
+    Raises UsageError when `folder` is none or holds a link or the like, EnvironmentBroken when a file cannot be read,
+    Refused when all files together are larger than an artifact may unpack to.
     """
     if not folder.is_dir():
         raise UsageError(f"{folder}: no such folder")
+    listing = list_files(folder)
+    for path, what in listing.passed_over:
+        if what.startswith("unreadable"):
+            raise EnvironmentBroken(f"{path}: {what}")
+        if what != HIDDEN:
+            raise UsageError(f"{path}: is {what}; put the file or folder itself in its place")
     members: dict[str, bytes] = {}
-    for path in sorted(folder.rglob("*")):
-        name = path.relative_to(folder)
-        if any(part.startswith(".") or part == "__pycache__" for part in name.parts) or path.is_dir():
-            continue
-        if path.is_symlink():
-            raise UsageError(f"{path}: is a link; put the file itself into the folder")
+    left = rules.UNPACKED_BYTES
+    for path in listing.files:
         try:
-            members[name.as_posix()] = path.read_bytes()
+            data = read_regular(path, left)
         except OSError as error:
+            if error.errno == errno.EFBIG:
+                most = f"{rules.UNPACKED_BYTES:,} bytes"
+                raise Refused(f"{folder}: holds more than {most}, the most an artifact unpacks to") from None
             raise EnvironmentBroken(f"{path}: cannot be read ({error.strerror})") from None
+        left -= len(data)
+        members[path.relative_to(folder).as_posix()] = data
     return members

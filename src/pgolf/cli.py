@@ -1,11 +1,13 @@
 """The `pgolf` command."""
 
 import argparse
+import io
 import json
 import os
 import signal
 import sys
 from collections.abc import Sequence
+from dataclasses import asdict
 from pathlib import Path
 
 from pgolf import artifact, rules
@@ -13,23 +15,31 @@ from pgolf.commands import Commands, add_command
 from pgolf.data import cli as data_cli
 from pgolf.data.dataset import default_dataset, open_dataset
 from pgolf.errors import EnvironmentBroken, PgolfError, Refused, UsageError
+from pgolf.files import check_replaceable, printable, write_atomically
+from pgolf.names import beside
 from pgolf.proof import compression as codec
 from pgolf.proof import prove
-from pgolf.sandbox.probe import isolation
+from pgolf.sandbox import lock, probe
+from pgolf.sandbox.probe import check_isolation
 from pgolf.score import record
-from pgolf.score.score import find_devices, score
+from pgolf.score.devices import find_device
+from pgolf.score.score import Options, score
 
 _STANDARD = Path("-")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command and return its exit code: 0 done, 1 refused, 2 wrong usage, 3 broken environment."""
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # an exception, so that boxes are torn down
+    for number in (signal.SIGTERM, signal.SIGHUP):  # an exception, so that sandboxes are torn down
+        signal.signal(number, lambda got, _: sys.exit(128 + got))
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):  # a terminal that cannot show a name is no reason to fail
+            stream.reconfigure(errors="backslashreplace")
     args = _parser().parse_args(argv)
     try:
         return int(args.run(args))
     except PgolfError as error:
-        print(f"pgolf: {error}", file=sys.stderr)
+        print(f"pgolf: {printable(error)}", file=sys.stderr)
         return error.exit_code
     except KeyboardInterrupt:
         print("pgolf: interrupted", file=sys.stderr)
@@ -38,7 +48,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 141
     except OSError as error:
-        print(f"pgolf: {error.filename or 'input or output failed'}: {error.strerror}", file=sys.stderr)
+        print(f"pgolf: {printable(error.filename or 'input or output failed')}: {error.strerror}", file=sys.stderr)
         return EnvironmentBroken.exit_code
 
 
@@ -57,6 +67,7 @@ def _parser() -> argparse.ArgumentParser:
     _add_compress(commands)
     _add_decompress(commands)
     _add_prove(commands)
+    _add_doctor(commands)
     return parser
 
 
@@ -88,8 +99,8 @@ def _add_score(commands: "Commands[argparse.ArgumentParser]") -> None:
         commands,
         "score",
         "check an artifact and compute its bits per byte",
-        "Check an artifact against the limits of its track and compute its bits per byte, in a sandbox; then audit it: "
-        "a sample of its tokens is scored again without their future.",
+        "Check an artifact against the limits of its track and compute its bits per byte, in a sandbox that is shown "
+        "each token only after its logits have left.",
         "python -m pgolf.score artifact.zst --data data/demo\n\n"
         "exit codes: 0 scored, 1 the submission is refused, 2 wrong usage, 3 this machine or the data is broken",
         _score,
@@ -98,11 +109,14 @@ def _add_score(commands: "Commands[argparse.ArgumentParser]") -> None:
     parser.add_argument("--data", type=Path, help="dataset folder (default: the only one in ./data)")
     parser.add_argument("--track", choices=rules.TRACKS, help="score under this track's limits, not its own")
     parser.add_argument("--device", default="auto", help="cpu, cuda (all GPUs), cuda:N (default: what is there)")
-    parser.add_argument("--documents", type=_positive, metavar="N", help="only the first N: a trial, not eligible")
-    parser.add_argument("--no-sandbox", action="store_true", help="run code you trust unboxed: not eligible")
-    parser.add_argument("--no-audit", action="store_true", help="skip the blind audit: not eligible")
+    parser.add_argument("--documents", type=_positive, metavar="N", help="only the first N: a practice score")
     parser.add_argument(
-        "--audit-seed", type=_seed, metavar="N", help="repeat an audit, whose record tells the seed: not eligible"
+        "--no-sandbox", action="store_true", help="run code you trust without sandbox: a practice score"
+    )
+    parser.add_argument(
+        "--fresh-machine",
+        action="store_true",
+        help="your word that this virtual machine was made for this score and runs nothing else",
     )
     parser.add_argument("--out", type=Path, help="the record (default: artifact.score.json beside the artifact)")
     parser.add_argument("--json", action="store_true", help="print the record to standard output")
@@ -111,29 +125,22 @@ def _add_score(commands: "Commands[argparse.ArgumentParser]") -> None:
 def _score(args: argparse.Namespace) -> int:
     """Score, write the record, print it."""
     data = args.data or default_dataset()
-    out = args.out or args.artifact.parent / f"{args.artifact.stem}.score.json"
+    out = args.out or beside(args.artifact, ".score.json")
     if out.resolve() == args.artifact.resolve():
         raise UsageError(f"{out}: the record would overwrite the artifact")
     if not out.parent.is_dir():
         raise UsageError(f"{out.parent}: no such folder for the record")
     open_dataset(data)
-    result = score(
-        args.artifact,
-        data,
-        args.track,
-        args.device,
-        args.documents,
-        isolated=not args.no_sandbox,
-        audited=not args.no_audit,
-        audit_seed=args.audit_seed,
-    )
-    _print(result, record.table(result), args.json)
+    check_replaceable(out)
+    options = Options(args.track, args.device, args.documents, not args.no_sandbox, args.fresh_machine)
+    result = score(args.artifact, data, options)
     record.write(result, out)
+    _print(result, record.table(result), args.json)
     return _exit_code(result)
 
 
 def _print(result: record.Record, table: str, as_json: bool) -> None:
-    """Before the file is written: what took so long is not lost if that fails."""
+    """The record itself is on disk by now: a terminal that cannot show a name loses nothing."""
     if as_json:
         print(json.dumps(result, indent=2))
     else:
@@ -169,9 +176,10 @@ def _compress(args: argparse.Namespace) -> int:
     """Compress and report the sizes."""
     device = _prepare_coding(args)
     text = _read(args.text, codec.MOST_BYTES)
-    done = codec.compress(_read_artifact(args.artifact), [text], device, isolated=not args.no_sandbox)
+    with lock.hold():
+        done = codec.compress(_read_artifact(args.artifact), [text], device, isolated=not args.no_sandbox)
     file = done.packet.encode()
-    codec.write(file, args.out)
+    _write(file, args.out)
     print(codec.table(done, len(file)))
     return 0
 
@@ -196,11 +204,12 @@ def _decompress(args: argparse.Namespace) -> int:
     """Decompress, or leave nothing."""
     device = _prepare_coding(args)
     packet = codec.Packet.decode(_read(args.packed, codec.MOST_BYTES), str(args.packed))
-    texts = codec.decompress(_read_artifact(args.artifact), packet, device, isolated=not args.no_sandbox)
+    with lock.hold():
+        texts = codec.decompress(_read_artifact(args.artifact), packet, device, isolated=not args.no_sandbox)
     if args.out == _STANDARD:
         sys.stdout.buffer.write(codec.text_file(texts))
         return 0
-    codec.write(codec.text_file(texts), args.out)
+    _write(codec.text_file(texts), args.out)
     print(f"{args.out}: {packet.text_bytes:,} bytes of text, byte for byte")
     return 0
 
@@ -212,9 +221,10 @@ def _prepare_coding(args: argparse.Namespace) -> str:
     sources = [args.artifact, args.text if "text" in args else args.packed]
     if args.out.exists() and any(source.exists() and args.out.samefile(source) for source in sources):
         raise UsageError(f"{args.out}: would overwrite what it is made from")
+    device = find_device(args.device)
     if not args.no_sandbox:
-        isolation()
-    return find_devices(args.device)[0]
+        check_isolation(device)
+    return device
 
 
 def _read_artifact(path: Path) -> artifact.Artifact:
@@ -232,22 +242,32 @@ def _read(path: Path, most: int) -> bytes:
     return data
 
 
+def _write(data: bytes, path: Path) -> None:
+    try:
+        write_atomically(path, data)
+    except OSError as error:
+        raise UsageError(f"{path}: cannot be written ({error.strerror})") from None
+
+
 def _add_prove(commands: "Commands[argparse.ArgumentParser]") -> None:
     parser = add_command(
         commands,
         "prove",
-        "prove a score by compressing text to it",
-        "Draw documents of the validation text, score them, compress them, and let another process, which has nothing "
-        "but the artifact and the compressed file, get them back. The figures go into artifact.score.json.",
+        "prove a score by compressing the text to it",
+        "Walk the first steps of the schedule that was scored again, code them, and let another process, which has "
+        "nothing but the artifact and the code, get the text back. Needs the record of `pgolf score`; the figures go "
+        "into it.",
         "pgolf prove artifact.zst --data data/demo\n\n"
         "exit codes: 0 proven, 1 refused, 2 wrong usage, 3 this machine or the data is broken",
         _prove,
     )
     parser.add_argument("artifact", type=Path, help="the submission: one .zst file")
     parser.add_argument("--data", type=Path, help="dataset folder (default: the only one in ./data)")
-    parser.add_argument("--bytes", type=_positive, default=rules.PROOF_BYTES, metavar="N", help="default: %(default)s")
-    parser.add_argument(
-        "--seed", type=_seed, metavar="N", help="draws the documents (default: a secret seed, told by the record)"
+    amount = parser.add_mutually_exclusive_group()
+    amount.add_argument("--all", action="store_true", help="every step")
+    amount.add_argument("--bytes", type=_positive, metavar="N", help="steps with about so many bytes of text")
+    amount.add_argument(
+        "--seconds", type=_positive, default=int(rules.PROOF_SECONDS), metavar="N", help="default: %(default)s"
     )
     _add_box(parser)
     parser.add_argument("--json", action="store_true", help="print the figures to standard output")
@@ -256,18 +276,40 @@ def _add_prove(commands: "Commands[argparse.ArgumentParser]") -> None:
 def _prove(args: argparse.Namespace) -> int:
     """Prove, put the figures into the record, print them."""
     data = args.data or default_dataset()
-    open_dataset(data)
-    result = prove.prove(args.artifact, data, args.bytes, args.seed, args.device, isolated=not args.no_sandbox)
-    out, known = prove.find_record(args.artifact)
+    amount = prove.Amount(args.all, args.bytes, args.seconds)
+    result = prove.prove(args.artifact, data, amount, args.device, isolated=not args.no_sandbox)
+    known = prove.read_record(args.artifact)
+    record.write({**known, "proof": result}, beside(args.artifact, ".score.json"))
     _print(result, prove.table(result), args.json)
-    record.write({**known, "proof": result}, out)
     return _exit_code(result)
 
 
-def _seed(text: str) -> int:
-    if not text.isdecimal():
-        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number from 0 on")
-    return int(text)
+def _add_doctor(commands: "Commands[argparse.ArgumentParser]") -> None:
+    parser = add_command(
+        commands,
+        "doctor",
+        "say whether scores on this machine count",
+        "Try everything that a counting score needs of this machine: what holds, what does not, and the remedy.",
+        "pgolf doctor\n\nexit codes: 0 a score on this machine counts, 3 it does not",
+        _doctor,
+    )
+    parser.add_argument("--device", default="auto", help="cpu, cuda or cuda:N (default: what is there)")
+    parser.add_argument("--json", action="store_true", help="print the checks to standard output")
+
+
+def _doctor(args: argparse.Namespace) -> int:
+    """Print each check; the exit code says whether all that a score needs hold."""
+    with lock.hold():
+        checks = probe.report(find_device(args.device))
+    if args.json:
+        print(json.dumps([asdict(check) for check in checks], indent=2))
+    else:
+        for check in checks:
+            word = "ok" if check.holds else "MISSING" if check.needed else "missing"
+            print(f"{word:<8} {check.name:<13} {check.reason}")
+            if not check.holds:
+                print(f"{'':<8} {'':<13} {check.remedy}")
+    return 0 if all(check.holds for check in checks if check.needed) else EnvironmentBroken.exit_code
 
 
 def _positive(text: str) -> int:

@@ -15,7 +15,7 @@ class Track:
     train_seconds: float | None
     """Wall clock from the first training token to the finished artifact; None: no limit."""
     eval_seconds: float
-    """Wall clock of everything the submission does while it is scored: encode, predict, decode."""
+    """Wall clock of what the submission causes while it is scored: encode, decode, load, every step."""
     hardware: str
 
 
@@ -30,38 +30,39 @@ TRACKS = {
 
 ARTIFACT_BYTES = max(track.artifact_bytes for track in TRACKS.values())  # while its track is not known
 
-# What an artifact may unpack to. Generous for honest entries, small enough that none can harm the scorer.
+VERSION = 2
+"""Of the rules: stands in every record. Scores under different versions are not compared."""
+ELIGIBLE_TEXT_BYTES = 2_000_000
+"""What a sandbox can know of the machine's global counters is worth tens of bits: nothing, in a text of this size."""
+
+# Bounds on what a submission declares or sends, each checked before it costs the scorer memory or time. With them the
+# scorer needs at most 4 GiB and 20 bytes for each byte of the text.
 UNPACKED_BYTES = 256 * 1024 * 1024
 MEMBERS = 256
+MANIFEST_BYTES = 64 * 1024
 ZSTD_WINDOW_BYTES = 128 * 1024 * 1024  # what zstd's highest level asks for
+VOCAB_SIZE = 1 << 20
+LANES = 4096
+CONTEXT = 1 << 14
+LOGITS = 1 << 26  # vocab_size times lanes, or times context: what is in memory at once
+TOKENS_PER_BYTE = 4  # a tokenizer may not flood the scorer; plain bytes need 1
 
 # What a worker may use while it is scored.
 WORKER_MEMORY_BYTES = 16 * 1024**3
 WORKER_PROCESSES = 512  # threads count
 WORKER_DISK_BYTES = 1024**3
 WORKER_OUTPUT_BYTES = 1024 * 1024  # stdout and stderr together
-VOCAB_SIZE = 1 << 20
-CONTEXT = 1 << 14  # the audit of a row costs the window before it: of longer ones it could afford too few
-WINDOW_LOGITS = 1 << 28  # vocab_size times context: one window's logits
-ROUND = (64, CONTEXT)  # fewest and most tokens that a streaming predictor may ask for in a round
-TOKENS_PER_BYTE = 4  # a tokenizer may not flood the scorer; plain bytes need 1
 
-# The blind audit (see `audit` for what these mean, docs/security.md for what they detect).
-AUDIT_SHARE = 0.09  # tokens that the audit hands over, per token that scoring did
-AUDIT_TOKENS = 1 << 16  # but at least so many: a small validation set is audited more closely
-AUDIT_TOLERANCE = 5e-4  # nats per token that a peek may be worth, as far as the audit can tell,
-AUDIT_BYTES = 2.0  # for tokens of so many bytes or more; less in proportion for shorter ones
-AUDIT_NOISE = 0.05  # nats by which a token may differ when it is scored again, root mean square
-AUDIT_CONFIDENCE = 0.99
-AUDIT_LEAST = 100  # audited tokens; a score with fewer does not count, for its verdict means little,
-AUDIT_PRECISION = 2e-3  # nor one whose interval reaches further than so many nats from the mean
-AUDIT_SECONDS = 30.0  # time for the audit: what predicting took and this
-
-# Compression (see `codec`).
-CODED_TOKENS = 1 << 24  # most tokens in one file, so that a hostile one ends
-CODING_SECONDS = 600.0  # most that one answer takes: loading, one batch of rows, the tokenizer, scoring the text
-PROOF_BYTES = 20_000  # text that a proof compresses
-PROOF_TOLERANCE = 0.01  # how much longer than the scored code length the code may be
+# The record's cumulative code length, the spot check of the window form, compression and proof.
+CODE_EVERY = 64  # steps
+SPOT_CHECK_TOKENS = 1000
+SPOT_CHECK_NATS = 0.1  # beyond what bf16 rounds (docs/security.md)
+CODED_TOKENS = 1 << 28  # most tokens in one file, so that a hostile one ends
+CODING_SECONDS = 600.0  # most that compressing or decompressing takes,
+CODING_TOKEN_SECONDS = 0.1  # and for each token so many more
+PROOF_SECONDS = 60.0  # what `pgolf prove` spends on compressing
+PROOF_TOLERANCE = 1e-3  # how much longer than the recorded code length the code may be,
+PROOF_TOLERANCE_BITS = 64  # and by how many bits more
 
 
 # The sandbox (see `sandbox`).

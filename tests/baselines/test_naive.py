@@ -1,9 +1,15 @@
 """The naive baseline: model, weights file, trainer under its clock, and parity with the contest's own model."""
 
+import fcntl
+import io
 import json
+import os
+import pty
 import signal
+import sys
+import termios
 from collections.abc import Iterator
-from dataclasses import replace
+from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -17,14 +23,19 @@ from pgolf import rules
 from pgolf.artifact import read
 from pgolf.data.loader import batches
 from pgolf.data.shards import read_shard, write_shard
-from trainers import finish, lines, load, losses, start, unpack, wait_for_steps
+from pgolf.errors import EnvironmentBroken, UsageError
+from pgolf.names import beside
+from trainers import finish, lines, load, losses, restore_signals, start, unpack, wait_for_steps
 
 NAIVE = ROOT / "baselines" / "naive"
-MODULES = ("model", "quant", "optim", "team", "runlog", "command", "loop", "predict", "train")
+MODULES = ("model", "cache", "quant", "optim", "team", "runlog", "command", "loop", "predict", "train")
 TINY = ["context=64", "layers=3", "dim=32", "heads=4", "kv_heads=2", "batch_tokens=512", "warmup_steps=2"]
 TINY += ["compile=0", "log_every=1"]
 TRAINER = NAIVE / "train.py"
 FORMER = SHARED / "artifacts" / "d384_l7_seq512.int8.ptz"
+
+
+signals = pytest.fixture(autouse=True)(restore_signals)
 
 
 @pytest.fixture(scope="module")
@@ -201,9 +212,9 @@ def test_two_ranks_train_like_one(naive: Any, dataset: Path, tmp_path: Path) -> 
 
 
 def test_artifact_and_log_of_a_timed_run(naive: Any, dataset: Path, tmp_path: Path) -> None:
-    out = tmp_path / "a.zst"
+    out = tmp_path / "Jürgen.zst"
     printed = finish(start(TRAINER, options(dataset, out, "--seconds", "4")))
-    assert f"pgolf score {out} --data {dataset}" in printed
+    assert f"pgolf score '{out}' --data {dataset}".replace("ü", "\\xfc") in printed
     first, *steps, last = lines(out.with_suffix(".jsonl"))
     assert first["seed"] == 1
     assert first["settings"]["dim"] == 32
@@ -215,13 +226,13 @@ def test_artifact_and_log_of_a_timed_run(naive: Any, dataset: Path, tmp_path: Pa
     assert steps[-1]["seconds"] < last["seconds"] < 4.5  # half a second for a busy machine
     assert out.with_suffix(".png").read_bytes().startswith(b"\x89PNG")
     folder = unpack(out, tmp_path / "unpacked")
-    model = naive.predict.load(folder, torch.device("cpu"))
-    logits = model(torch.ones(2, 10, dtype=torch.long))
-    assert logits.shape == (2, 10, json.loads((folder / "submission.json").read_text())["vocab_size"])
+    predictor = naive.predict.load(folder, torch.device("cpu"), 3, 20)
+    logits = predictor.step(torch.ones(2, dtype=torch.long), torch.tensor([0, 2]))
+    assert logits.shape == (2, json.loads((folder / "submission.json").read_text())["vocab_size"])
     assert logits.isfinite().all()
 
 
-@pytest.mark.parametrize(("number", "ranks"), [(signal.SIGINT, 0), (signal.SIGTERM, 2)])
+@pytest.mark.parametrize(("number", "ranks"), [(signal.SIGINT, 0), (signal.SIGHUP, 2)])
 def test_signal_ends_training_with_an_artifact(
     number: signal.Signals, ranks: int, dataset: Path, tmp_path: Path
 ) -> None:
@@ -249,19 +260,23 @@ def test_signal_ends_training_with_an_artifact(
         (["--set", "batch_tokens=100"], 2, "not a multiple"),
         (["--seconds", "0.2"], 2, "too few"),
         (["--steps", "0"], 2, "positive"),
+        (["--steps", f"{10**400}"], 2, "at most"),
+        (["--seconds", "nan"], 2, "finite"),
+        (["--seed", "-1"], 2, "from 0 to"),
+        (["--seed", f"{2**63}"], 2, "from 0 to"),
+        (["--set", "dim=1099511627776"], 3, "out of memory"),
         (["--track", "unlimited"], 2, "no time limit"),
         (["--set", "dim=320", "--set", "compile=0"], 1, "the limit is 1,000,000"),
         (["--set", "vector_lr=1e39", "--steps", "9"], 1, "diverged"),
         (["--log", "/nowhere/log"], 3, "No such file"),
+        (["--log", "/"], 2, "is a folder"),
+        (["--out", "/dev/null"], 3, "/dev/null: is a device, not a file that can be replaced"),
     ],
 )
 def test_errors_are_one_sentence(
     more: list[str], code: int, sentence: str, naive: Any, dataset: Path, tmp_path: Path, capfd: Any
 ) -> None:
-    handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
     assert naive.train.main(options(dataset, tmp_path / "a.zst", *more)) == code
-    for number, handler in handlers.items():
-        signal.signal(number, handler)
     error = capfd.readouterr().err
     assert sentence in error and error.count("\n") == 1
     assert not (tmp_path / "a.zst").exists()
@@ -281,3 +296,276 @@ def test_world_size_must_divide_the_batch(
     monkeypatch.setenv("WORLD_SIZE", "3")
     assert naive.train.main(options(dataset, tmp_path / "a.zst")) == 2
     assert "8 sequences per step do not split evenly over 3 processes" in capfd.readouterr().err
+
+
+# Machines and terminals as they are
+
+
+@pytest.mark.parametrize(
+    ("artifact", "log"),
+    [
+        ("a.zst", "a.jsonl"),
+        ("lr0.01", "lr0.01.jsonl"),
+        ("lr0.01.zst", "lr0.01.jsonl"),
+        ("a.png", "a.png.jsonl"),
+        ("a.zst.zst", "a.zst.jsonl"),
+        ("x/a.b/c", "x/a.b/c.jsonl"),
+    ],
+)
+def test_names_beside_an_artifact_are_appended(artifact: str, log: str) -> None:
+    assert beside(Path(artifact), ".jsonl") == Path(log)
+
+
+@pytest.mark.parametrize(
+    ("more", "sentence"),
+    [
+        (["--log", "HERE/a.zst"], "--out and --log are both"),
+        (["--log", "HERE/link"], "--out and --log are both"),
+        (["--log", "HERE/a.png"], "--log and the picture of the loss are both"),
+        (["--log", "DATA/train_000000.bin"], "--log DATA/train_000000.bin lies in the dataset folder"),
+        (["--out", "DATA/val_000000.bin"], "--out DATA/val_000000.bin lies in the dataset folder"),
+        (["--out", "HERE/data/new/a.zst"], "--out HERE/data/new/a.zst lies in the dataset folder"),
+        (["--out", "HERE/folder.zst"], "the log HERE/folder.jsonl is a folder"),
+    ],
+)
+def test_collisions_are_refused_before_training(
+    more: list[str], sentence: str, naive: Any, dataset: Path, tmp_path: Path, capfd: Any
+) -> None:
+    (tmp_path / "link").symlink_to("a.zst")
+    (tmp_path / "data").symlink_to(dataset)
+    (tmp_path / "folder.jsonl").mkdir()
+    before = {path: path.read_bytes() for path in dataset.iterdir()}, sorted(tmp_path.rglob("*"))
+    places = {"HERE": str(tmp_path), "DATA": str(dataset)}
+    for name, place in places.items():
+        more, sentence = [item.replace(name, place) for item in more], sentence.replace(name, place)
+    assert naive.train.main(options(dataset, tmp_path / "a.zst", *more)) == 2
+    assert sentence in capfd.readouterr().err
+    assert before == ({path: path.read_bytes() for path in dataset.iterdir()}, sorted(tmp_path.rglob("*")))
+
+
+def test_a_log_has_one_writer(naive: Any, dataset: Path, tmp_path: Path, capfd: Any) -> None:
+    first = naive.runlog.Log(tmp_path / "a.jsonl", 1, 1.0, 1, 1)
+    first.write(step=1)
+    assert naive.train.main(options(dataset, tmp_path / "a.zst", "--steps", "1")) == 2
+    assert "another run is writing this log" in capfd.readouterr().err
+    assert lines(tmp_path / "a.jsonl") == [{"step": 1}]
+    first.close()
+    naive.runlog.Log(tmp_path / "a.jsonl", 1, 1.0, 1, 1).close()
+    assert lines(tmp_path / "a.jsonl") == []
+
+
+def test_results_are_complete_before_the_picture(
+    naive: Any, dataset: Path, tmp_path: Path, capfd: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    found: list[Any] = []
+    plot = naive.runlog.Log.plot
+
+    def plot_later(log: Any, path: Path) -> str | None:
+        found.extend([lines(tmp_path / "a.jsonl")[-1], (tmp_path / "a.zst").stat().st_size, path.name])
+        return plot(log, path)
+
+    monkeypatch.setattr(naive.runlog.Log, "plot", plot_later)
+    monkeypatch.setitem(sys.modules, "matplotlib.figure", None)  # as if it were not installed
+    assert naive.train.main(options(dataset, tmp_path / "a.zst", "--steps", "2")) == 0
+    last, size, picture = found
+    assert (last["steps"], last["artifact_bytes"], picture) == (2, size, "a.png")
+    printed = capfd.readouterr()
+    assert "score it with" in printed.out
+    assert printed.err.count("\n") == 1 and "a.png: no picture" in printed.err
+    assert not (tmp_path / "a.png").exists()
+
+
+def test_a_picture_that_cannot_be_written_is_one_line(naive: Any, tmp_path: Path) -> None:
+    fault = naive.runlog.Log(None, 1, 1.0, 1, 1).plot(tmp_path / "missing" / "a.png")
+    assert (
+        fault
+        == f"{tmp_path}/missing/a.png: no picture ([Errno 2] No such file or directory: '{tmp_path}/missing/a.png')"
+    )
+
+
+@pytest.mark.parametrize("name", ["$x^", "a_{", "\udcff", "\u57fa\u7ebf"])
+def test_any_name_has_a_picture(name: str, naive: Any, tmp_path: Path, capfd: Any) -> None:
+    log = naive.runlog.Log(None, 1, 1.0, 1, 1)
+    log.step(1, 2.0, 1.0, 1.0)
+    assert log.plot(tmp_path / f"{name}.png") is None
+    assert (tmp_path / f"{name}.png").read_bytes().startswith(b"\x89PNG")
+    assert capfd.readouterr().err == ""
+
+
+def test_a_full_disk_under_the_log_costs_the_log_only(naive: Any, dataset: Path, tmp_path: Path, capfd: Any) -> None:
+    out = tmp_path / "a.zst"
+    assert naive.train.main(options(dataset, out, "--steps", "2", "--log", "/dev/full")) == 3
+    assert capfd.readouterr().err == (
+        f"train.py: /dev/full: No space left on device; the log is cut short, {out} is complete\n"
+    )
+    assert read(out, 1_000_000).manifest.name == "naive baseline"
+
+
+@pytest.mark.parametrize("encoding", ["ascii", "latin-1", "utf-8", "utf-16"])
+def test_any_text_can_be_said_on_any_terminal(encoding: str, naive: Any) -> None:
+    stream = io.TextIOWrapper(io.BytesIO(), encoding=encoding)
+    naive.runlog.say("Jürgen \u57fa \udcff", stream)
+    assert "rgen" in stream.buffer.getvalue().decode(encoding)
+
+
+def test_a_reader_that_is_gone_ends_nothing(naive: Any) -> None:
+    reader, writer = os.pipe()
+    os.close(reader)
+    with os.fdopen(writer, "w") as stream:
+        naive.runlog.say("to nobody", stream)
+        stream.write("and the exit flushes in peace")
+
+
+def test_a_lost_terminal_ends_training_with_an_artifact(dataset: Path, tmp_path: Path) -> None:
+    """The kernel sends SIGHUP, and from then on every write to the terminal fails."""
+    terminal, end = pty.openpty()
+
+    def attach() -> None:
+        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+            signal.signal(number, signal.SIG_DFL)
+        fcntl.ioctl(end, termios.TIOCSCTTY, 0)
+
+    streams = {"stdin": end, "stdout": end, "stderr": end}
+    args = options(dataset, tmp_path / "a.zst", "--seconds", "600")
+    process = start(TRAINER, args, **streams, start_new_session=True, preexec_fn=attach)
+    os.close(end)
+    wait_for_steps(tmp_path / "a.jsonl")
+    os.close(terminal)
+    assert process.wait(timeout=60) == 0
+    last = lines(tmp_path / "a.jsonl")[-1]
+    assert last["stopped"] and last["artifact_bytes"] == (tmp_path / "a.zst").stat().st_size
+
+
+def test_signals_that_the_caller_ignores_stay_ignored(naive: Any) -> None:
+    signal.signal(signal.SIGHUP, signal.SIG_IGN)  # as nohup does
+    stop = naive.command.stop_on_signals()
+    signal.raise_signal(signal.SIGHUP)
+    assert not stop.is_set()
+    signal.raise_signal(signal.SIGTERM)
+    assert stop.is_set()
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])
+def test_an_end_before_the_clock_leaves_nothing(
+    number: signal.Signals, naive: Any, dataset: Path, tmp_path: Path, capfd: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(naive.train, "pack", lambda *_: signal.raise_signal(number))
+    assert naive.train.main(options(dataset, tmp_path / "a.zst")) == 130
+    assert capfd.readouterr().err == "train.py: interrupted before the clock started\n"
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("trainer", [TRAINER, NAIVE.parent / "golf" / "train.py"])
+def test_interrupted_imports_give_no_traceback(trainer: Path, tmp_path: Path) -> None:
+    (tmp_path / "torch.py").write_text("import time\nprint('importing', flush=True)\ntime.sleep(60)\n")
+    (tmp_path / "coder.py").write_text("import torch\n")
+    process = start(trainer, [], env={"PYTHONPATH": str(tmp_path)})
+    assert process.stdout and process.stdout.readline() == "importing\n"
+    process.send_signal(signal.SIGINT)
+    assert process.communicate(timeout=30) == ("", "")
+    assert process.returncode == -signal.SIGINT
+
+
+def test_a_compiler_that_cannot_compile_means_eager_mode(dataset: Path, tmp_path: Path) -> None:
+    compiler = tmp_path / "g++"  # it is there, and answers, and cannot build
+    compiler.write_text(
+        "#!/bin/sh\ncase $* in *-shared*) echo 'fatal error: Python.h' >&2; exit 1;; esac; exec g++ $*\n"
+    )
+    compiler.chmod(0o755)
+    more = "--steps", "2", "--set=compile=1"
+    environment = {"CXX": str(compiler), "TORCHINDUCTOR_CACHE_DIR": str(tmp_path / "cache")}
+    process = start(TRAINER, options(dataset, tmp_path / "a.zst", *more), env=environment)
+    _, error = process.communicate(timeout=120)
+    assert process.returncode == 0, error
+    assert error.startswith("train.py: torch.compile does not work here (fatal error: Python.h); training without it")
+    assert error.count("\n") == 1
+    assert lines(tmp_path / "a.jsonl")[0]["compiled"] is False
+
+
+def test_one_rank_without_a_compiler_is_enough_for_eager_mode(naive: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    team, settings = naive.team.Team(), naive.train.LAPTOP
+    monkeypatch.setattr(naive.command, "compiler_error", lambda: None)
+    assert naive.command.use_compiler(settings, team)
+    assert not naive.command.use_compiler(replace(settings, compile=False), team)
+    monkeypatch.setattr(team, "most", lambda *_: [1.0])
+    assert not naive.command.use_compiler(settings, team)
+
+
+def test_a_compiler_failure_later_on_is_the_machines_fault(naive: Any) -> None:
+    from torch._inductor.exc import CppCompileError
+
+    fault = CppCompileError(["nvcc"], "note\nfatal error: no room\n")
+    expected = pytest.raises(EnvironmentBroken, match=r"torch\.compile failed \(fatal error: no room\).*compile=0$")
+    with expected, naive.command.one_sentence(naive.train.LAPTOP):
+        raise fault
+
+
+@pytest.mark.parametrize("text", ["nan", "inf", "-inf", "1e999", "1" + 400 * "0", "", "x", "2"])
+def test_settings_outside_their_kind_are_refused(text: str, naive: Any, dataset: Path, tmp_path: Path) -> None:
+    for field in fields(naive.train.Settings):
+        kind = type(getattr(naive.train.LAPTOP, field.name))
+        if field.name == "vocab_size" or (text == "2" and kind is not bool):
+            continue
+        args = naive.command.parse(options(dataset, tmp_path / "a.zst", f"--set={field.name}={text}"), "", [])
+        with pytest.raises(UsageError, match=f"--set {field.name}="):
+            naive.command.read_settings(args, naive.team.Team(), naive.train.PRESETS)
+
+
+def test_the_largest_seed_can_be_used(naive: Any, dataset: Path, tmp_path: Path) -> None:
+    args, team = (
+        naive.command.parse(options(dataset, tmp_path / "a.zst", f"--seed={2**63 - 1}"), "", []),
+        naive.team.Team(),
+    )
+    naive.train.build(args, naive.command.read_settings(args, team, naive.train.PRESETS), team)
+
+
+@pytest.mark.parametrize(
+    ("variable", "value", "code", "sentence"),
+    [("RANK", "first", 3, "must be numbers"), ("WORLD_SIZE", "2", 2, "start with torchrun, or unset it")],
+)
+def test_half_of_torchruns_environment_is_one_sentence(
+    variable: str, value: str, code: int, sentence: str, naive: Any, dataset: Path, capfd: Any, monkeypatch: Any
+) -> None:
+    monkeypatch.setenv(variable, value)
+    assert naive.train.main(options(dataset, Path("a.zst"))) == code
+    error = capfd.readouterr().err
+    assert sentence in error and error.count("\n") == 1
+
+
+LINUX_ONLY = """
+import mmap, os, resource, runpy, select, signal, socket, sys
+
+for name in (
+    "sched_getaffinity sched_setaffinity sched_setscheduler memfd_create pidfd_open eventfd splice copy_file_range "
+    "posix_fadvise posix_fallocate getxattr setxattr listxattr getrandom pipe2 fdatasync getresuid setresuid unshare "
+    "setns O_PATH O_TMPFILE O_DIRECT MFD_CLOEXEC"
+).split():
+    vars(os).pop(name, None)
+for module, names in (
+    (signal, "sigtimedwait sigwaitinfo pidfd_send_signal SIGRTMIN SIGRTMAX SIGPWR SIGSTKFLT SIGPOLL"),
+    (resource, "prlimit RLIMIT_RTPRIO RLIMIT_NICE RLIMIT_MSGQUEUE RLIMIT_SIGPENDING"),
+    (mmap, "MAP_POPULATE MADV_HUGEPAGE"),
+    (select, "epoll"),
+    (socket, "SO_PEERCRED AF_NETLINK"),
+):
+    for name in names.split():
+        vars(module).pop(name, None)
+
+def refuse(event, args):
+    if event == "open" and str(args[0]).startswith(("/proc/", "/sys/", "/dev/shm")):
+        raise RuntimeError(f"opened {args[0]}")
+
+sys.addaudithook(refuse)
+sys.argv = sys.argv[1:]
+sys.path[0] = os.path.dirname(sys.argv[0])
+runpy.run_path(sys.argv[0], run_name="__main__")
+"""
+
+
+@pytest.mark.parametrize("trainer", [TRAINER, NAIVE.parent / "golf" / "train.py"])
+def test_training_needs_nothing_that_only_linux_has(trainer: Path, dataset: Path, tmp_path: Path) -> None:
+    (tmp_path / "mac.py").write_text(LINUX_ONLY)
+    args = options(dataset, tmp_path / "a.zst", "--steps", "2")
+    finish(start(tmp_path / "mac.py", [str(trainer), *args]))
+    assert lines(tmp_path / "a.jsonl")[-1]["steps"] == 2
+    assert (tmp_path / "a.png").is_file()

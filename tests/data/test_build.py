@@ -1,6 +1,7 @@
 """`pgolf data build`: what it writes, what it refuses, and that it can be killed."""
 
 import errno
+import gzip
 import json
 import os
 import random
@@ -9,6 +10,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Sequence
+from itertools import pairwise
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -28,8 +30,9 @@ from conftest import SHARED, needs_fineweb
 from pgolf.cli import main
 from pgolf.data import build as build_module
 from pgolf.data import sources, vocabulary
-from pgolf.data.dataset import Dataset, open_dataset, overlap
+from pgolf.data.dataset import Dataset, load_tokenizer, open_dataset, overlap
 from pgolf.data.shards import read_shard, split_documents
+from pgolf.data.transforms import TRANSFORMS
 
 NASTY = (
     "line\nbreaks\r\n\r\n\n and \ttabs\t",
@@ -84,7 +87,7 @@ def contents(root: Path) -> dict[str, bytes]:
 
 
 def training_texts(dataset: Dataset) -> list[str]:
-    processor = spm.SentencePieceProcessor(model_file=str(dataset.tokenizer))
+    processor = load_tokenizer(dataset.tokenizer)
     return [
         processor.decode(ids.tolist())
         for path in dataset.train_shards
@@ -107,7 +110,9 @@ def test_a_build_opens_and_holds_every_document(run: Run, corpus: Path, tmp_path
     assert summary["overlap"] == overlap(dataset) == 0
 
 
-@pytest.mark.parametrize("kind", ["zst", "frames", "parquet", "files", "lines", "lines.zst", "glob", "folder", "hub"])
+@pytest.mark.parametrize(
+    "kind", ["zst", "frames", "gz", "upper", "parquet", "files", "lines", "lines.zst", "glob", "folder", "hub"]
+)
 def test_formats_are_read_the_same(
     run: Run, tmp_path: Path, tokenizer_model: Path, monkeypatch: pytest.MonkeyPatch, kind: str
 ) -> None:
@@ -126,6 +131,13 @@ def test_formats_are_read_the_same(
         source = tmp_path / "a.jsonl.zst"
         data = plain.read_bytes()
         source.write_bytes(zstandard.compress(data[:3333]) + zstandard.compress(data[3333:]))
+    elif kind == "gz":
+        source = tmp_path / "a.jsonl.gz"
+        data = plain.read_bytes()
+        source.write_bytes(gzip.compress(data[:3333]) + gzip.compress(data[3333:]))
+    elif kind == "upper":
+        source = tmp_path / "A.JSONL.ZST"
+        source.write_bytes(zstandard.compress(plain.read_bytes()))
     elif kind == "parquet":
         source = tmp_path / "a.parquet"
         pq.write_table(pa.table({"text": texts, "n": range(len(texts))}), source, row_group_size=10)
@@ -309,11 +321,24 @@ def test_killed_just_after_a_shard_got_its_name(
     assert contents(tmp_path / "stopped") == contents(tmp_path / "whole")
 
 
+WAITING = """
+import sys, time
+from pgolf.cli import main
+from pgolf.data import build
+close = build._ShardWriter.close_shard
+def wait(self):
+    time.sleep(600 * (self._prefix == "train"))
+    close(self)
+build._ShardWriter.close_shard = wait
+sys.exit(main(sys.argv[1:]))
+"""
+
+
 def test_ctrl_c_ends_in_one_line_and_can_go_on(tmp_path: Path) -> None:
-    source = write_jsonl(tmp_path / "big.jsonl", [words(i, 300) for i in range(2500)])
+    source = write_jsonl(tmp_path / "big.jsonl", CORPUS)
     out = tmp_path / "d"
     args = ["data", "build", str(source), "--val-documents", "20", "--vocab-size", "400", "--out", str(out)]
-    command = [sys.executable, "-m", "pgolf.cli", *args]
+    command = [sys.executable, "-c", WAITING, *args]
     process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, start_new_session=True)
     while not list(out.glob("train_*.part")):
         assert process.poll() is None
@@ -322,7 +347,7 @@ def test_ctrl_c_ends_in_one_line_and_can_go_on(tmp_path: Path) -> None:
     _, err = process.communicate()
     assert (process.returncode, err) == (130, "pgolf: interrupted\n")
     assert main(args) == 0
-    assert len(training_texts(open_dataset(out))) == 2480
+    assert len(training_texts(open_dataset(out))) == 280
 
 
 def test_workers_end_with_a_killed_build(tmp_path: Path) -> None:
@@ -351,6 +376,10 @@ def test_a_dead_worker_is_reported(run: Run, corpus: Path, tmp_path: Path, monke
 
 def _die(*_: object) -> None:
     os._exit(1)
+
+
+def _disk_full(*_: object) -> None:
+    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
 
 def test_a_finished_build_is_left_alone(run: Run, corpus: Path, tmp_path: Path) -> None:
@@ -452,7 +481,7 @@ def jsonl(*lines: bytes) -> dict[str, bytes]:
 
 ERRORS: dict[str, tuple[dict[str, bytes], list[str], int, str]] = {
     "missing file": ({}, ["nowhere.jsonl"], 2, "nowhere.jsonl: no such file or folder"),
-    "missing glob": ({}, ["*.nothing"], 2, "no such file or folder"),
+    "missing glob": ({}, ["*.nothing"], 2, "*.nothing: matches no .jsonl"),
     "unknown extension": ({"a.csv": b"text\n"}, ["a.csv"], 2, "a.csv: unknown extension"),
     "folder without sources": ({"f/a.csv": b"text\n"}, ["f"], 2, "f: the folder holds no .jsonl"),
     "empty source": ({"a.jsonl": b""}, ["a.jsonl"], 2, "hold only 0 documents"),
@@ -469,6 +498,16 @@ ERRORS: dict[str, tuple[dict[str, bytes], list[str], int, str]] = {
         {"a.jsonl.zst": zstandard.compress(jsonl()["bad.jsonl"] * 9)[:-9]}, ["a.jsonl.zst"], 2, "the file is truncated",
     ),
     "not zstd": ({"a.jsonl.zst": b"plainly not"}, ["a.jsonl.zst"], 2, "a.jsonl.zst: not a sound zstd file"),
+    "truncated gzip": (
+        {"a.jsonl.gz": gzip.compress(jsonl()["bad.jsonl"] * 9)[:-9]}, ["a.jsonl.gz"], 2, "the file is truncated",
+    ),
+    "not gzip": ({"a.txt.gz": b"plainly not"}, ["a.txt.gz"], 2, "a.txt.gz: not a sound gzip file"),
+    "a model of control characters": (
+        {"m": b"\n\7\n\5\x80\x80abc" * 2, **jsonl()}, ["bad.jsonl", "--tokenizer", "m"], 2, "m: not a SentencePiece",
+    ),
+    "deep JSON": (jsonl(b"[" * 200_000), ["bad.jsonl"], 2, "line 2: not valid JSON"),
+    "unknown extension in a glob": ({"f/a.csv": b""}, ["f/*"], 2, "f/*: matches no .jsonl"),
+    "hidden files only": ({".f/a.jsonl": b""}, ["*/*.jsonl"], 2, "passed over: a.jsonl (hidden)"),
     "not parquet": ({"a.parquet": b"plainly not parquet"}, ["a.parquet"], 2, "not a sound parquet file"),
     "vocabulary over uint16": (jsonl(), ["bad.jsonl", "--vocab-size", "65537"], 2, "tokens are uint16"),
     "vocabulary over the text": (
@@ -501,6 +540,253 @@ def test_a_users_mistake_is_one_sentence(run: Run, tmp_path: Path, monkeypatch: 
     assert err.startswith("pgolf: ")
     assert err.count("\n") == 1
     assert sorted(tmp_path.rglob("*")) == before
+
+
+def test_a_folder_says_what_it_passes_over(run: Run, tmp_path: Path) -> None:
+    """Read are any case of an extension and .gz; links, hidden files and all else are named and counted."""
+    root, elsewhere = tmp_path / "root", tmp_path / "elsewhere"
+    for folder in (root / ".ipynb_checkpoints", root / "sub", elsewhere):
+        folder.mkdir(parents=True)
+    write_jsonl(root / "B.JSONL", CORPUS[:30])
+    write_jsonl(root / "sub" / "a.jsonl", CORPUS[60:90])
+    (root / "c.jsonl.gz").write_bytes(gzip.compress(write_jsonl(tmp_path / "c", CORPUS[30:60]).read_bytes()))
+    write_jsonl(root / ".ipynb_checkpoints" / "a-checkpoint.jsonl", ["a copy"])
+    write_jsonl(elsewhere / "d.jsonl", ["elsewhere"])
+    (root / "dangling.jsonl").symlink_to("nowhere")
+    (root / "linked").symlink_to(elsewhere)
+    (root / "notes.md").write_text("# Notes")
+    os.mkfifo(root / "fifo.jsonl")
+    args = ["--val-documents", 5, "--vocab-size", 400, "--out"]
+    code, _, err = run(root, *args, tmp_path / "d")
+    assert code == 0
+    assert training_texts(open_dataset(tmp_path / "d")) == CORPUS[5:90]
+    assert err == (
+        f"pgolf: {root}: 3 files taken; passed over: .ipynb_checkpoints (hidden), dangling.jsonl and 1 more (a link), "
+        "fifo.jsonl (a FIFO), notes.md (of an unknown extension)\n"
+    )
+    code, _, err = run(root / "*", *args, tmp_path / "glob")
+    assert code == 0
+    assert "2 files taken; passed over: .ipynb_checkpoints (hidden), dangling.jsonl (a link), fifo.jsonl (no" in err
+    for name in ("dangling.jsonl", "fifo.jsonl"):
+        code, _, err = run(root / name, *args, tmp_path / "x")
+        assert code == 2 and f"{name}: is " in err
+
+
+def test_a_link_that_is_named_is_read(run: Run, corpus: Path, tmp_path: Path) -> None:
+    """As the snapshots of a hub cache are."""
+    (tmp_path / "links").mkdir()
+    (tmp_path / "links" / "a.jsonl").symlink_to(corpus)
+    for name in ("links/a.jsonl", "links/*.jsonl"):
+        out = tmp_path / name.replace("*", "glob").replace("/", "-")
+        assert run(tmp_path / name, "--val-documents", 5, "--vocab-size", 400, "--out", out)[0] == 0
+        assert training_texts(open_dataset(out)) == CORPUS[5:]
+
+
+@pytest.mark.parametrize("where", ["page", "footer", "end"])
+def test_a_damaged_parquet_file_is_named_with_its_row_group(run: Run, tmp_path: Path, where: str) -> None:
+    """And not the folder that is built."""
+    path = tmp_path / "a.parquet"
+    texts = [words(i, 40) for i in range(300)]
+    options = {"compression": "snappy", "use_dictionary": False, "write_page_checksum": True}
+    pq.write_table(pa.table({"text": texts}), path, row_group_size=100, **options)
+    data = bytearray(path.read_bytes())
+    column = pq.ParquetFile(path).metadata.row_group(1).column(0)
+    at = {"page": column.data_page_offset + column.total_compressed_size // 2, "footer": len(data) - 100}
+    if where == "end":
+        del data[-3000:]
+    else:
+        data[at[where] : at[where] + 40] = bytes(40)
+    path.write_bytes(data)
+    code, _, err = run(path, "--val-documents", 2, "--vocab-size", 300, "--out", tmp_path / "d")
+    assert code == 2
+    assert err.startswith(f"pgolf: {path}: {'row group 1: ' if where == 'page' else ''}not a sound parquet file (")
+    assert err.count("\n") == 1
+
+
+def test_text_in_parquet_that_is_not_utf8_is_named(run: Run, tmp_path: Path) -> None:
+    values = pa.StringArray.from_buffers(2, pa.py_buffer(np.int32([0, 2, 4])), pa.py_buffer(b"ab\xff\xfe"))
+    pq.write_table(pa.table({"text": values}), tmp_path / "a.parquet")
+    code, _, err = run(tmp_path / "a.parquet", "--val-documents", 1, "--out", tmp_path / "d")
+    assert code == 2
+    assert "row 2: byte 0 is not UTF-8" in err
+
+
+def test_a_zstd_window_of_two_gigabytes_is_read(run: Run, tmp_path: Path) -> None:
+    """What `zstd --long=31` writes when it reads from a pipe: it asks for all of the window."""
+    texts = CORPUS[:40]
+    parameters = zstandard.ZstdCompressionParameters(window_log=31, write_content_size=False)
+    packer = zstandard.ZstdCompressor(compression_params=parameters).compressobj()
+    data = write_jsonl(tmp_path / "a.jsonl", texts).read_bytes()
+    (tmp_path / "a.jsonl.zst").write_bytes(packer.compress(data) + packer.flush())
+    assert zstandard.get_frame_parameters((tmp_path / "a.jsonl.zst").read_bytes()).window_size == 1 << 31
+    code, _, err = run(tmp_path / "a.jsonl.zst", "--val-documents", 2, "--vocab-size", 400, "--out", tmp_path / "d")
+    assert (code, err) == (0, "")
+    assert training_texts(open_dataset(tmp_path / "d")) == texts[2:]
+
+
+@given(text=st.text(alphabet="ab \n", max_size=60), size=st.integers(1, 9))
+def test_pieces_for_training_are_bounded_and_whole(text: str, size: int) -> None:
+    """Their length, whatever the text; and where there are spaces, a cut falls before one."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(vocabulary, "_PIECE_CHARACTERS", size)
+        pieces = list(vocabulary._pieces(text))
+    assert "".join(pieces) == text
+    assert all(0 < len(piece) <= size for piece in pieces)
+    for piece, after in pairwise(pieces):
+        assert after[0] == " " or " " not in piece[1:]
+
+
+def test_pieces_do_not_change_the_tokenizer(monkeypatch: pytest.MonkeyPatch) -> None:
+    whole = vocabulary.train(CORPUS, 400, "identity")
+    monkeypatch.setattr(vocabulary, "_PIECE_CHARACTERS", 50)
+    models = [spm.SentencePieceProcessor(model_proto=m) for m in (whole, vocabulary.train(CORPUS, 400, "identity"))]
+    pieces = [[model.id_to_piece(i) for i in range(400)] for model in models]
+    assert pieces[0] == pieces[1]
+
+
+def test_a_word_of_any_length_can_be_trained_on(run: Run, tmp_path: Path) -> None:
+    """SentencePiece 0.2.1 ends the process at words over 65,535 characters."""
+    source = write_jsonl(tmp_path / "a.jsonl", [*CORPUS[:20], "ab" * 40_000, *CORPUS[20:40]])
+    assert run(source, "--val-documents", 2, "--vocab-size", 400, "--out", tmp_path / "d")[0] == 0
+    assert "ab" * 40_000 in training_texts(open_dataset(tmp_path / "d"))
+
+
+def test_bad_documents_are_skipped_and_counted(run: Run, tmp_path: Path) -> None:
+    """Each kind, on both sides; the documents between them keep their order."""
+    bad = [b'{"text": ', b"[1]", b'{"body": "b"}', b'{"text": 7}', b'{"text": "a\\ud800"}', b'{"text": "\xff"}']
+    good = [json.dumps({"text": text}).encode() for text in CORPUS]
+    lines = [bad[0], good[0], *bad[1:3], good[1], *good[2:100], *bad, *good[100:]]
+    source = tmp_path / "a.jsonl"
+    source.write_bytes(b"\n".join(lines) + b"\n")
+    args = [source, "--val-documents", 2, "--vocab-size", 400, "--out", tmp_path / "d"]
+    assert run(*args)[0] == 2
+    code, out, _ = run(*args, "--skip-bad")
+    assert code == 0
+    assert "9 documents skipped that have no text or are not sound" in out
+    dataset = open_dataset(tmp_path / "d")
+    assert dataset.index is not None
+    assert (dataset.index["text"]["skipped_bad"], dataset.index["train"]["skipped_bad"]) == (3, 6)
+    assert [d.decode() for d in dataset.canonical_text().documents] == CORPUS[:2]
+    assert training_texts(dataset) == CORPUS[2:]
+    assert "other skip_bad" in run(*args)[2]
+
+
+CASED = [f"Mr. {a.title()} met NASA's {b} AND \ue000{a.upper()}\ue001 iN Oslo" for a, b in zip(*2 * [iter(CORPUS)])]  # noqa: B905
+
+
+@pytest.mark.parametrize("normalization", ["identity", "nmt_nfkc"])
+def test_a_transform_leaves_the_canonical_text_alone(run: Run, tmp_path: Path, normalization: str) -> None:
+    """Shards and tokenizer are made of transformed text; bits are per byte of the original one."""
+    source = write_jsonl(tmp_path / "a.jsonl", CASED)
+    args = [source, "--val-documents", 9, "--vocab-size", 500, "--normalization", normalization, "--out"]
+    assert run(*args, tmp_path / "plain")[0] == run(*args, tmp_path / "cased", "--transform", "case-1")[0] == 0
+    plain, cased = open_dataset(tmp_path / "plain"), open_dataset(tmp_path / "cased")
+    assert (plain.transform, cased.transform) == (None, "case-1")
+    text = cased.canonical_text()
+    assert text.sha256 == plain.canonical_text().sha256
+    if normalization == "identity":
+        assert [d.decode() for d in text.documents] == CASED[:9]
+    transform = TRANSFORMS["case-1"]
+    processor = load_tokenizer(cased.tokenizer)
+    (path,) = cased.val_shards
+    ids = list(split_documents(path, read_shard(path, 500), cased.bos))
+    assert [processor.decode(i.tolist()) for i in ids] == [transform.apply(d.decode()) for d in text.documents]
+    assert [transform.invert(t) for t in training_texts(cased)] == training_texts(plain)
+    assert cased.index is not None and plain.index is not None
+    assert cased.index["train"]["bytes"] == plain.index["train"]["bytes"]
+    assert not any(processor.id_to_piece(i).lower() != processor.id_to_piece(i) for i in range(259, 500))
+
+
+def test_an_unknown_character_behind_a_transform_is_placed_in_the_document(run: Run, tmp_path: Path) -> None:
+    model = tmp_path / "m"
+    with model.open("wb") as file:
+        spm.SentencePieceTrainer.train(
+            sentence_iterator=iter(["ab \ue000"] * 9), model_writer=file, vocab_size=8, hard_vocab_limit=False,
+            normalization_rule_name="identity", add_dummy_prefix=False, remove_extra_whitespaces=False, minloglevel=3,
+        )  # fmt: skip
+    source = write_jsonl(tmp_path / "a.jsonl", ["ab", "A Bx", "ab"])
+    args = [source, "--val-documents", 2, "--tokenizer", model, "--transform", "case-1", "--out", tmp_path / "d"]
+    assert "line 2: the tokenizer is lossy: it does not know 'x' (byte 3 of the document)" in run(*args)[2]
+
+
+def test_any_bytes_in_names(run: Run, tmp_path: Path) -> None:
+    """A file name need not be text; it can be built from, built to and complained about, on any terminal."""
+    source = write_jsonl(tmp_path / os.fsdecode(b"\xff\xfe.jsonl"), CORPUS)
+    model_options = ["--val-documents", 5, "--vocab-size", 400, "--out"]
+    out = tmp_path / os.fsdecode(b"d\x80")
+    assert run(source, *model_options, out)[0] == 0
+    assert "already built" in run(source, *model_options, out)[1]
+    dataset = open_dataset(out)
+    assert dataset.name == out.name
+    assert training_texts(dataset) == CORPUS[5:]
+    code, _, _ = run(source, "--val-documents", 5, "--tokenizer", dataset.tokenizer, "--out", tmp_path / "e")
+    assert code == 0
+    start = [sys.executable, "-m", "pgolf.cli", "data", "build", str(source), "--val-documents", "5"]
+    command = [*start, "--vocab-size", "400", "--out", str(out)]
+    done = subprocess.run(command, capture_output=True, env=os.environ | {"PYTHONIOENCODING": "ascii"})
+    assert (done.returncode, done.stderr) == (0, b"")
+    assert b"\\udc80: already built" in done.stdout
+    command = [*start, "--tokenizer", str(source), "--out", str(tmp_path / "f")]
+    done = subprocess.run(command, capture_output=True)
+    assert done.returncode == 2
+    assert done.stderr.endswith(b"\\udcff\\udcfe.jsonl: not a SentencePiece model\n")
+
+
+@pytest.mark.parametrize("name", ["val_documents.jsonl.part", "val_000000.bin.part", "train_000000.bin.part"])
+@pytest.mark.parametrize("kind", ["link", "fifo"])
+def test_what_lies_under_a_part_name_is_not_written_to(
+    run: Run, corpus: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, kind: str
+) -> None:
+    """A folder from elsewhere, with a build that goes on in it."""
+    out, victim = tmp_path / "d", tmp_path / "victim"
+    victim.write_bytes(b"precious" * 10_000)
+    args = [corpus, "--val-documents", 10, "--vocab-size", 400, "--out", out]
+    with monkeypatch.context() as patch:
+        patch.setattr(build_module._Builder, "_validate", _disk_full)
+        assert run(*args)[0] == 3
+    (out / name).symlink_to(victim) if kind == "link" else os.mkfifo(out / name)
+    assert run(*args)[0] == 0
+    assert victim.read_bytes() == b"precious" * 10_000
+    assert training_texts(open_dataset(out)) == CORPUS[10:]
+    assert all(path.is_file() and not path.is_symlink() for path in out.iterdir())
+
+
+def test_a_checkpoint_is_not_taken_up_through_a_link(
+    run: Run, corpus: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The unfinished shard is appended to, so it must be there itself."""
+    monkeypatch.setattr(sources, "_BLOCK_BYTES", 2000)
+    monkeypatch.setattr(build_module, "_CHECKPOINT_SECONDS", 0.0)
+    out, victim = tmp_path / "d", tmp_path / "victim"
+    args = [corpus, "--val-documents", 10, "--vocab-size", 400, "--out", out]
+    with monkeypatch.context() as patch:
+        patch.setattr(build_module._Builder, "_finish", _disk_full)
+        close = build_module._ShardWriter.close_shard
+        patch.setattr(build_module._ShardWriter, "close_shard", lambda self: self._prefix == "train" or close(self))
+        assert run(*args)[0] == 3
+    part = out / "train_000000.bin.part"
+    part.rename(victim)
+    part.symlink_to(victim)
+    before = victim.read_bytes()
+    code, _, err = run(*args)
+    assert code == 3 and "train_000000.bin.part: is a link" in err
+    assert victim.read_bytes() == before
+
+
+@pytest.mark.parametrize("content", ["[" * 200_000, "{", "[]", '{"settings": {}, "position": "x", "more": 1}'])
+def test_a_damaged_checkpoint_is_one_sentence(run: Run, corpus: Path, tmp_path: Path, content: str) -> None:
+    (tmp_path / "d").mkdir()
+    (tmp_path / "d" / "build.json").write_text(content)
+    code, _, err = run(corpus, "--val-documents", 10, "--out", tmp_path / "d")
+    assert code == 3 and "build.json: damaged" in err and err.count("\n") == 1
+
+
+def test_an_empty_out_is_refused(run: Run, corpus: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as stop:
+        run(corpus, "--val-documents", 10, "--out", "")
+    assert stop.value.code == 2
+    assert "the name of the folder is empty" in capsys.readouterr().err
+    assert run(corpus, "--val-documents", 10, "--out", "/")[0] == 2
 
 
 def test_a_late_mistake_leaves_nothing_behind(run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,7 +1,9 @@
 """Dataset folders: both layouts open, and whatever is off is named with its file and offset."""
 
 import json
+import os
 import shutil
+import tracemalloc
 from pathlib import Path
 
 import numpy as np
@@ -75,14 +77,124 @@ def test_shard_that_begins_inside_a_document(tmp_path: Path) -> None:
         list(split_documents(path, read_shard(path, 64), 1))
 
 
-@pytest.mark.parametrize("content", ["", "[]", "{}", '{"format": 99}', '{"format": 1, "shards": 3}'])
-def test_broken_index(dataset: Path, tmp_path: Path, content: str) -> None:
+@pytest.fixture
+def copy(dataset: Path, tmp_path: Path) -> Path:
+    """A copy of the small dataset that a test may spoil."""
+    return Path(shutil.copytree(dataset, tmp_path / "copy"))
+
+
+@pytest.mark.parametrize("content", ["", "[]", "{}", '{"format": 99}', "[" * 200_000, '{"a":' * 200_000, "9" * 5000])
+def test_broken_index(copy: Path, content: str) -> None:
     """A dataset.json that is none is one sentence."""
-    root = tmp_path / "copy"
-    shutil.copytree(dataset, root)
-    (root / "dataset.json").write_text(content)
+    (copy / "dataset.json").write_text(content)
     with pytest.raises(EnvironmentBroken, match=r"dataset\.json"):
-        open_dataset(root)
+        open_dataset(copy)
+
+
+FIELDS = [
+    ("name",), ("environment",), ("shards",), ("shards", 0), ("shards", 0, "file"), ("shards", 1, "sha256"),
+    ("tokenizer",), ("tokenizer", "file"), ("tokenizer", "sha256"), ("tokenizer", "vocab_size"), ("tokenizer", "bos"),
+    ("tokenizer", "transform"), ("text",), ("text", "file"), ("text", "sha256"), ("text", "bytes"),
+    ("text", "documents"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("field", FIELDS, ids=lambda field: "-".join(map(str, field)))
+@pytest.mark.parametrize("value", [3.5, -1, 1 << 40, [], ["file", "sha256"], {}, "a\0b", "text"])
+def test_every_field_of_the_index_is_checked(copy: Path, field: tuple[str | int, ...], value: object) -> None:
+    """A wrong type or size is one sentence that names the field, when the dataset is opened or its text is read."""
+    index = json.loads((copy / "dataset.json").read_text())
+    entry = index
+    for key in field[:-1]:
+        entry = entry[key]
+    if isinstance(value, str) and field[-1] in ("name", "file", "sha256"):
+        value = [value]  # these are strings
+    entry[field[-1]] = value
+    (copy / "dataset.json").write_text(json.dumps(index))
+    if (field, value) == (("shards",), []):
+        return  # no shards: allowed
+    with pytest.raises(EnvironmentBroken) as caught:
+        open_dataset(copy)
+    assert f"dataset.json: {field[0]}" in str(caught.value) and "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("field", [("shards", 0), ("shards", 1), ("tokenizer",), ("text",)], ids=str)
+@pytest.mark.parametrize("name", ["/etc/passwd", "../outside", "sub/../../outside", "link", "folder/x", "circle"])
+def test_the_files_of_a_dataset_lie_in_its_folder(copy: Path, field: tuple[str | int, ...], name: str) -> None:
+    """A name or a link that leads elsewhere is one sentence."""
+    index = json.loads((copy / "dataset.json").read_text())
+    entry = index
+    for key in field:
+        entry = entry[key]
+    outside = copy.parent / "outside"
+    outside.mkdir()
+    shutil.copy(copy / entry["file"], outside / "x")
+    (copy / "link").symlink_to(outside / "x")
+    (copy / "folder").symlink_to(outside)
+    (copy / "circle").symlink_to("circle")
+    (copy / "sub").mkdir()
+    entry["file"] = name
+    (copy / "dataset.json").write_text(json.dumps(index))
+    with pytest.raises(EnvironmentBroken, match="lies outside the dataset's folder; copy the file itself into it"):
+        open_dataset(copy).canonical_text()
+
+
+def test_a_dataset_folder_may_be_a_link(copy: Path) -> None:
+    """And links that stay inside it are followed."""
+    (copy.parent / "link").symlink_to(copy)
+    (copy / "val_documents.jsonl").rename(copy / "text")
+    (copy / "val_documents.jsonl").symlink_to("text")
+    assert open_dataset(copy.parent / "link").canonical_text().sha256 == open_dataset(copy).canonical_text().sha256
+
+
+@pytest.mark.parametrize("name", ["dataset.json", "val_documents.jsonl", "tokenizer.model", "val_000000.bin"])
+def test_what_is_no_regular_file_is_not_waited_for(copy: Path, name: str) -> None:
+    """A FIFO blocks whoever opens it."""
+    (copy / name).unlink()
+    os.mkfifo(copy / name)
+    with pytest.raises((EnvironmentBroken, UsageError), match=name if name != "dataset.json" else "is no dataset"):
+        dataset = open_dataset(copy)
+        dataset.canonical_text()
+        overlap(dataset)
+
+
+@pytest.mark.parametrize(
+    "line", ["[" * 200_000, "[]", '{"text": 7}', '{"text": "\\ud800"}', "", '{"text": "' + "a" * 9]
+)
+def test_a_broken_text_is_one_sentence(copy: Path, line: str) -> None:
+    """With the line's number."""
+    path = copy / "val_documents.jsonl"
+    lines = path.read_text().splitlines()
+    lines[3] = line
+    path.write_text("\n".join(lines) + "\n")
+    with pytest.raises(EnvironmentBroken, match="line 4: not a document"):
+        open_dataset(copy).canonical_text()
+
+
+@pytest.mark.parametrize("line", ['{"text": "' + "a" * 9_000_000 + '"}', "\n".join(['{"text": ""}'] * 9000)])
+def test_no_more_text_is_held_than_the_index_promises(copy: Path, line: str) -> None:
+    """Neither bytes nor documents; what follows is not read."""
+    path = copy / "val_documents.jsonl"
+    path.write_text(line + "\n" + path.read_text())
+    tracemalloc.start()
+    try:
+        with pytest.raises(EnvironmentBroken, match=r"val_documents\.jsonl"):
+            open_dataset(copy).canonical_text()
+        assert tracemalloc.get_traced_memory()[1] < 2_000_000
+    finally:
+        tracemalloc.stop()
+
+
+def test_marks_of_a_dataset(copy: Path) -> None:
+    """Whether its text can be rebuilt from the environment, and what stands before its tokenizer."""
+    dataset = open_dataset(copy)
+    assert (dataset.from_environment, dataset.transform) == (False, None)
+    index = json.loads((copy / "dataset.json").read_text())
+    index["environment"] = True
+    index["tokenizer"]["transform"] = "case-1"
+    (copy / "dataset.json").write_text(json.dumps(index))
+    dataset = open_dataset(copy)
+    assert (dataset.from_environment, dataset.transform) == (True, "case-1")
 
 
 def test_exchanged_tokenizer(dataset: Path, tmp_path: Path) -> None:
@@ -90,7 +202,7 @@ def test_exchanged_tokenizer(dataset: Path, tmp_path: Path) -> None:
     root = tmp_path / "copy"
     shutil.copytree(dataset, root)
     damage(root / "tokenizer.model", 100, b"?")
-    with pytest.raises(EnvironmentBroken, match=r"tokenizer.model: missing or not the file"):
+    with pytest.raises(EnvironmentBroken, match=r"tokenizer.model: not the file that"):
         open_dataset(root)
 
 
@@ -160,7 +272,7 @@ def test_changed_text(dataset: Path, tmp_path: Path) -> None:
     root = tmp_path / "copy"
     shutil.copytree(dataset, root)
     lines = (root / "val_documents.jsonl").read_text().splitlines()
-    lines[6] = json.dumps({"text": "shorter"})
+    lines[6] = json.dumps({"text": "long"})
     (root / "val_documents.jsonl").write_text("\n".join(lines) + "\n")
     with pytest.raises(EnvironmentBroken, match="digest"):
         open_dataset(root).canonical_text()

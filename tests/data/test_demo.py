@@ -32,11 +32,17 @@ def test_demo_builds_and_is_left_alone_the_second_time(
     assert summary["overlap"] == 0
     dataset = open_dataset(tmp_path / "demo")
     assert overlap(dataset) == 0
+    assert dataset.from_environment
     assert 40_000 <= dataset.canonical_text().bytes < 80_000
     before = (tmp_path / "demo" / "dataset.json").read_bytes()
     assert main(["data", "demo", "--out", str(tmp_path / "demo")]) == 0
     assert "already built" in capsys.readouterr().out
     assert (tmp_path / "demo" / "dataset.json").read_bytes() == before
+    index = json.loads(before)
+    del index["environment"]  # as one that was built before there was this mark
+    (tmp_path / "demo" / "dataset.json").write_text(json.dumps(index))
+    assert main(["data", "demo", "--out", str(tmp_path / "demo")]) == 0
+    assert open_dataset(tmp_path / "demo").from_environment
 
 
 def test_the_harvest_is_the_same_every_time(small: None) -> None:

@@ -19,8 +19,12 @@ def worker(body: str, **options: Any) -> Worker:
     """A sandbox whose `answer` runs the body of a Python function that returns a list."""
     source = "def run():\n" + textwrap.indent(textwrap.dedent(body), "    ")
     source += "\ndef decode(ids):\n    return chr(10).join(map(str, run()))\n\ndef encode(text):\n    return []\n"
-    options = {"deadline": time.monotonic() + 60, "isolated": True, **options}
-    return Worker("decode", {"code.py": source.encode()}, config={"tokenizer": "code.py"}, **options)
+    options = {"isolated": True, **options}
+    deadline = options.pop("deadline", time.monotonic() + 60)
+    config = {"tokenizer": "code.py", "transform": None}
+    started = Worker("decode", {"code.py": source.encode()}, config=config, **options)
+    started.channel.deadline = deadline
+    return started
 
 
 def ask(sandbox: Worker) -> list[str]:

@@ -6,6 +6,7 @@ goes when `dataset.json` is there. Since documents are taken in order and shards
 files do not depend on interruptions or on the number of worker processes.
 """
 
+import contextlib
 import fcntl
 import json
 import multiprocessing
@@ -17,7 +18,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from time import monotonic
 from typing import Any, BinaryIO
@@ -27,12 +28,26 @@ import numpy.typing as npt
 from tqdm import tqdm
 
 from pgolf.data import vocabulary
-from pgolf.data.dataset import FORMAT, INDEX, document_digest, file_digest, load_tokenizer, text_digest
+from pgolf.data.dataset import (
+    FORMAT,
+    INDEX,
+    INDEX_BYTES,
+    TEXT_BYTES,
+    TEXT_DOCUMENTS,
+    TOKENIZER_BYTES,
+    VOCAB_SIZE,
+    document_digest,
+    file_digest,
+    load_tokenizer,
+    read_index,
+    text_digest,
+)
 from pgolf.data.shards import HEADER_BYTES, Tokens, header_bytes, read_shard, split_documents
 from pgolf.data.sources import Batch, Source, read
-from pgolf.data.vocabulary import Encoded
+from pgolf.data.transforms import TRANSFORMS
+from pgolf.data.vocabulary import Encoded, Encoding
 from pgolf.errors import EnvironmentBroken, UsageError
-from pgolf.files import write_whole
+from pgolf.files import check_replaceable, is_temporary, read_regular, write_atomically
 
 STATE = "build.json"
 SHARD_TOKENS = 100_000_000
@@ -60,23 +75,31 @@ class Settings:
     vocab_size: int = 1024
     normalization: str = "identity"
     shard_tokens: int = SHARD_TOKENS
+    transform: str | None = None
+    """Name of the transform that text goes through before the tokenizer."""
+    skip_bad: bool = False
+    """Leave out documents that have no text, and count them, instead of ending there."""
+    from_environment: bool = False
+    """Whether the text can be rebuilt from what is installed on the machine."""
 
     def identity(self) -> _Json:
         """The settings with digests in place of paths. Raises UsageError for what cannot work."""
         if not 1 <= self.shard_tokens <= 1_000_000_000:
             raise UsageError(f"--shard-tokens {self.shard_tokens} is not between 1 and 1,000,000,000")
         if self.tokenizer is None:
-            if not 1 <= self.vocab_size <= vocabulary.VOCAB_SIZE:
+            if not 1 <= self.vocab_size <= VOCAB_SIZE:
                 raise UsageError(
-                    f"--vocab-size {self.vocab_size} is not between 1 and {vocabulary.VOCAB_SIZE:,}: tokens are uint16"
+                    f"--vocab-size {self.vocab_size} is not between 1 and {VOCAB_SIZE:,}: tokens are uint16"
                 )
             tokenizer: _Json = {"vocab_size": self.vocab_size, "normalization": self.normalization}
         else:
             vocabulary.check(self.tokenizer)
             tokenizer = {"sha256": file_digest(self.tokenizer)}
+        if self.transform not in (None, *TRANSFORMS):
+            raise UsageError(f"--transform {self.transform}: known are {', '.join(TRANSFORMS)}")
         if isinstance(self.validation, int):
-            if self.validation < 1:
-                raise UsageError(f"--val-documents {self.validation} holds nothing out; give 1 or more")
+            if not 1 <= self.validation <= TEXT_DOCUMENTS:
+                raise UsageError(f"--val-documents {self.validation} is not between 1 and {TEXT_DOCUMENTS:,}")
             validation: int | list[_Json] = self.validation
         else:
             validation = [source.identity() for source in self.validation]
@@ -87,6 +110,8 @@ class Settings:
             "field": self.field,
             "tokenizer": tokenizer,
             "shard_tokens": self.shard_tokens,
+            "transform": self.transform,
+            "skip_bad": self.skip_bad or None,  # like the absent field of an older build
         }
 
 
@@ -104,7 +129,9 @@ class _State:
     part_tokens: int = 0
     """Tokens of the unfinished shard that belong to documents before `position`."""
     counts: _Json = field(
-        default_factory=lambda: {"documents": 0, "tokens": 0, "bytes": 0, "dropped_empty": 0, "dropped_overlap": 0}
+        default_factory=lambda: dict.fromkeys(
+            ("documents", "tokens", "bytes", "dropped_empty", "dropped_overlap", "skipped_bad"), 0
+        )
     )
 
 
@@ -125,20 +152,29 @@ def build(settings: Settings, out: Path, workers: int) -> _Json:
 def finished(out: Path, identity: _Json | None = None) -> _Json | None:
     """The index of a finished folder, None if it is not finished.
 
-    Raises UsageError when it was built with settings other than `identity`.
+    Raises UsageError when it was built with settings other than `identity`, or not here, and EnvironmentBroken when
+    its index is damaged.
     """
     path = out / INDEX
     if not path.is_file():
         return None
-    try:
-        index: _Json = json.loads(path.read_text(encoding="utf-8"))
-        settings = index["build"]
-    except (ValueError, KeyError, TypeError):
-        raise UsageError(f"{out}: holds a dataset that was not built here; choose another --out") from None
+    index = read_index(path)
+    if not _is_complete(index):
+        raise UsageError(f"{out}: holds a dataset that was not built here; choose another --out")
     if identity is not None:
-        _check_same(out, settings, identity)
+        _check_same(out, index["build"], identity)
     (out / STATE).unlink(missing_ok=True)
     return index
+
+
+def _is_complete(index: _Json) -> bool:
+    """Whether it has what a build writes beyond what `read_index` asks for."""
+    train, text = index.get("train"), index["text"]
+    if not isinstance(train, dict) or not isinstance(index.get("build"), dict):
+        return False
+    counts = [train.get(key) for key in ("documents", "tokens", "bytes", "dropped_empty", "dropped_overlap")]
+    counts += [text.get(key) for key in ("tokens", "dropped_empty", "changed_by_tokenizer")]
+    return all(isinstance(count, int) for count in (*counts, index.get("overlap")))
 
 
 class _Builder:
@@ -154,7 +190,7 @@ class _Builder:
         if isinstance(self._settings.validation, int):
             self._held_out = self._find_held_out(self._settings.validation)
         if not (self._out / _TOKENIZER).is_file():
-            write_whole(self._out / _TOKENIZER, self._make_tokenizer())
+            write_atomically(self._out / _TOKENIZER, self._make_tokenizer())
         if self._state.validation is None:
             self._state.validation = self._validate()
             self._state.position = self._held_out
@@ -166,9 +202,9 @@ class _Builder:
         """How many documents of the sources to take so that `wanted` of them are not empty."""
         position = found = 0
         for batch in read(self._settings.sources, self._settings.field):
-            for _, text in batch.texts(self._settings.field):
+            for _, text in batch.sound_texts(self._settings.field, self._settings.skip_bad):
                 position += 1
-                found += bool(text.strip())
+                found += bool(text and text.strip())
                 if found == wanted:
                     return position
         raise UsageError(f"the sources hold only {found} documents that are not empty; {wanted} cannot be held out")
@@ -176,11 +212,13 @@ class _Builder:
     def _make_tokenizer(self) -> bytes:
         settings = self._settings
         if settings.tokenizer is not None:
-            return settings.tokenizer.read_bytes()
+            return read_regular(settings.tokenizer, TOKENIZER_BYTES)
         sample = list(self._sample())
         if not sample:
             raise UsageError("the sources hold no training document")
-        return self._pool.submit(vocabulary.train, sample, settings.vocab_size, settings.normalization).result()
+        return self._pool.submit(
+            vocabulary.train, sample, settings.vocab_size, settings.normalization, settings.transform
+        ).result()
 
     def _sample(self) -> Iterator[str]:
         """The beginning of the training text: an equal share of each source, and no more than the bound."""
@@ -192,8 +230,9 @@ class _Builder:
                 skipped = max(self._held_out - position, 0)
                 position += batch.count
                 if skipped < batch.count:
-                    for _, text in batch.slice(skipped, batch.count).texts(self._settings.field):
-                        if text.strip() and taken < share:
+                    rest = batch.slice(skipped, batch.count)
+                    for _, text in rest.sound_texts(self._settings.field, self._settings.skip_bad):
+                        if text and text.strip() and taken < share:
                             yield text
                             taken += len(text)
                 if taken >= share:
@@ -209,17 +248,21 @@ class _Builder:
             batches = read(settings.sources, settings.field, 0, self._held_out)
         else:
             batches = read(settings.validation, settings.field)
-        counts = {"documents": 0, "bytes": 0, "tokens": 0, "dropped_empty": 0, "changed_by_tokenizer": 0}
+        names = ("documents", "bytes", "tokens", "dropped_empty", "skipped_bad", "changed_by_tokenizer")
+        counts = dict.fromkeys(names, 0)
         path = self._out / _DOCUMENTS
         part = path.with_name(path.name + ".part")
         shards = _ShardWriter(self._out, "val", settings.shard_tokens, [], 0)
-        with shards, part.open("w", encoding="utf-8") as file, self._bar("validation") as bar:
+        with shards, _created(part) as file, self._bar("validation") as bar:
             for batch, encoded in self._encoded(batches, canonical=True):
-                file.writelines(json.dumps({"text": text}, ensure_ascii=False) + "\n" for text in encoded.canonical)
+                file.writelines(_dumped_line({"text": text}) for text in encoded.canonical)
                 shards.add(encoded.tokens, encoded.lengths)
                 _count(counts, encoded)
                 counts["changed_by_tokenizer"] += encoded.changed
                 bar.update(batch.count)
+                if counts["bytes"] > TEXT_BYTES or counts["documents"] > TEXT_DOCUMENTS:
+                    limits = f"{TEXT_BYTES:,} bytes or {TEXT_DOCUMENTS:,} documents"
+                    raise UsageError(f"the validation text has over {limits}; hold out less")
             shards.close_shard()
         if not counts["documents"]:
             raise UsageError("the validation sources hold no document")
@@ -273,6 +316,7 @@ class _Builder:
                 "sha256": file_digest(model),
                 "vocab_size": processor.vocab_size(),
                 "bos": processor.bos_id(),
+                "transform": self._settings.transform,
             },
             "shards": [*self._state.shards, *validation["shards"]],
             "text": text | counts,
@@ -280,7 +324,9 @@ class _Builder:
             "overlap": 0,  # training documents that are validation documents too: each one was dropped
             "build": self._state.settings,
         }
-        write_whole(self._out / INDEX, _dumped(index))
+        if self._settings.from_environment:
+            index["environment"] = True
+        write_atomically(self._out / INDEX, _dumped(index))
         (self._out / STATE).unlink()
         return index
 
@@ -296,9 +342,10 @@ class _Builder:
     def _encoded(self, batches: Iterable[Batch], canonical: bool) -> Iterator[tuple[Batch, Encoded]]:
         """Tokenise in the worker processes, in order, a bounded number of batches ahead."""
         pending: deque[tuple[Batch, Future[Encoded]]] = deque()
-        model = self._out / _TOKENIZER
+        settings = self._settings
+        encoding = Encoding(settings.field, self._out / _TOKENIZER, settings.transform, settings.skip_bad)
         for batch in batches:
-            future = self._pool.submit(vocabulary.encode, batch, self._settings.field, model, canonical)
+            future = self._pool.submit(vocabulary.encode, batch, encoding, canonical)
             pending.append((batch, future))
             if len(pending) > self._ahead:
                 done, oldest = pending.popleft()
@@ -307,7 +354,7 @@ class _Builder:
             yield done, oldest.result()
 
     def _save(self) -> None:
-        write_whole(self._out / STATE, _dumped(asdict(self._state)))
+        write_atomically(self._out / STATE, _dumped(asdict(self._state)))
 
     def _bar(self, title: str, total: int | None = None, initial: int = 0) -> "tqdm[Any]":
         unit = "B" if total else "doc"
@@ -376,7 +423,7 @@ class _ShardWriter:
 
     def _append(self, tokens: Tokens) -> None:
         if self._file is None:
-            self._file = self._paths()[1].open("wb")
+            self._file = _created(self._paths()[1])
             self._file.write(header_bytes(0))
         self._file.write(tokens.astype("<u2", copy=False).tobytes())
         self._tokens += len(tokens)
@@ -385,6 +432,7 @@ class _ShardWriter:
         path, part = self._paths()
         if not part.is_file() and path.is_file():
             path.replace(part)  # it was finished after the last checkpoint: take back what came later
+        check_replaceable(part)  # appended to, that is, so no link is followed
         size = HEADER_BYTES + 2 * tokens
         if not part.is_file() or part.stat().st_size < size:
             raise EnvironmentBroken(f"{part}: shorter than {STATE} says; delete the folder and build again")
@@ -405,8 +453,8 @@ def _without(encoded: Encoded, known: frozenset[bytes]) -> tuple[Encoded, int]:
     if not dropped:
         return encoded, 0
     tokens = encoded.tokens[np.repeat(keep, encoded.lengths)]
-    kept = Encoded(tokens, encoded.lengths[keep], [], encoded.sizes[keep], encoded.empty, [], encoded.changed)
-    return kept, dropped
+    lengths, sizes = encoded.lengths[keep], encoded.sizes[keep]
+    return replace(encoded, tokens=tokens, lengths=lengths, sizes=sizes, digests=[], canonical=[]), dropped
 
 
 def _count(counts: _Json, encoded: Encoded) -> None:
@@ -414,6 +462,7 @@ def _count(counts: _Json, encoded: Encoded) -> None:
     counts["tokens"] += len(encoded.tokens)
     counts["bytes"] += int(encoded.sizes.sum())
     counts["dropped_empty"] += encoded.empty
+    counts["skipped_bad"] += encoded.bad
 
 
 @contextmanager
@@ -427,6 +476,8 @@ def _claimed(out: Path, identity: _Json) -> Iterator[_State]:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
             state = _load_state(out, identity)
+            for path in filter(is_temporary, out.iterdir()):
+                path.unlink()
             yield state
         finally:
             os.close(lock)
@@ -453,15 +504,15 @@ def _load_state(out: Path, identity: _Json) -> _State:
     path = out / STATE
     if path.is_file():
         try:
-            state = _State(**json.loads(path.read_text(encoding="utf-8")))
-        except (ValueError, TypeError):
+            state = _State(**json.loads(read_regular(path, INDEX_BYTES)))
+        except (ValueError, TypeError, RecursionError):
             raise EnvironmentBroken(f"{path}: damaged; delete the folder and build again") from None
         _check_same(out, state.settings, identity)
         return state
-    if others := [p.name for p in out.iterdir() if p.name != STATE + ".part"]:
+    if others := [p.name for p in out.iterdir() if not is_temporary(p)]:
         raise UsageError(f"{out}: is not empty ({min(others)}) and no build began there; choose another --out")
     state = _State(identity)
-    write_whole(path, _dumped(asdict(state)))
+    write_atomically(path, _dumped(asdict(state)))
     return state
 
 
@@ -473,11 +524,18 @@ def _check_same(out: Path, before: _Json, now: _Json) -> None:
 
 
 def _remove(out: Path, made: bool) -> None:
-    for name in (STATE, _TOKENIZER, _DOCUMENTS, "train_*.bin", "val_*.bin"):
-        for path in (*out.glob(name), *out.glob(name + ".part")):
-            path.unlink()
-    if made:
-        out.rmdir()
+    with contextlib.suppress(OSError):  # the mistake is what matters
+        for name in (STATE, _TOKENIZER, _DOCUMENTS, "train_*.bin", "val_*.bin"):
+            for path in (*out.glob(name), *out.glob(name + ".part")):
+                path.unlink()
+        if made:
+            out.rmdir()
+
+
+def _created(path: Path) -> BinaryIO:
+    """A new file under `path`, open for writing; whatever lay there is removed, never written to."""
+    path.unlink(missing_ok=True)
+    return path.open("xb")
 
 
 @contextmanager
@@ -511,4 +569,9 @@ def _described(settings: _Json) -> str:
 
 
 def _dumped(value: _Json) -> bytes:
-    return (json.dumps(value, indent=1, ensure_ascii=False) + "\n").encode()
+    """JSON. Bytes of a file name that are no text become escapes, which JSON has too."""
+    return (json.dumps(value, indent=1, ensure_ascii=False) + "\n").encode(errors="backslashreplace")
+
+
+def _dumped_line(value: _Json) -> bytes:
+    return (json.dumps(value, ensure_ascii=False) + "\n").encode()

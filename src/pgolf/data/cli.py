@@ -3,6 +3,7 @@
 import argparse
 import json
 import os
+import sys
 from pathlib import Path
 from time import monotonic
 from typing import Any
@@ -11,8 +12,10 @@ from pgolf.commands import Commands, add_command
 from pgolf.data import demo
 from pgolf.data.build import SHARD_TOKENS, Settings, build, finished
 from pgolf.data.sources import resolve
+from pgolf.data.transforms import TRANSFORMS
 from pgolf.data.vocabulary import NORMALIZATIONS
 from pgolf.errors import UsageError
+from pgolf.files import printable
 
 
 def add_parser(commands: "Commands[argparse.ArgumentParser]") -> None:
@@ -44,9 +47,10 @@ def _add_build(commands: "Commands[argparse.ArgumentParser]") -> None:
         "sources",
         nargs="+",
         metavar="SOURCE",
-        help="a .jsonl, .jsonl.zst, .parquet, .txt or .txt.zst file, a folder or glob of them, or a hub dataset",
+        help="a .jsonl, .parquet or .txt file (.jsonl and .txt also as .gz or .zst), a folder or glob of them, or a "
+        "hub dataset",
     )
-    parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="the dataset folder")
+    parser.add_argument("--out", type=_folder, required=True, metavar="DIR", help="the dataset folder")
     held_out = parser.add_mutually_exclusive_group(required=True)
     held_out.add_argument("--val", nargs="+", metavar="SOURCE", help="sources of the validation text")
     held_out.add_argument("--val-documents", type=int, metavar="N", help="hold out the first N documents instead")
@@ -65,6 +69,12 @@ def _add_build(commands: "Commands[argparse.ArgumentParser]") -> None:
     parser.add_argument(
         "--shard-tokens", type=int, default=SHARD_TOKENS, metavar="N", help="tokens in a shard (default: %(default)s)"
     )
+    parser.add_argument(
+        "--transform", choices=TRANSFORMS, help="a reversible transform that text goes through before the tokenizer"
+    )
+    parser.add_argument(
+        "--skip-bad", action="store_true", help="leave out documents that have no text or are not sound, and count them"
+    )
     parser.add_argument("--name", help="name of the dataset (default: that of the folder)")
     _add_common(parser)
 
@@ -79,7 +89,11 @@ def _add_demo(commands: "Commands[argparse.ArgumentParser]") -> None:
         _demo,
     )
     parser.add_argument(
-        "--out", type=Path, default=Path("data/demo"), metavar="DIR", help="the dataset folder (default: %(default)s)"
+        "--out",
+        type=_folder,
+        default=Path("data/demo"),
+        metavar="DIR",
+        help="the dataset folder (default: %(default)s)",
     )
     _add_common(parser)
 
@@ -90,14 +104,24 @@ def _add_common(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--json", action="store_true", help="print a summary for programs")
 
 
+def _folder(text: str) -> Path:
+    if not text:
+        raise argparse.ArgumentTypeError("the name of the folder is empty")
+    return Path(text)
+
+
+def _note(sentence: str) -> None:
+    print(f"pgolf: {sentence}", file=sys.stderr)
+
+
 def _build(args: argparse.Namespace) -> int:
     start = monotonic()
     if args.tokenizer and (args.vocab_size or args.normalization):
         raise UsageError("--tokenizer takes a finished model; leave out --vocab-size and --normalization")
     validation: Any = args.val_documents
-    sources = resolve(args.sources, config=args.config, split=args.split, lines=args.lines)
+    sources = resolve(args.sources, config=args.config, split=args.split, lines=args.lines, note=_note)
     if args.val:
-        validation = resolve(args.val, config=args.config, split=args.val_split, lines=args.lines)
+        validation = resolve(args.val, config=args.config, split=args.val_split, lines=args.lines, note=_note)
     settings = Settings(
         name=args.name or args.out.resolve().name,
         sources=sources,
@@ -107,6 +131,8 @@ def _build(args: argparse.Namespace) -> int:
         vocab_size=1024 if args.vocab_size is None else args.vocab_size,
         normalization=args.normalization or "identity",
         shard_tokens=args.shard_tokens,
+        transform=args.transform,
+        skip_bad=args.skip_bad,
     )
     there = finished(args.out) is not None
     index = build(settings, args.out, _workers(args.workers))
@@ -143,7 +169,7 @@ def _report(args: argparse.Namespace, index: dict[str, Any], there: bool, second
     if args.json:
         print(json.dumps(summary))
         return
-    print(f"{args.out}: {'already built, nothing to do' if there else f'built in {seconds:.1f} s'}")
+    print(f"{printable(args.out)}: {'already built, nothing to do' if there else f'built in {seconds:.1f} s'}")
     print(f"{'':12}{'documents':>12}{'tokens':>16}{'bytes':>16}{'bytes/token':>13}")
     for name, counts in (("train", train), ("validation", text)):
         ratio = counts["bytes"] / counts["tokens"]
@@ -153,3 +179,5 @@ def _report(args: argparse.Namespace, index: dict[str, Any], there: bool, second
         f"documents); {train['dropped_empty'] + text['dropped_empty']} empty documents dropped; "
         f"{text['changed_by_tokenizer']} validation documents changed by the tokenizer"
     )
+    if skipped := train.get("skipped_bad", 0) + text.get("skipped_bad", 0):
+        print(f"{skipped} documents skipped that have no text or are not sound")

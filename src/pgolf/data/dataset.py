@@ -19,11 +19,22 @@ import numpy as np
 import sentencepiece as spm
 
 from pgolf.data.shards import read_shard, split_documents
+from pgolf.data.transforms import TRANSFORMS
 from pgolf.errors import EnvironmentBroken, UsageError
+from pgolf.files import open_regular, read_regular
 
 FORMAT = 1
 INDEX = "dataset.json"
+VOCAB_SIZE = 1 << 16  # tokens are uint16
+
+# What is read into memory is bounded before it is.
+TEXT_BYTES = 1 << 30  # of a canonical text
+TEXT_DOCUMENTS = 1 << 24
+INDEX_BYTES = 1 << 26
+TOKENIZER_BYTES = 1 << 28
+
 _SAMPLE = 1024  # documents that are encoded again to see that shards and tokenizer belong together
+_ESCAPED = 6  # bytes of JSON for a byte of text, at most
 
 
 @dataclass(frozen=True)
@@ -54,11 +65,18 @@ class Dataset:
     bos: int
     train_shards: tuple[Path, ...]
     val_shards: tuple[Path, ...]
+    transform: str | None
+    """Name of the transform in `pgolf.data.transforms` that text goes through before the tokenizer."""
+    from_environment: bool
+    """Whether the text can be rebuilt from what is installed on the machine."""
     index: dict[str, Any] | None
     """Contents of dataset.json; None for a folder in the contest's layout."""
 
     def canonical_text(self) -> CanonicalText:
-        """The validation text. Raises EnvironmentBroken when it is not what the folder promises."""
+        """The validation text, the original one where there is a transform. Takes memory of a few times its size.
+
+        Raises EnvironmentBroken when it is not what the folder promises, or has over `TEXT_BYTES` bytes.
+        """
         return _decoded_text(self) if self.index is None else _stored_text(self, self.index)
 
 
@@ -72,22 +90,29 @@ def text_digest(documents: Iterable[bytes]) -> str:
 
 
 def file_digest(path: Path) -> str:
-    """SHA-256 of a file, in hexadecimal."""
-    with path.open("rb") as file:
+    """SHA-256 of a regular file, in hexadecimal. Raises OSError."""
+    with open_regular(path) as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def load_tokenizer(path: Path) -> spm.SentencePieceProcessor:
     """A dataset's own SentencePiece model. Raises EnvironmentBroken when it cannot be read."""
+    processor = spm.SentencePieceProcessor()
     try:
-        return spm.SentencePieceProcessor(model_file=str(path))
-    except (OSError, RuntimeError):
+        model = read_regular(path, TOKENIZER_BYTES)
+        processor.LoadFromSerializedProto(model)
+        if not model or processor.vocab_size() < 1:
+            raise ValueError
+    except OSError as error:
+        raise EnvironmentBroken(f"{path}: cannot be read ({error.strerror})") from None
+    except (RuntimeError, ValueError):  # ValueError: the library's message is not always UTF-8
         raise EnvironmentBroken(f"{path}: not a SentencePiece model") from None
+    return processor
 
 
 def default_dataset() -> Path:
     """The only dataset folder below ./data. Raises UsageError when there is none or a choice to make."""
-    found = sorted(path for path in Path("data").glob("*/") if _is_dataset(path))
+    found = sorted(p for p in Path("data").glob("*/") if not p.name.startswith(".") and _is_dataset(p))
     if len(found) == 1:
         return found[0]
     if found:
@@ -115,28 +140,88 @@ def _is_dataset(root: Path) -> bool:
 
 def _open_own(root: Path) -> Dataset:
     path = root / INDEX
+    index = read_index(path)
+    shards = [_inside(root, shard["file"]) for shard in index["shards"]]
+    tokenizer = index["tokenizer"]
+    dataset = Dataset(
+        name=index["name"],
+        root=root,
+        tokenizer=_inside(root, tokenizer["file"]),
+        vocab_size=tokenizer["vocab_size"],
+        bos=tokenizer["bos"],
+        train_shards=tuple(p for p in shards if p.name.startswith("train_")),
+        val_shards=tuple(p for p in shards if p.name.startswith("val_")),
+        transform=tokenizer.get("transform"),
+        from_environment=index.get("environment", False),
+        index=index,
+    )
     try:
-        index = json.loads(path.read_text(encoding="utf-8"))
-        if index["format"] != FORMAT:
-            raise EnvironmentBroken(f"{path}: format {index['format']} is not {FORMAT}; build it again")
-        if not {"file", "sha256"} <= set(index["text"]):
-            raise KeyError("text")
-        shards = [root / shard["file"] for shard in index["shards"]]
-        dataset = Dataset(
-            name=index["name"],
-            root=root,
-            tokenizer=root / index["tokenizer"]["file"],
-            vocab_size=index["tokenizer"]["vocab_size"],
-            bos=index["tokenizer"]["bos"],
-            train_shards=tuple(p for p in shards if p.name.startswith("train_")),
-            val_shards=tuple(p for p in shards if p.name.startswith("val_")),
-            index=index,
-        )
-    except (ValueError, KeyError, TypeError) as error:
-        raise EnvironmentBroken(f"{path}: not a dataset index ({error!r}); build it again") from None
-    if not dataset.tokenizer.is_file() or file_digest(dataset.tokenizer) != index["tokenizer"]["sha256"]:
-        raise EnvironmentBroken(f"{dataset.tokenizer}: missing or not the file that {path} describes")
+        digest = file_digest(dataset.tokenizer)
+    except OSError as error:
+        raise EnvironmentBroken(f"{dataset.tokenizer}: cannot be read ({error.strerror})") from None
+    if digest != tokenizer["sha256"]:
+        raise EnvironmentBroken(f"{dataset.tokenizer}: not the file that {path} describes; build the dataset again")
     return dataset
+
+
+def read_index(path: Path) -> dict[str, Any]:
+    """The contents of a dataset.json, the type of every field checked that is read anywhere.
+
+    Raises EnvironmentBroken, naming the field.
+    """
+    try:
+        index = json.loads(read_regular(path, INDEX_BYTES))
+    except OSError as error:
+        raise EnvironmentBroken(f"{path}: cannot be read ({error.strerror})") from None
+    except (ValueError, RecursionError):
+        raise EnvironmentBroken(f"{path}: not JSON; build the dataset again") from None
+
+    def require(holds: bool, field: str) -> None:
+        if not holds:
+            raise EnvironmentBroken(
+                f"{path}: {field} is missing or not what the format allows; build the dataset again"
+            )
+
+    require(isinstance(index, dict), "the object")
+    if index.get("format") != FORMAT:
+        raise EnvironmentBroken(f"{path}: format {index.get('format')!r:.40} is not {FORMAT}; build the dataset again")
+    require(isinstance(index.get("name"), str), "name")
+    require(isinstance(index.get("environment", False), bool), "environment")
+    for key in ("tokenizer", "text"):
+        require(isinstance(index.get(key), dict), key)
+        require(_is_file_entry(index[key]), f"{key}.file or {key}.sha256")
+    tokenizer, text, shards = index["tokenizer"], index["text"], index.get("shards")
+    require(_is_count(tokenizer.get("vocab_size"), 1, VOCAB_SIZE), "tokenizer.vocab_size")
+    require(_is_count(tokenizer.get("bos"), 0, tokenizer["vocab_size"] - 1), "tokenizer.bos")
+    require(tokenizer.get("transform") in (None, *TRANSFORMS), "tokenizer.transform")
+    require(_is_count(text.get("bytes"), 0, TEXT_BYTES), "text.bytes")
+    require(_is_count(text.get("documents"), 0, TEXT_DOCUMENTS), "text.documents")
+    require(isinstance(shards, list) and all(_is_file_entry(shard) for shard in shards), "shards")
+    return dict(index)
+
+
+def _is_file_entry(entry: Any) -> bool:
+    """Whether it names a file and its digest."""
+    if not isinstance(entry, dict):
+        return False
+    name, digest = entry.get("file"), entry.get("sha256")
+    return isinstance(name, str) and name.isprintable() and name != "" and isinstance(digest, str)
+
+
+def _is_count(value: Any, least: int, most: int) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and least <= value <= most
+
+
+def _inside(root: Path, name: str) -> Path:
+    """The file `name` of the dataset in `root`. Raises EnvironmentBroken when it lies elsewhere, by a link or so."""
+    path = root / name
+    try:
+        lies_inside = path.resolve().is_relative_to(root.resolve())
+    except (OSError, RuntimeError):  # RuntimeError: links in a circle
+        lies_inside = False
+    if not lies_inside or Path(name).is_absolute() or ".." in Path(name).parts:
+        raise EnvironmentBroken(f"{path}: lies outside the dataset's folder; copy the file itself into it")
+    return path
 
 
 def _open_contest(root: Path) -> Dataset:
@@ -150,6 +235,8 @@ def _open_contest(root: Path) -> Dataset:
         bos=processor.bos_id(),
         train_shards=tuple(sorted(root.glob("fineweb_train_*.bin"))),
         val_shards=tuple(sorted(root.glob("fineweb_val_*.bin"))),
+        transform=None,
+        from_environment=False,
         index=None,
     )
 
@@ -171,16 +258,23 @@ def _contest_tokenizer(root: Path) -> Path:
 
 def _stored_text(dataset: Dataset, index: dict[str, Any]) -> CanonicalText:
     expected = index["text"]
-    path = dataset.root / expected["file"]
-    if not path.is_file():
-        raise EnvironmentBroken(f"{path}: the canonical text is missing; build the dataset again")
+    path = _inside(dataset.root, expected["file"])
     documents: list[bytes] = []
-    with path.open("rb") as file:
-        for number, line in enumerate(file, 1):
-            try:
-                documents.append(json.loads(line)["text"].encode())
-            except (ValueError, KeyError, TypeError, AttributeError):
-                raise EnvironmentBroken(f"{path}: line {number}: not a document") from None
+    left = expected["bytes"]
+    try:
+        with open_regular(path) as file:
+            while line := file.readline(_ESCAPED * left + 1024):
+                document = _document(line, f"{path}: line {len(documents) + 1}")
+                documents.append(document)
+                left -= len(document)
+                if left < 0 or len(documents) > expected["documents"]:
+                    raise EnvironmentBroken(
+                        f"{path}: holds more text than {INDEX} says; it was changed, so no score would mean anything"
+                    )
+    except OSError as error:
+        raise EnvironmentBroken(
+            f"{path}: the canonical text cannot be read ({error.strerror}); build the dataset again"
+        ) from None
     text = CanonicalText(tuple(documents))
     if text.sha256 != expected["sha256"]:
         raise EnvironmentBroken(
@@ -190,17 +284,26 @@ def _stored_text(dataset: Dataset, index: dict[str, Any]) -> CanonicalText:
     return text
 
 
+def _document(line: bytes, place: str) -> bytes:
+    try:
+        document: bytes = json.loads(line)["text"].encode()
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
+        raise EnvironmentBroken(f"{place}: not a document") from None
+    return document
+
+
 def _decoded_text(dataset: Dataset) -> CanonicalText:
     """Decode the contest's validation shards, and check that tokenizer and shards belong together.
 
     A wrong tokenizer decodes to nonsense without any error; encoding that again gives other tokens.
     """
     processor = load_tokenizer(dataset.tokenizer)
+    shards = [(path, read_shard(path, dataset.vocab_size)) for path in dataset.val_shards]
+    piece_bytes = np.array([len(processor.id_to_piece(i).encode()) for i in range(dataset.vocab_size)])
+    if sum(int(np.bincount(shard, minlength=len(piece_bytes)) @ piece_bytes) for _, shard in shards) > TEXT_BYTES:
+        raise EnvironmentBroken(f"{dataset.root}: the validation shards hold over {TEXT_BYTES:,} bytes of text")
+    tokens = [ids for path, shard in shards for ids in split_documents(path, shard, dataset.bos)]
     documents: list[bytes] = []
-    tokens: list[Any] = []
-    for path in dataset.val_shards:
-        shard = read_shard(path, dataset.vocab_size)
-        tokens.extend(split_documents(path, shard, dataset.bos))
     step = max(1, len(tokens) // _SAMPLE)
     for number, ids in enumerate(tokens):
         text = processor.decode(ids.tolist())

@@ -23,14 +23,17 @@ from pathlib import Path
 from typing import Any
 
 from pgolf.data.build import Settings, build, finished
+from pgolf.data.dataset import INDEX
 from pgolf.data.sources import FileSource
 from pgolf.errors import EnvironmentBroken
+from pgolf.files import read_regular, write_atomically
 
 _NAME = "demo"
 _CHARACTERS = (400, 20_000)  # of a document
 _PACKAGE_CHARACTERS = 600_000  # at most, so that no package sets the tone
 _TOTAL_CHARACTERS = 8_000_000
 _VALIDATION_CHARACTERS = 300_000  # a laptop model is scored on it in seconds
+_SOURCE_BYTES = 1 << 24  # of a module, at most
 _SHINGLE_WORDS = 8
 _PROSE = 0.75  # least share of letters and spaces; less is a table or code
 _SKIPPED = {"test", "tests", "testing", "site-packages", "idlelib", "lib2to3", "__pycache__"}
@@ -43,7 +46,10 @@ _Document = tuple[str, str]
 def build_demo(out: Path, workers: int) -> dict[str, Any]:
     """Build the demo dataset in `out` and return the contents of its dataset.json."""
     index = finished(out)
-    if index is not None and index["build"]["name"] == _NAME:
+    if index is not None and index["build"].get("name") == _NAME:
+        if not index.get("environment"):  # built before there was this mark
+            index["environment"] = True
+            write_atomically(out / INDEX, (json.dumps(index, indent=1) + "\n").encode())
         return index
     documents = harvest(workers)
     held_out = _held_out(documents)
@@ -51,7 +57,8 @@ def build_demo(out: Path, workers: int) -> dict[str, Any]:
         corpus = Path(folder) / "installed-documentation.jsonl"
         lines = (json.dumps({"id": name, "text": text}) + "\n" for name, text in documents)
         corpus.write_text("".join(lines), encoding="utf-8")
-        return build(Settings(_NAME, [FileSource(corpus, lines=False)], held_out), out, workers)
+        settings = Settings(_NAME, [FileSource(corpus, lines=False)], held_out, from_environment=True)
+        return build(settings, out, workers)
 
 
 def harvest(workers: int) -> list[_Document]:
@@ -133,7 +140,7 @@ def _package_folders() -> list[Path]:
 
 def _file_docstrings(path: Path) -> Iterator[_Document]:
     try:
-        source = path.read_text(encoding="utf-8")
+        source = read_regular(path, _SOURCE_BYTES).decode()
         if all(len(quoted) < _CHARACTERS[0] for quoted in source.split('"""')[1::2]):
             return  # most files: no need to parse them
         with warnings.catch_warnings():

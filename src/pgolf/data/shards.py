@@ -4,6 +4,7 @@ A header of 256 little-endian int32 (magic 20240520, version 1, token count, zer
 little-endian uint16. Documents follow each other; each begins with the tokenizer's BOS token.
 """
 
+import os
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
@@ -11,7 +12,7 @@ import numpy as np
 import numpy.typing as npt
 
 from pgolf.errors import EnvironmentBroken
-from pgolf.files import write_whole
+from pgolf.files import open_regular, write_atomically
 
 MAGIC = 20240520
 VERSION = 1
@@ -30,8 +31,8 @@ def header_bytes(count: int) -> bytes:
 
 
 def write_shard(path: Path, tokens: Tokens) -> None:
-    """Write `tokens` (N,) as one shard. It appears under `path` whole or not at all."""
-    write_whole(path, header_bytes(len(tokens)) + tokens.astype("<u2", copy=False).tobytes())
+    """Write `tokens` (N,) as one shard. It appears under `path` atomically."""
+    write_atomically(path, header_bytes(len(tokens)) + tokens.astype("<u2", copy=False).tobytes())
 
 
 def read_shard(path: Path, vocab_size: int) -> Tokens:
@@ -40,12 +41,35 @@ def read_shard(path: Path, vocab_size: int) -> Tokens:
     Raises EnvironmentBroken, naming file and byte offset, when the header is wrong, the size does not
     match the header's count, or a token is not below `vocab_size`.
     """
-    if not path.is_file():
-        raise EnvironmentBroken(f"{path}: no such shard")
-    size = path.stat().st_size
-    if size < HEADER_BYTES:
+    tokens = _mapped(path)
+    for start in range(0, len(tokens), _SCAN_TOKENS):
+        chunk = tokens[start : start + _SCAN_TOKENS]
+        if int(chunk.max()) >= vocab_size:
+            first = start + int(np.argmax(chunk >= vocab_size))
+            raise EnvironmentBroken(
+                f"{path}: offset {HEADER_BYTES + 2 * first}: token {tokens[first]} is outside the "
+                f"vocabulary of {vocab_size}; the shard is damaged or belongs to another tokenizer"
+            )
+    return tokens
+
+
+def _mapped(path: Path) -> Tokens:
+    try:
+        with open_regular(path) as file:
+            head = file.read(HEADER_BYTES)
+            count = _count(path, head, os.fstat(file.fileno()).st_size)
+            return np.memmap(file, dtype="<u2", mode="r", offset=HEADER_BYTES, shape=(count,))
+    except FileNotFoundError:
+        raise EnvironmentBroken(f"{path}: no such shard") from None
+    except OSError as error:
+        raise EnvironmentBroken(f"{path}: cannot be read ({error.strerror or error})") from None
+
+
+def _count(path: Path, head: bytes, size: int) -> int:
+    """How many tokens the header promises, checked against the size of the file in bytes."""
+    if len(head) < HEADER_BYTES:
         raise EnvironmentBroken(f"{path}: offset {size}: the file ends inside the {HEADER_BYTES}-byte header")
-    header = np.fromfile(path, dtype="<i4", count=256)
+    header = np.frombuffer(head, dtype="<i4")
     for index, (field, expected) in enumerate((("magic number", MAGIC), ("version", VERSION))):
         if header[index] != expected:
             raise EnvironmentBroken(
@@ -59,16 +83,7 @@ def read_shard(path: Path, vocab_size: int) -> Tokens:
             f"{path}: offset 8: the header promises {count} tokens ({expected_size} bytes) "
             f"but the file has {size} bytes; fetch or build it again"
         )
-    tokens = np.memmap(path, dtype="<u2", mode="r", offset=HEADER_BYTES, shape=(count,))
-    for start in range(0, count, _SCAN_TOKENS):
-        chunk = tokens[start : start + _SCAN_TOKENS]
-        if int(chunk.max()) >= vocab_size:
-            first = start + int(np.argmax(chunk >= vocab_size))
-            raise EnvironmentBroken(
-                f"{path}: offset {HEADER_BYTES + 2 * first}: token {tokens[first]} is outside the "
-                f"vocabulary of {vocab_size}; the shard is damaged or belongs to another tokenizer"
-            )
-    return tokens
+    return count
 
 
 def first_tokens(shards: Sequence[Path], vocab_size: int, most: int) -> Tokens:
@@ -85,8 +100,14 @@ def first_tokens(shards: Sequence[Path], vocab_size: int, most: int) -> Tokens:
 
 
 def count_tokens(shards: Sequence[Path]) -> int:
-    """Tokens of all shards together, by the sizes of their files: none is opened."""
-    return sum((path.stat().st_size - HEADER_BYTES) // 2 for path in shards)
+    """Tokens of all shards together, by the sizes of their files: none is opened.
+
+    Raises EnvironmentBroken when one is missing.
+    """
+    try:
+        return sum((path.stat().st_size - HEADER_BYTES) // 2 for path in shards)
+    except OSError as error:
+        raise EnvironmentBroken(f"{error.filename}: cannot be read ({error.strerror})") from None
 
 
 def split_documents(path: Path, tokens: Tokens, bos: int) -> Iterator[Tokens]:

@@ -8,8 +8,12 @@ interrupted finds its place again.
 import importlib
 import json
 import re
-from collections.abc import Iterator, Sequence
+import zlib
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from io import BufferedReader
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -17,12 +21,18 @@ import zstandard
 
 from pgolf.data.dataset import file_digest
 from pgolf.errors import EnvironmentBroken, UsageError
+from pgolf.files import HIDDEN, LINKED, list_files, open_regular, printable
 
 DOCUMENT_BYTES = 64 * 1024 * 1024  # longest document; a longer one is most likely not one document
 
 _BLOCK_BYTES = 1 << 20
 _ROWS = 256
-_EXTENSIONS = (".jsonl", ".jsonl.zst", ".parquet", ".txt", ".txt.zst")
+_ZSTD_BYTES = 1 << 12  # compressed, at a time: they grow to at most 128 MiB
+_ZSTD_WINDOW_BYTES = 1 << 31  # what `zstd --long=31` asks for
+_TEXTS = (".txt", ".txt.gz", ".txt.zst")
+_EXTENSIONS = (".jsonl", ".jsonl.gz", ".jsonl.zst", ".parquet", *_TEXTS)
+_GLOB = re.compile(r"[*?[]")
+_UNKNOWN = "of an unknown extension"
 _HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?")
 
 
@@ -44,14 +54,28 @@ class Batch:
 
     def texts(self, field: str) -> Iterator[tuple[str, str]]:
         """Yield (place, text) of each document. Raises UsageError, with its place, for one that has no text."""
-        if isinstance(self.content, bytes):
-            for number, line in enumerate(self.content.removesuffix(b"\n").split(b"\n"), self.first):
-                place = f"{self.where}: {self.unit} {number}"
-                yield place, _json_text(line, field, place)
-        else:
-            for number, value in enumerate(self.content, self.first):
-                place = f"{self.where}: {self.unit} {number}"
-                yield place, _text(value, field, place)
+        for place, document in self._documents():
+            yield place, self._parse(document, field, place)
+
+    def sound_texts(self, field: str, skip_bad: bool) -> Iterator[tuple[str, str | None]]:
+        """As `texts`, but with `skip_bad` the text of a document that has none is None."""
+        for place, document in self._documents():
+            try:
+                yield place, self._parse(document, field, place)
+            except UsageError:
+                if not skip_bad:
+                    raise
+                yield place, None
+
+    def _documents(self) -> Iterator[tuple[str, Any]]:
+        content = self.content
+        if isinstance(content, bytes):
+            content = content.removesuffix(b"\n").split(b"\n")
+        for number, document in enumerate(content, self.first):
+            yield f"{self.where}: {self.unit} {number}", document
+
+    def _parse(self, document: Any, field: str, place: str) -> str:
+        return (_json_text if isinstance(self.content, bytes) else _text)(document, field, place)
 
     def slice(self, start: int, stop: int) -> "Batch":
         """Documents `start` to `stop` of the batch."""
@@ -78,31 +102,88 @@ class Source(Protocol):
         """All documents, in order."""
 
 
-def resolve(names: Sequence[str], *, config: str | None, split: str, lines: bool) -> list[Source]:
+def resolve(
+    names: Sequence[str], *, config: str | None, split: str, lines: bool, note: Callable[[str], None] = lambda _: None
+) -> list[Source]:
     """The sources that the command line names: files, folders, globs or hub datasets.
 
-    `lines`: a text file holds a document per line; otherwise it is one document. Raises UsageError for a name
-    that leads nowhere, EnvironmentBroken when the hub cannot be asked.
+    `lines`: a text file holds a document per line; otherwise it is one document. `note` gets a sentence for each name
+    of which something is passed over. Raises UsageError for a name that leads nowhere, EnvironmentBroken when the hub
+    cannot be asked.
     """
     sources: list[Source] = []
     for name in names:
         path = Path(name)
-        if path.is_dir():
-            inside = sorted(p for p in path.rglob("*") if p.is_file() and p.name.endswith(_EXTENSIONS))
-            if not inside:
-                raise UsageError(f"{name}: the folder holds no {_listed(_EXTENSIONS)} file")
-            sources += [FileSource(p, lines) for p in inside]
-        elif path.is_file():
-            if not name.endswith(_EXTENSIONS):
+        if path.is_file():
+            if not _has_known_extension(path):
                 raise UsageError(f"{name}: unknown extension; sources end in {_listed(_EXTENSIONS)}")
             sources.append(FileSource(path, lines))
-        elif found := _globbed(path):
+        elif path.is_symlink() and not path.exists():
+            raise UsageError(f"{name}: is a link that leads nowhere")
+        elif path.is_dir() or _GLOB.search(name):
+            found, passed_over = _in_folder(path) if path.is_dir() else _matching(path)
+            if not found:
+                what = "the folder holds" if path.is_dir() else "matches"
+                raise UsageError(f"{name}: {what} no {_listed(_EXTENSIONS)} file{_summary(passed_over, ' (', ')')}")
+            if passed_over:
+                note(f"{printable(name)}: {len(found)} files taken{_summary(passed_over)}")
             sources += [FileSource(p, lines) for p in found]
-        elif _HUB_NAME.fullmatch(name) and not name.endswith(_EXTENSIONS):
+        elif path.exists():
+            raise UsageError(f"{name}: is not a regular file; a source is read more than once, so put it into one")
+        elif _HUB_NAME.fullmatch(name) and not _has_known_extension(path):
             sources.append(_hub_source(name, config, split))
         else:
             raise UsageError(f"{name}: no such file or folder")
     return sources
+
+
+def _in_folder(folder: Path) -> tuple[list[Path], list[tuple[Path, str]]]:
+    """The source files in a folder, and what is passed over, each with what it is."""
+    listing = list_files(folder)
+    found = [path for path in listing.files if _has_known_extension(path)]
+    others = [(path, _UNKNOWN) for path in listing.files if not _has_known_extension(path)]
+    return found, [*listing.passed_over, *others]
+
+
+def _matching(pattern: Path) -> tuple[list[Path], list[tuple[Path, str]]]:
+    """The source files that a glob names, and what is passed over, each with what it is.
+
+    A link that it names is followed, like any other file that is named. Hidden names must be spelled out.
+    """
+    found: list[Path] = []
+    passed_over: list[tuple[Path, str]] = []
+    for path in sorted(_globbed(pattern)):
+        if any(part.startswith(".") and part not in pattern.parts for part in path.parts):
+            passed_over.append((path, HIDDEN))
+        elif path.is_file() and _has_known_extension(path):
+            found.append(path)
+        elif not path.is_dir():
+            passed_over.append((path, _UNKNOWN if path.is_file() else LINKED if path.is_symlink() else "no file"))
+        elif "**" not in pattern.parts:
+            passed_over.append((path, "a folder"))
+    return found, passed_over
+
+
+def _globbed(pattern: Path) -> list[Path]:
+    try:
+        return list(Path(pattern.anchor).glob(str(pattern.relative_to(pattern.anchor))))
+    except (ValueError, NotImplementedError):
+        return []
+
+
+def _summary(passed_over: Sequence[tuple[Path, str]], before: str = "; ", after: str = "") -> str:
+    """Such as "; passed over: b.jsonl and 1 more (a link), .git (hidden)", or nothing."""
+    first: dict[str, Path] = {}
+    for path, what in passed_over:
+        first.setdefault(what, path)
+    counts = Counter(what for _, what in passed_over)
+    more = {what: f" and {count - 1} more" if count > 1 else "" for what, count in counts.items()}
+    kinds = [f"{printable(path.name)}{more[what]} ({what})" for what, path in first.items()]
+    return f"{before}passed over: {', '.join(kinds)}{after}" if kinds else ""
+
+
+def _has_known_extension(path: Path) -> bool:
+    return path.name.lower().endswith(_EXTENSIONS)
 
 
 def read(sources: Sequence[Source], field: str, start: int = 0, stop: int | None = None) -> Iterator[Batch]:
@@ -135,18 +216,22 @@ class FileSource:
             identity = {"file": self.path.name, "bytes": self.size, "sha256": file_digest(self.path)}
         except OSError as error:
             raise UsageError(f"{self.path}: cannot be read ({error.strerror})") from None
-        return identity | ({"lines": True} if self._text and self.lines else {})
+        return identity | ({"lines": True} if self._is_text and self.lines else {})
 
     def batches(self, field: str) -> Iterator[Batch]:
-        if self.path.suffix == ".parquet":
+        if self._suffix == ".parquet":
             return self._rows(field)
-        if self._text and not self.lines:
+        if self._is_text and not self.lines:
             return self._whole()
         return self._blocks()
 
     @property
-    def _text(self) -> bool:
-        return self.path.name.endswith((".txt", ".txt.zst"))
+    def _suffix(self) -> str:
+        return self.path.suffix.lower()
+
+    @property
+    def _is_text(self) -> bool:
+        return self.path.name.lower().endswith(_TEXTS)
 
     def _whole(self) -> Iterator[Batch]:
         pieces: list[bytes] = []
@@ -187,50 +272,89 @@ class FileSource:
 
     def _lines(self, block: bytes, number: int, cost: int) -> Batch:
         count = block.count(b"\n") + (not block.endswith(b"\n"))
-        if not self._text:
+        if not self._is_text:
             return Batch(str(self.path), "line", number, count, block, cost)
         values = [line.removesuffix(b"\r") for line in block.removesuffix(b"\n").split(b"\n")]
         return Batch(str(self.path), "line", number, count, values, cost)
 
     def _stream(self) -> Iterator[tuple[bytes, int]]:
         """Yield (content, bytes of the file that it took)."""
-        with self.path.open("rb") as file:
-            if self.path.suffix != ".zst":
+        with self._machine_errors(), open_regular(self.path) as file:
+            if self._suffix == ".zst":
+                yield from self._unpacked(file, _ZSTD_BYTES, _zstd, "zstd")
+            elif self._suffix == ".gz":
+                yield from self._unpacked(file, _BLOCK_BYTES // 8, _gzip, "gzip")
+            else:
                 while data := file.read(_BLOCK_BYTES):
                     yield data, len(data)
-                return
-            # Not stream_reader, which takes the end of a truncated file for the end of the data.
-            decompressor = zstandard.ZstdDecompressor().decompressobj()
-            try:
-                while data := file.read(_BLOCK_BYTES // 8):
-                    taken = len(data)
-                    while data:
-                        if decompressor.eof:
-                            decompressor = zstandard.ZstdDecompressor().decompressobj()
-                        if content := decompressor.decompress(data):
-                            yield content, taken
-                            taken = 0
-                        data = decompressor.unused_data
-            except zstandard.ZstdError as error:
-                raise UsageError(f"{self.path}: not a sound zstd file ({error})") from None
-            if not decompressor.eof and file.tell():
-                raise UsageError(f"{self.path}: the zstd data ends early; the file is truncated")
+
+    def _unpacked(
+        self, file: BufferedReader, step: int, decompressor: Callable[[], Any], kind: str
+    ) -> Iterator[tuple[bytes, int]]:
+        """The same for a file of compressed frames; `decompressor` takes one, as zlib's `decompressobj` does."""
+        frame = decompressor()
+        try:
+            while data := file.read(step):
+                taken = len(data)
+                while data:
+                    if frame.eof:
+                        frame = decompressor()
+                    if content := frame.decompress(data):
+                        yield content, taken
+                        taken = 0
+                    data = frame.unused_data
+        except (zstandard.ZstdError, zlib.error) as error:
+            raise UsageError(f"{self.path}: not a sound {kind} file ({error})") from None
+        if not frame.eof and file.tell():
+            raise UsageError(f"{self.path}: the {kind} data ends early; the file is truncated")
 
     def _rows(self, field: str) -> Iterator[Batch]:
         parquet = _optional("pyarrow.parquet", "parquet files")
         arrow = _optional("pyarrow", "parquet files")
+        part = ""
         try:
-            with parquet.ParquetFile(self.path) as file:
+            with self._machine_errors(), parquet.ParquetFile(self.path, page_checksum_verification=True) as file:
                 if field not in file.schema_arrow.names:
                     raise UsageError(_missing(str(self.path), field, file.schema_arrow.names))
                 number, rows = 1, max(file.metadata.num_rows, 1)
-                for table in file.iter_batches(batch_size=_ROWS, columns=[field]):
-                    values = table.column(0).to_pylist()
-                    cost = self.size * len(values) // rows
-                    yield Batch(str(self.path), "row", number, len(values), values, cost)
-                    number += len(values)
-        except arrow.ArrowInvalid as error:
-            raise UsageError(f"{self.path}: not a sound parquet file ({str(error).splitlines()[0]})") from None
+                for group in range(file.num_row_groups):
+                    part = f": row group {group}"
+                    for table in file.iter_batches(batch_size=_ROWS, row_groups=[group], columns=[field]):
+                        values = _values(table.column(0), arrow)
+                        cost = self.size * len(values) // rows
+                        yield Batch(str(self.path), "row", number, len(values), values, cost)
+                        number += len(values)
+        except MemoryError:
+            raise EnvironmentBroken(f"{self.path}{part}: too little memory to read it, or it is damaged") from None
+        except (arrow.ArrowException, OSError) as error:  # OSError: what arrow raises for damaged pages
+            raise UsageError(f"{self.path}{part}: not a sound parquet file ({_first_line(error)})") from None
+
+    @contextmanager
+    def _machine_errors(self) -> Iterator[None]:
+        """Says which source could not be read, where the machine is to blame."""
+        try:
+            yield
+        except OSError as error:
+            if error.errno is None:
+                raise
+            raise EnvironmentBroken(f"{self.path}: cannot be read ({error.strerror})") from None
+
+
+def _zstd() -> Any:
+    # Not stream_reader, which takes the end of a truncated file for the end of the data.
+    return zstandard.ZstdDecompressor(max_window_size=_ZSTD_WINDOW_BYTES).decompressobj()
+
+
+def _gzip() -> Any:
+    return zlib.decompressobj(wbits=zlib.MAX_WBITS | 16)
+
+
+def _values(column: Any, arrow: Any) -> list[Any]:
+    """A column's values; strings as bytes, since a file can hold some that are not UTF-8."""
+    if column.type in (arrow.string(), arrow.large_string()):
+        column = column.cast(arrow.large_binary())
+    values: list[Any] = column.to_pylist()
+    return values
 
 
 @dataclass(frozen=True)
@@ -268,14 +392,6 @@ class HubSource:
                 f"{self.name}: reading from the hub failed after row {number - 1} ({_first_line(error)}); "
                 "run the same command again to continue"
             ) from None
-
-
-def _globbed(pattern: Path) -> list[Path]:
-    try:
-        found = sorted(Path(pattern.anchor).glob(str(pattern.relative_to(pattern.anchor))))
-    except (ValueError, NotImplementedError):
-        return []
-    return [path for path in found if path.is_file() and path.name.endswith(_EXTENSIONS)]
 
 
 def _hub_source(name: str, config: str | None, split: str) -> HubSource:

@@ -1,23 +1,19 @@
 """Compression with a submission's predictor: the score is a code length, and this is the code.
 
 The predictor says how probable each next token is, a range coder (constriction) spends -log2 p bits on the one that
-comes. A row of logits is computed from exactly the tokens before it, with the windows or rounds of `Plan.separate`,
-and both directions go through one function, `follow`: it asks for the rows of the next tokens and is told the tokens.
-The encoder knows them, the decoder reads them from the code. So both ask the same questions in the same order, and
-where the predictor is deterministic they get the same rows, bit for bit. docs/proof.md has the file format.
+comes. Both directions walk the schedule that the scorer walks: the encoder knows the tokens that follow, the decoder
+reads them from the code. So both show the predictor the same, and where it is deterministic they get the same logits,
+bit for bit. docs/proof.md has the file format.
 """
 
 import binascii
 import importlib.metadata
 import json
-import os
 import struct
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
-from itertools import count
-from pathlib import Path
 
 import constriction
 import numpy as np
@@ -27,28 +23,24 @@ from torch import Tensor
 from tqdm import tqdm
 
 from pgolf import rules
-from pgolf.artifact import Artifact
+from pgolf.artifact import Artifact, Manifest
 from pgolf.data.dataset import text_digest
 from pgolf.errors import EnvironmentBroken, Refused, UsageError
-from pgolf.files import write_whole
-from pgolf.sandbox.wire import Ids, Kind, WireError
-from pgolf.score import tokenization as tokenizer
-from pgolf.score import windows
-from pgolf.score.predictors import SLOT_BYTES, Floats, Lane, Question, open_lanes
-from pgolf.score.score import predict
-from pgolf.score.windows import Index, Plan
+from pgolf.sandbox.wire import Ids, WireError
+from pgolf.score import schedule, tokenization
+from pgolf.score.likelihood import Floats
+from pgolf.score.predictors import Predictor
+from pgolf.score.record import cores
+from pgolf.score.schedule import Index, Targets
 
-MAGIC = b"PGZ\x01"  # the last byte is the version of the format
-
-Choose = Callable[[Index, Floats], Ids]
-"""From documents (B,) and the probabilities (B, V) of the next token of each: those tokens (B,)."""
+MAGIC = b"PGZ\x02"  # the last byte is the version of the format
+MOST_BYTES = 1 << 28  # of the text in one file
 
 # Rounds probabilities to multiples of 2^-24, none to zero, so that V tokens take at most V / 2^24 from the others.
 _MODEL = constriction.stream.model.Categorical(perfect=False)
-_HEADER = struct.Struct("<4s32s32sIIIIB")
-MOST_BYTES = 1 << 28  # of the text in one file
+_HEADER = struct.Struct("<4s32s32sIIIIIIB")
 _ASTRAY = (
-    "the text did not come back: the rows of logits are not the ones, bit for bit, that it was compressed with, "
+    "the text did not come back: the logits are not the ones, bit for bit, that it was compressed with, "
     "so the predictor is not deterministic"
 )
 
@@ -66,8 +58,12 @@ class Packet:
     """All ids, and one BOS that ends each document."""
     text_bytes: int
     """Of all documents."""
+    steps: int
+    """Steps of the schedule that are coded."""
+    plan: int
+    """What the predictor's `load` reported."""
     environment: str
-    """What else the rows of logits depend on (see `environment`)."""
+    """What else the logits depend on (see `environment`)."""
     code: bytes
     """Words of 32 bits, little-endian."""
 
@@ -76,7 +72,7 @@ class Packet:
         facts = self.environment.encode("ascii")
         digests = bytes.fromhex(self.artifact), bytes.fromhex(self.text)
         rest = facts + self.code
-        head = [MAGIC, *digests, self.documents, self.tokens, self.text_bytes]
+        head = [MAGIC, *digests, self.documents, self.tokens, self.text_bytes, self.steps, self.plan]
         checksum = binascii.crc32(_HEADER.pack(*head, 0, len(facts)) + rest)
         return _HEADER.pack(*head, checksum, len(facts)) + rest
 
@@ -85,17 +81,19 @@ class Packet:
         """Read the file `name`. Raises UsageError when it is damaged, or claims more than the rules allow."""
         if len(data) < _HEADER.size or not data.startswith(MAGIC):
             raise UsageError(f"{name}: is not a file that `pgolf compress` wrote (version {MAGIC[-1]})")
-        _, artifact, text, documents, tokens, size, checksum, length = _HEADER.unpack_from(data)
+        *head, checksum, length = _HEADER.unpack_from(data)
+        _, artifact, text, documents, tokens, size, steps, plan = head
         rest = data[_HEADER.size :]
-        head = _HEADER.pack(MAGIC, artifact, text, documents, tokens, size, 0, length)
-        if binascii.crc32(head + rest) != checksum:
+        if binascii.crc32(_HEADER.pack(*head, 0, length) + rest) != checksum:
             raise UsageError(f"{name}: is damaged, its checksum does not match")
         facts, code = rest[:length], rest[length:]
         if not facts.isascii() or not facts.decode("ascii").isprintable() or len(code) % 4:
             raise UsageError(f"{name}: is not laid out as docs/proof.md says")
-        if not 0 < documents <= tokens <= rules.CODED_TOKENS or size > MOST_BYTES or len(facts) < length:
+        if not 0 < documents <= tokens <= rules.CODED_TOKENS or size > MOST_BYTES or steps > tokens:
             raise UsageError(f"{name}: claims {documents:,} documents of {tokens:,} tokens, which cannot be")
-        return Packet(artifact.hex(), text.hex(), documents, tokens, size, facts.decode("ascii"), code)
+        if len(facts) < length:
+            raise UsageError(f"{name}: is cut off")
+        return Packet(artifact.hex(), text.hex(), documents, tokens, size, steps, plan, facts.decode("ascii"), code)
 
 
 @dataclass(frozen=True)
@@ -103,10 +101,9 @@ class Compressed:
     """A finished compression, and what it is compared with."""
 
     packet: Packet
-    scored_bits: float
-    """Code length that the scorer finds for the same documents, shown in whole windows or rounds."""
-    seconds: dict[str, float]
-    """Per phase: score, compress."""
+    entropy_bits: float
+    """Sum of -log2 p of the coded tokens."""
+    seconds: float
 
 
 def compress(artifact: Artifact, texts: Sequence[bytes], device: str, isolated: bool) -> Compressed:
@@ -114,45 +111,73 @@ def compress(artifact: Artifact, texts: Sequence[bytes], device: str, isolated: 
 
     Raises UsageError for text that cannot be compressed with any artifact, Refused where the submission is at fault.
     """
+    _check_step_form(artifact.manifest)
     _check_utf8(texts, "the text")
-    with _judged():
-        deadline = _deadline()
-        encoded = tokenizer.encode(artifact, texts, deadline, isolated)
-        tokens = len(encoded) + sum(map(len, encoded))
-        size = sum(map(len, texts))
-        if tokens > rules.CODED_TOKENS or size > MOST_BYTES:
-            raise UsageError(f"the text has {tokens:,} tokens; one file takes {rules.CODED_TOKENS:,}")
-        tokenizer.check_decoding(artifact, texts, encoded, deadline, isolated)
-        started = time.monotonic()
-        plan = Plan.separate(artifact.manifest, encoded)
-        with open_lanes(artifact, plan, [device], _deadline(), isolated) as lanes:
-            bits = float(np.sum(predict(artifact, plan, lanes)) / np.log(2))
-        scored = time.monotonic()
-        with _lane(artifact, device, isolated) as lane:
-            code = encode(artifact, lane, encoded)
-        seconds = {"score": round(scored - started, 3), "compress": round(time.monotonic() - scored, 3)}
+    with judged():
+        limit = nullcontext(time.monotonic() + coding_seconds(0))
+        encoded = tokenization.encode(artifact, texts, isolated, limit)
+        tokenization.check_decoding(artifact, texts, encoded, isolated, limit)
+        return encode(artifact, texts, encoded, device, isolated, lambda steps, tokens: True)
+
+
+def encode(
+    artifact: Artifact,
+    texts: Sequence[bytes],
+    encoded: Sequence[Ids],
+    device: str,
+    isolated: bool,
+    more: Callable[[int, int], bool],
+    plan: int | None = None,
+) -> Compressed:
+    """Code steps of the schedule as long as `more` (steps done, tokens done) says so.
+
+    `plan`: what the predictor reported when it was scored; None: what it reports now.
+    """
+    manifest = artifact.manifest
+    size, tokens = sum(map(len, texts)), len(encoded) + sum(map(len, encoded))
+    if tokens > rules.CODED_TOKENS or size > MOST_BYTES:
+        raise UsageError(f"the text has {tokens:,} tokens; one file takes {rules.CODED_TOKENS:,}")
+    count = schedule.count(manifest, len(encoded), tokens)
+    targets = Targets.of(manifest, encoded)
+    coder = constriction.stream.queue.RangeEncoder()
+    entropy, steps, done = 0.0, 0, 0
+    with _progress("compress", tokens) as bar, Predictor(artifact, count, device, isolated) as predictor:
+        predictor.set_deadline(time.monotonic() + coding_seconds(tokens))
+        plan = predictor.load(plan) or 0
+        start = time.monotonic()
+        walk = schedule.steps(manifest, count)
+        step = schedule.begin(walk)
+        while step is not None and more(steps, done):
+            p = probabilities(predictor.step(step))
+            following = targets.tokens[targets.at(step)]
+            coder.encode(following, _MODEL, p)
+            entropy -= float(np.log2(np.maximum(p[np.arange(len(p)), following], 2.0**-1074)).sum())
+            steps, done = steps + 1, done + len(following)
+            bar.update(len(following))
+            step = schedule.advance(walk, following)
+    words: npt.NDArray[np.uint32] = coder.get_compressed()
+    code = words.astype("<u4").tobytes()
     digest = text_digest(texts)
-    packet = Packet(artifact.sha256, digest, len(texts), tokens, size, environment(device), code)
-    return Compressed(packet, bits, seconds)
+    facts = environment(device)
+    packet = Packet(artifact.sha256, digest, len(texts), tokens, size, steps, plan, facts, code)
+    return Compressed(packet, entropy, time.monotonic() - start)
 
 
 def decompress(artifact: Artifact, packet: Packet, device: str, isolated: bool) -> list[bytes]:
     """The documents. Raises UsageError for a file of another artifact, EnvironmentBroken for one of another machine,
     Refused when the text does not come back."""
-    if packet.artifact != artifact.sha256:
-        raise UsageError(
-            f"the file was compressed with the artifact {packet.artifact[:16]}, not {artifact.sha256[:16]}"
-        )
-    if packet.environment != (here := environment(device)):
-        raise EnvironmentBroken(
-            f"the file was compressed with {packet.environment}, but here is {here}; rows of logits would differ"
-        )
-    with _judged():
-        with _lane(artifact, device, isolated) as lane:
-            encoded = decode(artifact, lane, packet.code, packet.documents, packet.tokens)
-        sizes = [packet.text_bytes] * len(encoded)
+    with judged():
+        segments = decode(artifact, packet, device, isolated)
+        stream = np.concatenate(segments)
+        ends = np.flatnonzero(stream == artifact.manifest.bos)
+        if len(stream) != packet.tokens or len(ends) != packet.documents or ends[-1] != len(stream) - 1:
+            raise Refused(_ASTRAY)
+        documents = [part[:-1] for part in np.split(stream, ends[:-1] + 1)]
+        sizes = [packet.text_bytes] * len(documents)
         try:
-            texts = list(tokenizer.decode(artifact, encoded, sizes, _deadline(), isolated))
+            texts = tokenization.decode(
+                artifact, documents, sizes, isolated, nullcontext(time.monotonic() + coding_seconds(0))
+            )
         except Refused as error:  # it could decode them when they were compressed
             raise Refused(f"{_ASTRAY} ({error})") from None
     if text_digest(texts) != packet.text:
@@ -161,137 +186,75 @@ def decompress(artifact: Artifact, packet: Packet, device: str, isolated: bool) 
     return texts
 
 
-def environment(device: str) -> str:
-    """What must agree, besides the artifact, for two processes to compute the same rows."""
-    place = torch.cuda.get_device_name(device) if device.startswith("cuda") else torch.backends.cpu.get_cpu_capability()
-    versions = ", ".join(f"{name} {importlib.metadata.version(name)}" for name in ("torch", "numpy", "constriction"))
-    return f"{versions}, {device.partition(':')[0]} {place}, {len(os.sched_getaffinity(0))} cores"
-
-
-def encode(artifact: Artifact, lane: Lane, encoded: Sequence[Ids]) -> bytes:
-    """The code of documents of ids (n,), from a lane that was asked nothing yet."""
-    coder = constriction.stream.queue.RangeEncoder()
-    targets = [np.append(ids, artifact.manifest.bos).astype(np.int32) for ids in encoded]
-    done = np.zeros(len(targets), dtype=np.int64)
-    with _progress("compress", sum(map(len, targets))) as bar:
-
-        def choose(documents: Index, probabilities: Floats) -> Ids:
-            tokens = np.array([targets[d][done[d]] for d in documents], dtype=np.int32)
-            coder.encode(tokens, _MODEL, probabilities)
-            done[documents] += 1
-            bar.update(len(tokens))
-            return tokens
-
-        follow(artifact, lane, len(targets), choose)
-    words: npt.NDArray[np.uint32] = coder.get_compressed()
-    return words.astype("<u4").tobytes()
-
-
-def decode(artifact: Artifact, lane: Lane, code: bytes, documents: int, tokens: int) -> list[Ids]:
-    """The documents of ids (n,) behind `code`, from a lane that was asked nothing yet.
-
-    Raises Refused when there are not just so many documents and tokens in it.
-    """
-    coder = constriction.stream.queue.RangeDecoder(np.frombuffer(code, dtype="<u4").astype(np.uint32))
-    with _progress("decompress", tokens) as bar:
-        left = tokens
-
-        def choose(documents: Index, probabilities: Floats) -> Ids:
-            nonlocal left
-            left -= len(documents)
-            if left < 0:
+def decode(artifact: Artifact, packet: Packet, device: str, isolated: bool) -> list[Ids]:
+    """The tokens (n,) of each document or part, as far as they are coded, the BOS that ends a document included."""
+    manifest = artifact.manifest
+    _check_step_form(manifest)
+    if packet.artifact != artifact.sha256:
+        raise UsageError(
+            f"the file was compressed with the artifact {packet.artifact[:16]}, not {artifact.sha256[:16]}"
+        )
+    if packet.environment != (here := environment(device)):
+        raise EnvironmentBroken(
+            f"the file was compressed with {packet.environment}, but here is {here}; logits would differ"
+        )
+    count = schedule.count(manifest, packet.documents, packet.tokens)
+    coder = constriction.stream.queue.RangeDecoder(np.frombuffer(packet.code, dtype="<u4").astype(np.uint32))
+    found: list[Ids] = [np.zeros(0, dtype=np.int32)]
+    owner: list[Index] = [np.zeros(0, dtype=np.int64)]
+    left = packet.tokens
+    with _progress("decompress", packet.tokens) as bar, Predictor(artifact, count, device, isolated) as predictor:
+        predictor.set_deadline(time.monotonic() + coding_seconds(packet.tokens))
+        predictor.load(packet.plan)
+        walk = schedule.steps(manifest, count)
+        step = schedule.begin(walk)
+        for _ in range(packet.steps):
+            if step is None or left < len(step.lane):
                 raise Refused(_ASTRAY)
+            p = probabilities(predictor.step(step))
             try:
-                found: Ids = coder.decode(_MODEL, probabilities)
+                following: Ids = coder.decode(_MODEL, p)
             except AssertionError:  # no probabilities like these can have led to this code
                 raise Refused(_ASTRAY) from None
-            bar.update(len(found))
-            return found
-
-        encoded = follow(artifact, lane, documents, choose)
-    if left:
-        raise Refused(_ASTRAY)
-    return encoded
-
-
-def follow(artifact: Artifact, lane: Lane, documents: int, choose: Choose) -> list[Ids]:
-    """Let `choose` name one token after the other until each document has ended with BOS; their ids (n,)."""
-    streaming = artifact.manifest.form == "streaming"
-    return (_follow_rounds if streaming else _follow_windows)(artifact, lane, documents, choose)
+            left -= len(p)
+            found.append(following)
+            owner.append(step.segment)
+            bar.update(len(p))
+            step = schedule.advance(walk, following)
+    tokens, owners = np.concatenate(found), np.concatenate(owner)
+    order = np.argsort(owners, kind="stable")
+    edges = np.searchsorted(owners[order], np.arange(1, int(owners.max(initial=0)) + 1))
+    return np.split(tokens[order], edges)
 
 
-def _follow_windows(artifact: Artifact, lane: Lane, documents: int, choose: Choose) -> list[Ids]:
-    """Simple form: all documents go on by a token a step, side by side, so that windows are of one length."""
-    manifest = artifact.manifest
-    found = [np.zeros(0, dtype=np.int32)] * documents
-    alive = np.arange(documents)
-    text = np.full((documents, 2), manifest.bos, dtype=np.int32)  # (B, capacity) of the documents alive
-    number = count()
-    for known in count(1):
-        if not len(alive):
-            break
-        if known == text.shape[1]:
-            text = np.pad(text, ((0, 0), (0, known)))
-        begin = windows.window_start(known - 1, manifest.context, manifest.stride or manifest.context)
-        size = max(1, SLOT_BYTES // (4 * manifest.vocab_size) // (known - begin))
-        for at in range(0, len(alive), size):
-            part = text[at : at + size]
-            last = np.full(len(part), known - begin - 1, dtype=np.int32)
-            _extend(lane)
-            lane.ask(asked := next(number), 0, Question(part[:, begin:known], last, 1))
-            logits = lane.answer(asked, 0, len(part))
-            part[:, known] = choose(alive[at : at + size], _probabilities(logits))
-        ended = text[:, known] == manifest.bos
-        for row in np.flatnonzero(ended):
-            found[alive[row]] = text[row, 1:known].copy()
-        alive, text = alive[~ended], text[~ended]
-    return found
+def environment(device: str) -> str:
+    """What must agree, besides the artifact, for two processes to compute the same logits."""
+    place = torch.cuda.get_device_name(device) if device.startswith("cuda") else torch.backends.cpu.get_cpu_capability()
+    versions = ", ".join(f"{name} {importlib.metadata.version(name)}" for name in ("torch", "numpy", "constriction"))
+    return f"{versions}, {device.partition(':')[0]} {place}, {cores()} cores"
 
 
-def _follow_rounds(artifact: Artifact, lane: Lane, documents: int, choose: Choose) -> list[Ids]:
-    """Streaming form: one document after the other, in rounds of its own; a full round goes on in the next."""
-    manifest = artifact.manifest
-    found = []
-    number = 0
-    for document in range(documents):
-        ids = [manifest.bos]
-        begin = 0
-        while len(ids) == 1 or ids[-1] != manifest.bos:
-            if len(ids) - begin > manifest.round:
-                number, begin = number + 1, begin + manifest.round
-            piece = np.array(ids[begin:], dtype=np.int32)
-            _extend(lane)
-            [logits] = lane.show(number, [piece], last=True)
-            ids += choose(np.array([document]), _probabilities(logits)).tolist()
-            full = len(piece) == manifest.round or ids[-1] == manifest.bos
-            if full and manifest.adapts:
-                lane.update([piece])
-        number += 1
-        found.append(np.array(ids[1:-1], dtype=np.int32))
-    return found
-
-
-def _probabilities(logits: Tensor) -> Floats:
+def probabilities(logits: Tensor) -> Floats:
     """softmax in double precision, (B, V) -> (B, V). Raises Refused for NaN or infinity."""
     rows: Floats = logits.cpu().double().numpy()
     if not np.isfinite(rows).all():
-        raise Refused("a row of logits holds NaN or infinity")
-    weights = np.exp(rows - rows.max(axis=1, keepdims=True))
-    return np.asarray(weights / weights.sum(axis=1, keepdims=True))
+        raise Refused("the logits hold NaN or infinity")
+    rows -= rows.max(axis=1, keepdims=True)
+    np.exp(rows, out=rows)
+    rows /= rows.sum(axis=1, keepdims=True)
+    return rows
 
 
 def table(done: Compressed, size: int) -> str:
     """The sizes for people; `size` is that of the file in bytes."""
     packet = done.packet
     share = f", {8 * size / packet.text_bytes:.4f} bits per byte" if packet.text_bytes else ""
-    scored = done.scored_bits / 8
-    per_byte = f", {done.scored_bits / packet.text_bytes:.4f} bits per byte" if packet.text_bytes else ""
     lines = {
         "text": f"{packet.text_bytes:,} bytes, {packet.tokens:,} tokens",
         "file": f"{size:,} bytes{share}",
         "code": f"{len(packet.code):,} bytes, {size - len(packet.code)} more are header",
-        "scored": f"{scored:,.1f} bytes{per_byte}",
-        "seconds": ", ".join(f"{name} {value:.1f}" for name, value in done.seconds.items()),
+        "log-loss": f"{done.entropy_bits / 8:,.1f} bytes",
+        "seconds": f"{done.seconds:.1f}",
     }
     return "\n".join(f"{name:<11} {value}" for name, value in lines.items())
 
@@ -303,43 +266,25 @@ def text_file(texts: Sequence[bytes]) -> bytes:
     return b"".join(json.dumps({"text": text.decode()}, ensure_ascii=False).encode() + b"\n" for text in texts)
 
 
-def write(data: bytes, path: Path) -> None:
-    """Write a file, whole or not at all. Raises UsageError where that is not possible."""
-    try:
-        write_whole(path, data)
-    except OSError as error:
-        raise UsageError(f"{path}: cannot be written ({error.strerror})") from None
-
-
 @contextmanager
-def _lane(artifact: Artifact, device: str, isolated: bool) -> Iterator[Lane]:
-    """A loaded worker, killed at the end."""
-    lane = Lane(artifact, device, SLOT_BYTES, _deadline(), isolated)
-    try:
-        lane.worker.receive(Kind.READY, 0)
-        yield lane
-    finally:
-        lane.close()
-
-
-@contextmanager
-def _judged() -> Iterator[None]:
+def judged() -> Iterator[None]:
     """Raises Refused in place of what a submission can cause on the wire."""
     try:
         yield
     except TimeoutError:
-        raise Refused(f"the submission gave no answer for {rules.CODING_SECONDS:g} s") from None
+        raise Refused("the submission took longer than coding so many tokens may take (rules.py)") from None
     except WireError as error:
         raise Refused(f"the submission broke the wire protocol: {error}") from None
 
 
-def _deadline() -> float:
-    return time.monotonic() + rules.CODING_SECONDS
+def coding_seconds(tokens: int) -> float:
+    """Most that loading, and coding so many tokens, may take."""
+    return rules.CODING_SECONDS + rules.CODING_TOKEN_SECONDS * tokens
 
 
-def _extend(lane: Lane) -> None:
-    """Time for one more answer: the number of steps is bounded, and each of them."""
-    lane.worker.channel.deadline = _deadline()
+def _check_step_form(manifest: Manifest) -> None:
+    if manifest.form != "step":
+        raise UsageError("the artifact is of the window form, which cannot be decoded; only the step form can")
 
 
 def _check_utf8(texts: Sequence[bytes], what: str) -> None:

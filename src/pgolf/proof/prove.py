@@ -1,17 +1,20 @@
-"""`pgolf prove`: a score is a code length, shown by compressing text to that length and getting it back.
+"""`pgolf prove`: a score is a code length, shown by compressing the text to that length and getting it back.
 
-Documents of the validation text are drawn, scored as ever, compressed, and decompressed by another process whose
-predictor sits in a box of its own. That process is told nothing but the artifact and the compressed file, so a
-predictor that looked at the future while it was scored has nothing to look at.
+The first steps of the schedule that the scorer walked are walked again and coded; then another process, whose
+predictor sits in another sandbox, decodes them. It is told nothing but the artifact and the compressed file, so a
+predictor that used future tokens while it was scored has none to use.
 """
 
 import ctypes
 import json
-import secrets
+import math
 import signal
 import subprocess
 import sys
 import time
+from collections.abc import Sequence
+from contextlib import nullcontext
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -19,79 +22,59 @@ import numpy as np
 
 from pgolf import artifact, rules
 from pgolf.artifact import Artifact
-from pgolf.data.dataset import CanonicalText, file_digest, open_dataset
+from pgolf.data.dataset import open_dataset
 from pgolf.errors import EnvironmentBroken, Refused, UsageError
-from pgolf.proof import compression as codec
+from pgolf.names import beside
+from pgolf.proof import compression
+from pgolf.proof.compression import Packet
+from pgolf.sandbox import lock
 from pgolf.sandbox.box import check_hidden
-from pgolf.sandbox.probe import isolation
-from pgolf.score import record
-from pgolf.score.score import find_devices
+from pgolf.sandbox.probe import check_isolation
+from pgolf.sandbox.wire import Ids
+from pgolf.score import record, schedule, tokenization
+from pgolf.score.devices import find_device
+from pgolf.score.schedule import Targets
 
 _PR_SET_PDEATHSIG = 1  # linux/prctl.h
-_END_BYTES = 8  # a range coder ends on whole words of 32 bits, two at most
 
 Proof = dict[str, Any]
 
 
-def draw(text: CanonicalText, size: int, rng: np.random.Generator) -> list[int]:
-    """Numbers of documents, ascending, of at least `size` bytes together.
+@dataclass(frozen=True)
+class Amount:
+    """How much to prove: everything, the first steps with so many bytes of text, or what so many seconds allow."""
 
-    They are drawn without replacement from the whole text, those longer than a quarter of `size` only when the others
-    are used up: a token costs a run of the model over the tokens before it, and what documents side by side share in
-    one batch, a long one pays alone. Raises UsageError where the text is too short.
-    """
-    if text.bytes < size:
-        raise UsageError(f"the validation text has only {text.bytes:,} bytes; --bytes asks for {size:,}")
-    order = rng.permutation(len(text.documents)).tolist()
-    order.sort(key=lambda number: max(len(text.documents[number]), size // 4))
-    lengths = np.cumsum([len(text.documents[number]) for number in order])
-    return sorted(order[: int(np.searchsorted(lengths, size)) + 1])
+    everything: bool = False
+    bytes: int | None = None
+    seconds: float = rules.PROOF_SECONDS
 
 
-def prove(
-    path: Path,
-    data: Path,
-    size: int = rules.PROOF_BYTES,
-    seed: int | None = None,
-    device: str = "auto",
-    isolated: bool = True,
-) -> Proof:
-    """Prove the score of the artifact at `path` on `size` bytes of the validation text of `data`.
+def prove(path: Path, data: Path, amount: Amount, device: str = "auto", isolated: bool = True) -> Proof:
+    """Prove the recorded score of the artifact at `path` on the validation text of `data`.
 
-    `seed` draws the documents; None: a secret one. Returns the figures: status "ok" (proven), or "refused" (the
-    submission breaks a rule, or its code is longer than its score says) or "failed" (this machine or the data is
-    not fit) with the reason. Raises UsageError when there is nothing to prove.
+    Returns the figures: status "ok" (proven), or "refused" (the submission breaks a rule, or its code is longer than
+    its record says) or "failed" (this machine or the data is not fit) with the reason. Raises UsageError when there is
+    nothing to prove.
     """
     started = time.monotonic()
-    seed = secrets.randbits(63) if seed is None else seed
+    scored = read_record(path)
     proof: Proof = {
         "status": "failed",
         "reason": None,
-        "seed": seed,
-        "documents": None,
-        "bytes": None,
+        "steps": None,
+        "of_steps": scored["steps"],
         "tokens": None,
-        "scored_bytes": None,
-        "code_bytes": None,
-        "file_bytes": None,
-        "ratio": None,
-        "tolerance": rules.PROOF_TOLERANCE,
-        "data": None,
+        "bytes": None,
+        "of_bytes": scored["bytes"],
+        "recorded_bits": None,
+        "code_bits": None,
+        "data": scored["data"],
         "isolation": None,
         "environment": None,
         "seconds": {},
     }
     try:
-        read = artifact.read(path, rules.ARTIFACT_BYTES)
-        device = find_devices(device)[0]
-        proof["isolation"] = isolation().description if isolated else "none"
-        dataset = open_dataset(data)
-        if isolated:
-            check_hidden(dataset.root)
-        text = dataset.canonical_text()
-        proof["data"] = {"name": dataset.name, "sha256": text.sha256}
-        texts = [text.documents[number] for number in draw(text, size, np.random.default_rng(seed))]
-        _prove(proof, read, path, texts, device, isolated)
+        _prove(proof, scored, path, data, amount, find_device(device), isolated)
         proof["status"] = "ok"
     except Refused as error:
         proof.update(status="refused", reason=str(error))
@@ -101,41 +84,139 @@ def prove(
     return proof
 
 
-def _prove(proof: Proof, read: Artifact, path: Path, texts: list[bytes], device: str, isolated: bool) -> None:
+def read_record(path: Path) -> record.Record:
+    """The record of the artifact at `path`. Raises UsageError when there is none of this very artifact."""
+    place = beside(path, ".score.json")
+    digest = artifact.read(path, rules.ARTIFACT_BYTES).sha256
+    try:
+        found: record.Record = json.loads(place.read_text(encoding="utf-8"))
+        if found["artifact"]["sha256"] == digest and found["status"] == "ok" and found["rules"] == rules.VERSION:
+            return found
+    except (OSError, ValueError, KeyError, TypeError, RecursionError):
+        pass
+    raise UsageError(f"{place}: is no record of a score of this artifact; run `pgolf score {path}` first")
+
+
+def _prove(
+    proof: Proof, scored: record.Record, path: Path, data: Path, amount: Amount, device: str, isolated: bool
+) -> None:
     """Fill `proof` step by step, so that a refusal keeps what was known by then."""
-    proof.update(documents=len(texts), bytes=sum(map(len, texts)))
-    done = codec.compress(read, texts, device, isolated)
-    packet = done.packet
-    file = packet.encode()
-    scored, code = done.scored_bits / 8, len(packet.code)
-    proof.update(tokens=packet.tokens, environment=packet.environment)
-    ratio = code / scored if scored else 1.0
-    proof.update(scored_bytes=round(scored, 3), code_bytes=code, file_bytes=len(file), ratio=round(ratio, 6))
-    proof["seconds"].update(done.seconds)
-    if code > (1 + rules.PROOF_TOLERANCE) * scored + _END_BYTES:
+    read = artifact.read(path, rules.ARTIFACT_BYTES)
+    if read.manifest.form != "step":
+        raise UsageError("a score of the window form cannot be proven; only the step form can")
+    dataset = open_dataset(data)
+    text = dataset.canonical_text()
+    texts = text.documents[: scored["documents"]]
+    if text.sha256 != scored["data"]["sha256"] or sum(map(len, texts)) != scored["bytes"]:
+        raise UsageError(f"{data}: is not the text of the record; prove it on {scored['data']['name']}")
+    with lock.hold(), compression.judged():
+        proof["isolation"] = check_isolation(device).description if isolated else "none"
+        if isolated:
+            check_hidden(dataset.root)
+        limit = nullcontext(time.monotonic() + compression.coding_seconds(0))
+        encoded = tokenization.encode(read, texts, isolated, limit)
+        tokenization.check_decoding(read, texts, encoded, isolated, limit)
+        done = compression.encode(read, texts, encoded, device, isolated, _more(scored, amount), scored["plan"])
+    packet, code_bits = done.packet, 8 * len(done.packet.code)
+    recorded = recorded_bits(scored, packet.steps)
+    proof.update(steps=packet.steps, environment=packet.environment, code_bits=code_bits, recorded_bits=recorded)
+    proof["seconds"]["compress"] = round(done.seconds, 3)
+    allowed = recorded * (1 + rules.PROOF_TOLERANCE) + rules.PROOF_TOLERANCE_BITS
+    if code_bits > allowed:
         raise Refused(
-            f"not proven: the text takes {code:,} bytes, {code - scored:,.1f} more than its scored code length of "
-            f"{scored:,.1f}, where {rules.PROOF_TOLERANCE:.0%} is allowed"
+            f"not proven: {packet.steps:,} steps take {code_bits:,} bits, where the record says {recorded:,.0f}"
         )
     started = time.monotonic()
-    back = _decompress(path, file, device, isolated)
+    back = _decode(path, packet, device, isolated)
     proof["seconds"]["decompress"] = round(time.monotonic() - started, 3)
-    if back != codec.text_file(texts):
-        raise Refused("not proven: the decompressed text differs from the one that was compressed")
+    targets = Targets.of(read.manifest, encoded)
+    known = coded_positions(read.manifest, targets, packet)
+    if not np.array_equal(back, targets.tokens[known]):
+        raise Refused("not proven: the decoded tokens differ from those of the text")
+    proof["tokens"] = len(known)
+    with lock.hold(), compression.judged():
+        proof["bytes"] = proven_bytes(read, texts, encoded, known, isolated)
 
 
-def _decompress(path: Path, file: bytes, device: str, isolated: bool) -> bytes:
-    """What `pgolf decompress` makes of the bytes of a .pgz file, in a process of its own."""
-    command = [sys.executable, "-m", "pgolf.cli", "decompress", str(path.resolve()), "-", "-o", "-"]
-    command += ["--device", device, *([] if isolated else ["--no-sandbox"])]
-    done = subprocess.run(command, input=file, capture_output=True, cwd="/", preexec_fn=_end_with_parent, check=False)
-    if done.returncode == 0:
-        return done.stdout
+def _more(scored: record.Record, amount: Amount) -> Any:
+    """Whether to code another step: whole groups of `rules.CODE_EVERY`, for the record knows only their ends."""
+    started: list[float] = []
+    tokens = math.inf if amount.bytes is None else amount.bytes * scored["tokens"] / scored["bytes"]
+
+    def more(steps: int, done: int) -> bool:
+        started.append(time.monotonic()) if not started else None
+        if amount.everything or steps == 0 or steps % rules.CODE_EVERY:
+            return True
+        return done < tokens if amount.bytes is not None else time.monotonic() - started[0] < amount.seconds
+
+    return more
+
+
+def recorded_bits(scored: record.Record, steps: int) -> float:
+    """The code length of the first `steps` steps by the record."""
+    if steps == scored["steps"]:
+        return float(scored["bpb"] * scored["bytes"])
+    return float(scored["code"]["bits"][steps // scored["code"]["every"] - 1])
+
+
+def coded_positions(manifest: artifact.Manifest, targets: Targets, packet: Packet) -> schedule.Index:
+    """Where the coded tokens stand in `targets.tokens`: document by document, or part by part."""
+    walk = schedule.steps(manifest, schedule.count(manifest, packet.documents, packet.tokens))
+    step = schedule.begin(walk)
+    found = []
+    for _ in range(packet.steps):
+        assert step is not None  # the encoder made these very steps
+        found.append(targets.at(step))
+        step = schedule.advance(walk, targets.tokens[found[-1]])
+    return np.sort(np.concatenate(found))
+
+
+def proven_bytes(
+    read: Artifact, texts: Sequence[bytes], encoded: Sequence[Ids], known: schedule.Index, isolated: bool
+) -> int:
+    """Bytes of the text that the tokens at positions `known` spell, by decoding; whole characters only."""
+    ends = np.cumsum([len(ids) + 1 for ids in encoded])
+    breaks = np.flatnonzero(np.diff(known) > 1) + 1
+    cuts: list[tuple[int, int]] = []  # document and number of its tokens, at the start and the end of each run
+    for run in np.split(known, breaks):
+        for position in (int(run[0]), int(run[-1]) + 1):
+            document = int(np.searchsorted(ends, position, side="right"))
+            begin = int(ends[document - 1]) if document else 0
+            cuts.append((document, position - begin))
+    inside = [(document, n) for document, n in cuts if document < len(encoded)]
+    sizes = [len(texts[document]) for document, _ in inside]
+    prefixes = [encoded[document][:n] for document, n in inside]
+    limit = nullcontext(time.monotonic() + compression.coding_seconds(0))
+    decoded = iter(tokenization.decode(read, prefixes, sizes, isolated, limit))
+    before = np.concatenate([[0], np.cumsum([len(text) for text in texts])])
+    places = [
+        int(before[document]) + (_agreeing(next(decoded), texts[document]) if document < len(encoded) else 0)
+        for document, _ in cuts
+    ]
+    return sum(max(0, end - start) for start, end in zip(places[::2], places[1::2], strict=True))
+
+
+def _agreeing(decoded: bytes, text: bytes) -> int:
+    """How many first bytes agree, whole characters only."""
+    unequal = (i for i, (a, b) in enumerate(zip(decoded, text, strict=False)) if a != b)
+    count = next(unequal, min(len(decoded), len(text)))
+    while count < len(text) and text[count] & 0xC0 == 0x80:  # inside a character
+        count -= 1
+    return count
+
+
+def _decode(path: Path, packet: Packet, device: str, isolated: bool) -> Ids:
+    """The tokens that another process decodes, in the order of `coded_positions`."""
+    command = [sys.executable, "-m", "pgolf.proof.decoder", str(path.resolve()), device, str(int(isolated))]
+    done = subprocess.run(
+        command, input=packet.encode(), capture_output=True, cwd="/", preexec_fn=_end_with_parent, check=False
+    )
+    if done.returncode == 0 and len(done.stdout) % 4 == 0:
+        return np.frombuffer(done.stdout, dtype="<i4").astype(np.int32)
     lines = done.stderr.decode("utf-8", "replace").strip().splitlines() or ["no reason given"]
-    reason = lines[-1].removeprefix("pgolf: ")
     if done.returncode == Refused.exit_code:
-        raise Refused(f"not proven: {reason}")
-    raise EnvironmentBroken(f"decompressing failed: {reason}")
+        raise Refused(f"not proven: {lines[-1]}")
+    raise EnvironmentBroken(f"decoding failed: {lines[-1]}")
 
 
 def _end_with_parent() -> None:
@@ -143,37 +224,20 @@ def _end_with_parent() -> None:
     ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
 
 
-def find_record(path: Path) -> tuple[Path, record.Record]:
-    """Where a proof of the artifact at `path` belongs, and what stands there: its score record, or a file of its own.
-
-    artifact.score.json takes it where that is about this very artifact, otherwise artifact.proof.json is written.
-    """
-    digest, size = file_digest(path), path.stat().st_size
-    scored = path.with_suffix(".score.json")
-    try:
-        found = json.loads(scored.read_text(encoding="utf-8"))
-        if found["artifact"]["sha256"] == digest:
-            return scored, found
-    except (OSError, ValueError, KeyError, TypeError):
-        pass
-    return path.with_suffix(".proof.json"), {"artifact": {"sha256": digest, "bytes": size}}
-
-
 def table(proof: Proof) -> str:
     """The proof for people: a short table, or one line when there is none."""
     if proof["status"] != "ok":
         return f"{proof['status']}: {proof['reason']}"
-    bits = 8 / proof["bytes"]
     seconds = ", ".join(f"{name} {value:.1f}" for name, value in proof["seconds"].items() if name != "total")
+    share = proof["code_bits"] / proof["recorded_bits"] - 1
     lines = {
-        "text": f"{proof['data']['name']}: {proof['documents']:,} documents, {proof['bytes']:,} bytes, "
-        f"{proof['tokens']:,} tokens",
-        "scored": f"{proof['scored_bytes']:,.1f} bytes, {bits * proof['scored_bytes']:.6f} bits per byte",
-        "code": f"{proof['code_bytes']:,} bytes, {bits * proof['code_bytes']:.6f} bits per byte "
-        f"({proof['ratio'] - 1:+.3%}; {proof['tolerance']:+.0%} allowed)",
-        "file": f"{proof['file_bytes']:,} bytes with its header",
+        "text": f"{proof['data']['name']}: {proof['bytes']:,} of {proof['of_bytes']:,} bytes",
+        "tokens": f"{proof['tokens']:,}",
+        "steps": f"the first {proof['steps']:,} of {proof['of_steps']:,}",
+        "recorded": f"{proof['recorded_bits']:,.0f} bits",
+        "code": f"{proof['code_bits']:,} bits ({share:+.3%})",
         "seconds": seconds,
         "isolation": proof["isolation"],
-        "proven": "another process got the text back, byte for byte",
+        "proven": "another process got these bytes back from the artifact and the code alone",
     }
     return "\n".join(f"{name:<11} {value}" for name, value in lines.items())

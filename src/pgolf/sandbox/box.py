@@ -63,7 +63,6 @@ class Worker:
         role: str,
         members: Mapping[str, bytes],
         *,
-        deadline: float,
         isolated: bool,
         device: str = "cpu",
         ring: Ring | None = None,
@@ -73,7 +72,7 @@ class Worker:
     ) -> None:
         """Start `role` with `members` as its files; returns when its own imports are done, before theirs.
 
-        `deadline` is a value of time.monotonic(). `device` is "cpu", "cuda" (all GPUs) or "cuda:N". `config` is
+        Its channel has no deadline yet. `device` is "cpu", "cuda" (all GPUs) or "cuda:N". `config` is
         handed to the guest. `packages` are the packages that the submission declares, `compiler` says whether it may
         compile. Without `isolated` the code runs with all rights of this user.
         Raises EnvironmentBroken when the sandbox cannot be made or started here.
@@ -117,7 +116,7 @@ class Worker:
             self.channel = Channel(ours, time.monotonic() + rules.START_SECONDS)
             self._await_start(isolated)
             self._group.started(self._process.pid)
-            self.channel.deadline = deadline
+            self.channel.deadline = None
             self._stack = stack.pop_all()
 
     def __enter__(self) -> "Worker":

@@ -96,7 +96,10 @@ def _dev() -> list[str]:
 def harness_files() -> dict[Path, bytes]:
     """Files that the sandbox has besides: the harness's own, and what stands for device files."""
     home = Path(__file__).parent.parent
-    names = ("__init__.py", "sandbox/__init__.py", "sandbox/wire.py", "sandbox/guest.py")
+    names = (
+        *("__init__.py", "sandbox/__init__.py", "sandbox/wire.py", "sandbox/guest.py"),
+        *("data/__init__.py", "data/transforms.py"),
+    )
     files = {HARNESS / "pgolf" / name: (home / name).read_bytes() for name in names}
     return {**files, EMPTY: b"", RANDOM: os.urandom(_RANDOM_BYTES)}
 

@@ -16,6 +16,7 @@ from pgolf.sandbox.cgroup import Cgroup
 from pgolf.sandbox.wire import Kind
 
 _SECONDS = 120.0
+_OPTIONAL = ("swap", "/dev/shm", "compiler")
 
 
 @dataclass(frozen=True)
@@ -35,6 +36,18 @@ class Isolation:
     seconds: float
     """What trying it took; 0 where it was not tried."""
 
+    def reasons(self, fresh_machine: bool) -> list[str]:
+        """Why a score under it does not count. `fresh_machine`: the operator's word that nothing else runs here."""
+        found = {
+            "the kernel does not keep the limits on memory and processes": self.memory_enforced,
+            "there is no seccomp filter for this processor": self.seccomp,
+            "the sandbox shares files with earlier ones": self.private_copy or fresh_machine,
+            "the lock is not the machine's": self.lock_standard or fresh_machine,
+            "this is a container, and others on the machine do not see its lock": self.lock_reaches_machine
+            or fresh_machine,
+        }
+        return [reason for reason, holds in found.items() if not holds]
+
 
 @dataclass(frozen=True)
 class Check:
@@ -46,6 +59,11 @@ class Check:
     """What was found."""
     remedy: str
     """What to do about it; empty when it holds."""
+
+    @property
+    def needed(self) -> bool:
+        """Whether no score counts without it; else it costs time, or a submission that asks for it fails."""
+        return self.name not in _OPTIONAL
 
 
 @cache
@@ -76,12 +94,12 @@ def check_isolation(device: str = "cpu", compiler: bool = False) -> Isolation:
     with box.Worker(
         "probe",
         {"probe": b"probe"},
-        deadline=start + _SECONDS,
         isolated=True,
         device=device,
         config={"compile": compiler},
         compiler=compiler,
     ) as worker:
+        worker.channel.deadline = start + _SECONDS
         try:
             worker.receive(Kind.READY, 0)
         except Exception as error:
@@ -102,7 +120,7 @@ def report(device: str = "cpu", names: Sequence[str] = ()) -> list[Check]:
         "lock": _lock,
         "machine": _machine,
         "shell limits": box.check_limits,
-        "compiler": lambda: f"g++ works inside, {check_isolation(device, compiler=True).description}",
+        "compiler": lambda: _compiles(device),
     }
     return [_tried(name, attempt) for name, attempt in checks.items() if not names or name in names]
 
@@ -146,6 +164,11 @@ def _filter() -> str:
     if seccomp.program() is None:
         raise EnvironmentBroken(f"no filter for the processor {os.uname().machine}; score on x86-64 or aarch64")
     return f"the filter knows the processor {os.uname().machine}"
+
+
+def _compiles(device: str) -> str:
+    check_isolation(device, compiler=True)
+    return "g++ works in a sandbox that declares it"
 
 
 def _copy() -> str:

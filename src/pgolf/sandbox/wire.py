@@ -2,9 +2,9 @@
 
 A frame is one byte of kind, four bytes of payload length (little-endian), the payload. Every payload has a
 fixed layout, and every receiver says which kind it expects and how long it may be; anything else is a
-WireError. Logits never travel in frames: the worker writes a block of rows into a slot of a sealed memory
-file and announces it. The scorer copies the slot before it looks at it, so that a row cannot change between
-check and use.
+WireError. Logits never travel in frames: the worker writes them into a slot of a sealed memory file and announces
+them. The scorer copies the slot before it looks at it, so that nothing can change between check and use. Descriptors
+sent along with a frame are dropped by the kernel: no receiver here has room for them.
 
 This module is all that scorer and worker share. It imports nothing but the standard library and numpy, and
 trusts nothing that it reads.
@@ -24,15 +24,17 @@ import numpy.typing as npt
 
 TEXT_FRAME_BYTES = 1 << 20  # texts travel in groups of about this size
 MESSAGE_BYTES = 4096
-SLOTS = 2  # one block is computed while the other is scored
+SLOTS = 2  # a batch of windows is computed while the one before it is scored; step k uses slot k % 2
 
 Ids = npt.NDArray[np.int32]
 
 _FRAME = struct.Struct("<BI")
-_BATCH = struct.Struct("<IIIII")
-_ROWS = struct.Struct("<IIIII")
+_STEP = struct.Struct("<II")
+_WINDOWS = struct.Struct("<IIII")
+_LOGITS = struct.Struct("<IIII")
 _COUNT = struct.Struct("<I")
-ROWS_BYTES = _ROWS.size
+LOGITS_BYTES = _LOGITS.size
+PLAN_BYTES = 4
 
 
 class WireError(Exception):
@@ -42,15 +44,15 @@ class WireError(Exception):
 class Kind(IntEnum):
     """What a frame carries."""
 
-    READY = 1  # worker: loaded, nothing else
+    READY = 1  # worker: loaded; a predictor of the step form sends its plan
     FAILED = 2  # worker: one line of UTF-8 that says why
     TEXTS = 3  # a group of byte strings
     TOKENS = 4  # a group of id arrays
-    BATCH = 5  # scorer: windows to run
-    ROWS = 6  # worker: a block of logits lies in a slot
-    TAKEN = 7  # scorer: a block was copied, its slot is free again
-    ROUND = 8  # scorer: documents for a streaming predictor
-    STARTED = 9  # worker: its own imports are done, the submission's come next
+    STEP = 5  # scorer: one token for each active lane
+    WINDOWS = 6  # scorer: windows to run
+    LOGITS = 7  # worker: logits lie in a slot
+    PLAN = 8  # scorer: the plan that the predictor is to follow
+    STARTED = 9  # worker: the harness runs; what happens from here on is the submission's doing
 
 
 class Dtype(IntEnum):
@@ -65,82 +67,74 @@ DTYPE_BYTES = {Dtype.FLOAT32: 4, Dtype.FLOAT16: 2, Dtype.BFLOAT16: 2}
 
 
 @dataclass(frozen=True)
-class Batch:
-    """Windows of one length: the worker answers with rows `first[b]` to `first[b] + count` of each, in order."""
+class Step:
+    """One token for each active lane; the worker submits the logits of what follows it in each."""
 
     number: int
-    slot: int
+    lane: Ids  # (B,)
+    ids: Ids  # (B,)
+
+    def encode(self) -> bytes:
+        """The payload of a STEP frame."""
+        header = _STEP.pack(self.number, len(self.ids))
+        return header + self.lane.astype("<i4").tobytes() + self.ids.astype("<i4").tobytes()
+
+    @staticmethod
+    def decode(payload: bytes) -> "Step":
+        """Read a STEP payload."""
+        number, count = _unpack(_STEP, payload)
+        if len(payload) != _STEP.size + 8 * count:
+            raise WireError(f"a step of {count} lanes came with {len(payload)} bytes")
+        numbers = np.frombuffer(payload, dtype="<i4", offset=_STEP.size)
+        return Step(number, numbers[:count], numbers[count:])
+
+
+@dataclass(frozen=True)
+class WindowBatch:
+    """Windows of one length; the worker submits rows `first` to `first` + `count` of each, in order."""
+
+    number: int
+    first: int
     count: int
-    first: Ids  # (B,)
     ids: Ids  # (B, T)
 
     def encode(self) -> bytes:
-        """The payload of a BATCH frame."""
-        b, t = self.ids.shape
-        header = _BATCH.pack(self.number, self.slot, b, t, self.count)
-        return header + self.first.astype("<i4").tobytes() + self.ids.astype("<i4").tobytes()
+        """The payload of a WINDOWS frame."""
+        header = _WINDOWS.pack(self.number, self.first, self.count, len(self.ids))
+        return header + self.ids.astype("<i4").tobytes()
 
     @staticmethod
-    def decode(payload: bytes) -> "Batch":
-        """Read a BATCH payload."""
-        number, slot, b, t, count = _unpack(_BATCH, payload)
-        values = payload[_BATCH.size :]
-        if len(values) != 4 * (b + b * t):
-            raise WireError(f"a batch of {b} x {t} ids came with {len(values)} bytes")
-        numbers = np.frombuffer(values, dtype="<i4")
-        return Batch(number, slot, count, numbers[:b], numbers[b:].reshape(b, t))
-
-
-class Wanted(IntEnum):
-    """What a streaming predictor is to do with the documents of a round."""
-
-    ROWS = 0  # answer with a row for each of their tokens
-    LAST = 1  # answer with the last row of each
-    UPDATE = 2  # learn from them: every row was scored
+    def decode(payload: bytes) -> "WindowBatch":
+        """Read a WINDOWS payload."""
+        number, first, count, windows = _unpack(_WINDOWS, payload)
+        values = payload[_WINDOWS.size :]
+        if windows == 0 or not values or len(values) % (4 * windows):
+            raise WireError(f"{windows} windows came with {len(values)} bytes")
+        return WindowBatch(number, first, count, np.frombuffer(values, dtype="<i4").reshape(windows, -1))
 
 
 @dataclass(frozen=True)
-class Round:
-    """Documents, each with its leading BOS; the first may continue the last one of the round before, without."""
-
-    wanted: Wanted
-    documents: list[Ids]
-
-    def encode(self) -> bytes:
-        """The payload of a ROUND frame."""
-        return bytes([self.wanted]) + encode_tokens(self.documents)
-
-    @staticmethod
-    def decode(payload: bytes) -> "Round":
-        """Read a ROUND payload."""
-        if payload[:1] not in [bytes([wanted]) for wanted in Wanted]:
-            raise WireError("a round that wants something unknown")
-        return Round(Wanted(payload[0]), decode_tokens(payload[1:]))
-
-
-@dataclass(frozen=True)
-class Rows:
-    """A block of logits (rows, width) in a slot."""
+class Logits:
+    """Logits (rows, width) lie in slot `number` % SLOTS."""
 
     number: int
-    slot: int
     rows: int
     width: int
     dtype: Dtype
 
     def encode(self) -> bytes:
-        """The payload of a ROWS frame."""
-        return _ROWS.pack(self.number, self.slot, self.rows, self.width, self.dtype)
+        """The payload of a LOGITS frame."""
+        return _LOGITS.pack(self.number, self.rows, self.width, self.dtype)
 
     @staticmethod
-    def decode(payload: bytes) -> "Rows":
-        """Read a ROWS payload."""
-        number, slot, rows, width, dtype = _unpack(_ROWS, payload)
-        if len(payload) != ROWS_BYTES:
-            raise WireError(f"a block of rows announced with {len(payload)} bytes")
+    def decode(payload: bytes) -> "Logits":
+        """Read a LOGITS payload."""
+        number, rows, width, dtype = _unpack(_LOGITS, payload)
+        if len(payload) != LOGITS_BYTES:
+            raise WireError(f"logits announced with {len(payload)} bytes")
         if dtype not in list(Dtype):
             raise WireError(f"unknown element type {dtype}")
-        return Rows(number, slot, rows, width, Dtype(dtype))
+        return Logits(number, rows, width, Dtype(dtype))
 
 
 class Channel:

@@ -11,9 +11,40 @@ import torch
 
 import pgolf
 from pgolf import rules
-from pgolf.files import write_whole
+from pgolf.files import printable, write_atomically
 
 Record = dict[str, Any]
+
+_NEXT = "what this machine lacks, and the remedies: pgolf doctor; what a counting score needs: docs/security.md"
+
+
+def new(path: Path, track: str | None, device: str) -> Record:
+    """The record of a score that has only begun."""
+    return {
+        "status": "failed",
+        "reason": None,
+        "eligible": False,
+        "reasons": [],
+        "rules": rules.VERSION,
+        "bpb": None,
+        "nats_per_token": None,
+        "tokens": None,
+        "bytes": None,
+        "documents": None,
+        "track": track,
+        "submission": None,
+        "form": None,
+        "artifact": {"sha256": None, "bytes": path.stat().st_size},
+        "data": None,
+        "isolation": None,
+        "seconds": {},
+        "margin": None,
+        "plan": None,
+        "steps": None,
+        "code": None,
+        "spot_check": None,
+        "environment": environment(device),
+    }
 
 
 def environment(device: str) -> dict[str, Any]:
@@ -26,15 +57,23 @@ def environment(device: str) -> dict[str, Any]:
         "sentencepiece": importlib.metadata.version("sentencepiece"),
         "platform": platform.platform(),
         "processor": _processor(),
-        "cores": len(os.sched_getaffinity(0)),
+        "cores": cores(),
         "device": torch.cuda.get_device_name() if device.startswith("cuda") else "cpu",
-        "devices": torch.cuda.device_count() if device.startswith("cuda") else 1,
+        "devices": torch.cuda.device_count() if device == "cuda" else 1,
     }
+
+
+def cores() -> int:
+    """Processor cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def write(record: Record, path: Path) -> None:
     """Write `record` as JSON under `path`, whole or not at all."""
-    write_whole(path, (json.dumps(record, indent=2) + "\n").encode())
+    rounded = {**record, "seconds": {name: round(value, 3) for name, value in record["seconds"].items()}}
+    if record.get("margin") is not None:
+        rounded["margin"] = round(record["margin"], 3)
+    write_atomically(path, (json.dumps(rounded, indent=1) + "\n").encode())
 
 
 def table(record: Record) -> str:
@@ -42,33 +81,36 @@ def table(record: Record) -> str:
     if record["status"] != "ok":
         return f"{record['status']}: {record['reason']}"
     limits = rules.track(record["track"])
-    seconds = {name: value for name, value in record["seconds"].items() if name not in ("audit", "total")}
+    seconds = {name: value for name, value in record["seconds"].items() if name != "total"}
     phases = ", ".join(f"{name} {value:.1f}" for name, value in seconds.items())
     lines = {
         "submission": f"{record['submission']['name']} by {record['submission']['author']}, track {limits.name}",
         "artifact": f"{record['artifact']['bytes']:,} of {limits.artifact_bytes:,} bytes, "
         f"sha256 {record['artifact']['sha256'][:16]}",
-        "text": f"{record['data']['name']}: {record['documents']:,} documents, {record['bytes']:,} bytes",
+        "text": f"{printable(record['data']['name'])}: {record['documents']:,} documents, {record['bytes']:,} bytes",
         "tokens": f"{record['tokens']:,} scored, {record['bytes'] / record['tokens']:.3f} bytes per token",
         "seconds": f"{sum(seconds.values()):.1f} of {limits.eval_seconds:g} ({phases})",
         "isolation": record["isolation"],
-        "audit": "none",
         "loss": f"{record['nats_per_token']:.6f} nats per token",
-        "score": f"{record['bpb']:.6f} bpb" + ("" if record["eligible"] else "  (not eligible: a trial)"),
+        "score": f"{record['bpb']:.6f} bpb" + ("" if record["eligible"] else "  (practice score)"),
     }
-    if audit := record["audit"]:
-        if not audit["conclusive"]:
-            lines["score"] = f"{record['bpb']:.6f} bpb  (not eligible: too few tokens or too much noise in the audit)"
-        low, high = audit["interval"]
-        lines["audit"] = (
-            f"{audit['positions']:,} tokens blind: mean {audit['mean']:+.1e} nats [{low:+.1e}, {high:+.1e}], "
-            f"largest {audit['largest']:+.1e}, {record['seconds']['audit']:.1f} s"
+    if check := record["spot_check"]:
+        lines["spot check"] = (
+            f"{check['changed']:,} of {check['tokens']:,} sampled tokens changed without what follows them"
+            + (f", most of all token {check['token']:,} by {check['largest']:+.2g} nats" if check["changed"] else "")
         )
-    return "\n".join(f"{name:<11} {value}" for name, value in lines.items())
+    text = "\n".join(f"{name:<11} {value}" for name, value in lines.items())
+    if record["eligible"]:
+        return text
+    return "\n".join([text, "does not count:", *(f"  - {reason}" for reason in record["reasons"]), _NEXT])
 
 
 def _processor() -> str:
-    for line in Path("/proc/cpuinfo").read_text().splitlines():
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        lines = []
+    for line in lines:
         if line.startswith("model name"):
             return line.partition(":")[2].strip()
     return platform.processor() or platform.machine()

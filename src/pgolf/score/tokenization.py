@@ -1,12 +1,14 @@
 """Any tokenizer, proven lossless on the text that is scored.
 
-Encoding and decoding run in separate boxes: the decoder receives nothing but ids, and what it returns must be
+Encoding and decoding run in separate sandboxes: the decoder receives nothing but ids, and what it returns must be
 the canonical text, byte for byte, document by document. So the ids carry the whole text, and no byte count is
-ever taken from a submission.
+ever taken from a submission. A declarative tokenizer (a SentencePiece model, a tokenizer.json, bytes, each behind a
+transform of the harness if it likes) is run by the harness's own code; one that is Python code has held text that is
+not scored yet, so it is for practice.
 """
 
-from collections.abc import Generator, Iterator, Sequence
-from contextlib import closing, contextmanager
+from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager
 from itertools import pairwise
 
 import numpy as np
@@ -18,13 +20,21 @@ from pgolf.sandbox import wire
 from pgolf.sandbox.box import Worker
 from pgolf.sandbox.wire import Ids, Kind
 
+Timed = AbstractContextManager[float]
+"""Entered when the sandbox has started; gives the deadline, a value of time.monotonic()."""
 
-def encode(artifact: Artifact, documents: Sequence[bytes], deadline: float, isolated: bool) -> list[Ids]:
+
+def is_code(manifest: Manifest) -> bool:
+    """Whether encoding runs code of the submission."""
+    return manifest.tokenizer.endswith(".py")
+
+
+def encode(artifact: Artifact, documents: Sequence[bytes], isolated: bool, timed: Timed) -> list[Ids]:
     """Ids (n,) of each document. Raises Refused for ids that are out of range, spell BOS, or are too many."""
-    if artifact.manifest.tokenizer == "bytes":
+    if artifact.manifest.tokenizer == "bytes" and artifact.manifest.transform is None:
         return [np.frombuffer(document, dtype=np.uint8).astype(np.int32) for document in documents]
     encoded: list[Ids] = []
-    with _worker("encode", artifact, deadline, isolated) as worker:
+    with _worker("encode", artifact, isolated, timed) as worker:
         for begin, end in _groups([len(document) for document in documents]):
             group = list(documents[begin:end])
             tokens = rules.TOKENS_PER_BYTE * sum(map(len, group)) + len(group)
@@ -39,32 +49,31 @@ def encode(artifact: Artifact, documents: Sequence[bytes], deadline: float, isol
 
 
 def check_decoding(
-    artifact: Artifact, documents: Sequence[bytes], encoded: Sequence[Ids], deadline: float, isolated: bool
+    artifact: Artifact, documents: Sequence[bytes], encoded: Sequence[Ids], isolated: bool, timed: Timed
 ) -> None:
-    """Decode the ids in a fresh box. Raises Refused at the first byte that differs from the canonical text."""
-    if artifact.manifest.tokenizer == "bytes":
-        return
+    """Decode the ids in a fresh sandbox. Raises Refused at the first byte that differs from the canonical text."""
     sizes = [len(text) for text in documents]
-    with closing(decode(artifact, encoded, sizes, deadline, isolated)) as decoded:
-        for number, (text, back) in enumerate(zip(documents, decoded, strict=True)):
-            if back != text:
-                raise Refused(_difference(number, text, back))
+    for number, (text, back) in enumerate(
+        zip(documents, decode(artifact, encoded, sizes, isolated, timed), strict=True)
+    ):
+        if back != text:
+            raise Refused(_difference(number, text, back))
 
 
 def decode(
-    artifact: Artifact, encoded: Sequence[Ids], sizes: Sequence[int], deadline: float, isolated: bool
-) -> Generator[bytes, None, None]:
-    """The text of each document, from a fresh box that receives nothing but the ids.
+    artifact: Artifact, encoded: Sequence[Ids], sizes: Sequence[int], isolated: bool, timed: Timed
+) -> list[bytes]:
+    """The text of each document, from a fresh sandbox that receives nothing but the ids.
 
-    `sizes`: bytes that each text has, or at most has. Raises Refused when the box sends more than twice as much.
+    `sizes`: bytes that each text has, or at most has. Raises Refused when the sandbox sends more than twice as much.
     """
-    if artifact.manifest.tokenizer == "bytes":
+    if artifact.manifest.tokenizer == "bytes" and artifact.manifest.transform is None:
         for number, ids in enumerate(encoded):
             if len(ids) and int(ids.max()) > 255:
                 raise Refused(f"document {number}: id {int(ids.max())} is no byte")
-            yield ids.astype(np.uint8).tobytes()
-        return
-    with _worker("decode", artifact, deadline, isolated) as worker:
+        return [ids.astype(np.uint8).tobytes() for ids in encoded]
+    texts: list[bytes] = []
+    with _worker("decode", artifact, isolated, timed) as worker:
         for begin, end in _groups(sizes):
             group = list(encoded[begin:end])
             most = 2 * sum(sizes[begin:end]) + 8 * len(group) + wire.TEXT_FRAME_BYTES
@@ -72,17 +81,21 @@ def decode(
             decoded = wire.decode_texts(worker.receive(Kind.TEXTS, most))
             if len(decoded) != len(group):
                 raise Refused(f"the tokenizer gave {len(decoded)} documents back for {len(group)}")
-            yield from decoded
+            texts += decoded
+    return texts
 
 
 @contextmanager
-def _worker(role: str, artifact: Artifact, deadline: float, isolated: bool) -> Iterator[Worker]:
-    """A box that holds the tokenizer's file, or the whole artifact where the tokenizer is code."""
-    name = artifact.manifest.tokenizer
-    files = artifact.members if name.endswith(".py") else {name: artifact.members[name]}
-    packages = artifact.manifest.packages if name.endswith(".py") else ()
-    config = {"tokenizer": name}
-    with Worker(role, files, deadline=deadline, isolated=isolated, config=config, packages=packages) as worker:
+def _worker(role: str, artifact: Artifact, isolated: bool, timed: Timed) -> Iterator[Worker]:
+    """A sandbox that holds the tokenizer's file, or the whole artifact where the tokenizer is code."""
+    manifest = artifact.manifest
+    name = manifest.tokenizer
+    code = is_code(manifest)
+    files = artifact.members if code else {name: artifact.members[name]} if name != "bytes" else {}
+    packages = manifest.packages if code else ()
+    config = {"tokenizer": name, "transform": manifest.transform}
+    with Worker(role, files, isolated=isolated, config=config, packages=packages) as worker, timed as deadline:
+        worker.channel.deadline = deadline
         worker.receive(Kind.READY, 0)
         yield worker
 

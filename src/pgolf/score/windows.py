@@ -1,18 +1,23 @@
-"""Which tokens the predictor sees, and which of its rows count.
+"""The window form, for practice: which tokens the predictor sees, and which of its logits count.
 
-The stream is BOS d1 BOS d2 ... BOS dn BOS: inputs are all tokens but the last, targets all but the first, so
-each document costs its own ids and one BOS that ends it. A window is a slice of inputs; of its rows (one per
-input) those from `first` on count. Every target counts exactly once.
+The stream is BOS d1 BOS d2 ... BOS dn BOS: inputs are all tokens but the last, targets all but the first. A window is
+a slice of inputs; of its logits (one row an input) those from `first` on count. Every target counts exactly once.
+
+A window is handed over whole, so nothing keeps a predictor from using future tokens: such a score is not proven. The
+spot check scores sampled tokens again from their prefix alone and names one that changed, to help its author.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from itertools import chain, pairwise
+from itertools import pairwise
 
 import numpy as np
 import numpy.typing as npt
 
+from pgolf import rules
 from pgolf.artifact import Manifest
+from pgolf.score.likelihood import Floats, log_losses
+from pgolf.score.predictors import Predictor, window_tokens
 
 Ids = npt.NDArray[np.int32]
 Index = npt.NDArray[np.int64]
@@ -41,46 +46,61 @@ class Batch:
 
 
 @dataclass(frozen=True)
-class Plan:
-    """What is scored, and how it is shown to the predictor."""
+class SpotCheck:
+    """Sampled tokens whose log-loss was computed again from their prefix alone. Decides nothing."""
 
-    stream: Ids
-    """(N + 1,): BOS d1 BOS d2 ... BOS dn BOS; every token but the first is scored."""
-    rounds: tuple[Windows, ...]
-    """Streaming form: the pieces of each round. Simple form: one entry, all windows."""
+    tokens: int
+    changed: int
+    """How many differ by more than `rules.SPOT_CHECK_NATS`."""
+    largest: float
+    """Largest difference in nats, recomputed minus scored."""
+    token: int
+    """Where that one stands among the scored tokens."""
 
-    @staticmethod
-    def make(manifest: Manifest, documents: Sequence[Ids]) -> "Plan":
-        """The plan that the manifest asks for, for documents of ids (n,)."""
-        tokens, boundaries = stream(documents, manifest.bos)
-        if manifest.form == "streaming":
-            return Plan(tokens, tuple(rounds(boundaries, manifest.round)))
-        stride = manifest.stride or manifest.context
-        return Plan(tokens, (plan(boundaries, manifest.window, manifest.context, stride),))
 
-    @staticmethod
-    def separate(manifest: Manifest, documents: Sequence[Ids]) -> "Plan":
-        """The same with each document by itself: windows begin with it, and a round holds only one.
+def predict(manifest: Manifest, documents: Sequence[Ids], predictor: Predictor, done: Callable[[int], None]) -> Floats:
+    """Log-loss in nats (N,) of every token; calls `done` with the number of tokens as they come."""
+    tokens, boundaries = stream(documents, manifest.bos)
+    windows = plan(boundaries, manifest.window, manifest.context, manifest.stride or manifest.context)
+    nll = np.full(len(tokens) - 1, np.nan)
+    pending: list[Index] = []
 
-        So the tokens that are shown for a row, and the rounds before it, follow from the tokens before it: a decoder,
-        which learns the length of a document at its end, can keep to this plan.
-        """
-        tokens, boundaries = stream(documents, manifest.bos)
-        if manifest.form == "streaming":
-            own = (rounds(np.array(edges), manifest.round) for edges in pairwise(boundaries))
-            return Plan(tokens, tuple(chain.from_iterable(own)))
-        stride = manifest.stride or manifest.context
-        return Plan(tokens, (plan(boundaries, "document", manifest.context, stride),))
+    def finish() -> None:
+        rows = pending.pop(0)
+        nll[rows] = log_losses(predictor.receive(len(rows)), tokens, rows + 1)
+        done(len(rows))
 
-    def windows(self) -> Windows:
-        """All windows, or the pieces of all rounds."""
-        columns = ((r.start, r.length, r.first) for r in self.rounds)
-        return Windows(*(np.concatenate(column) for column in zip(*columns, strict=True)))
+    for batch in batches(windows, window_tokens(manifest.vocab_size)):
+        positions = batch.positions()
+        predictor.submit_windows(tokens[positions], batch.first)
+        pending.append(positions[:, batch.first :].reshape(-1))
+        if len(pending) == 2:  # one is computed while the other is scored
+            finish()
+    while pending:
+        finish()
+    return nll
 
-    def show(self, number: int) -> list[Ids]:
-        """The tokens of each piece of a round."""
-        pieces = self.rounds[number]
-        return [self.stream[s : s + n] for s, n in zip(pieces.start.tolist(), pieces.length.tolist(), strict=True)]
+
+def spot_check(manifest: Manifest, documents: Sequence[Ids], predictor: Predictor, nll: Floats) -> SpotCheck:
+    """Score `rules.SPOT_CHECK_TOKENS` sampled tokens again with a fresh predictor that receives only their prefix."""
+    tokens, boundaries = stream(documents, manifest.bos)
+    windows = plan(boundaries, manifest.window, manifest.context, manifest.stride or manifest.context)
+    rng = np.random.default_rng()
+    rows = np.sort(rng.choice(len(nll), size=min(len(nll), rules.SPOT_CHECK_TOKENS), replace=False))
+    counted = np.searchsorted(windows.start + windows.first, rows, side="right") - 1
+    start = windows.start[counted]
+    again = np.empty(len(rows))
+    for length in np.unique(rows - start):
+        group = np.flatnonzero(rows - start == length)
+        size = max(1, window_tokens(manifest.vocab_size) // (int(length) + 1))
+        for part in np.split(group, range(size, len(group), size)):
+            ids = tokens[start[part][:, None] + np.arange(length + 1)]
+            predictor.submit_windows(ids, int(length))
+            again[part] = log_losses(predictor.receive(len(part)), tokens, rows[part] + 1)
+    difference = again - nll[rows]
+    worst = int(np.argmax(np.abs(difference)))
+    changed = int((np.abs(difference) > rules.SPOT_CHECK_NATS).sum())
+    return SpotCheck(len(rows), changed, float(difference[worst]), int(rows[worst]))
 
 
 def stream(documents: Sequence[Ids], bos: int) -> tuple[Ids, Index]:
@@ -110,25 +130,6 @@ def _plan_segment(begin: int, end: int, context: int, stride: int) -> tuple[Inde
     stop = np.minimum(start + context, end)
     first = np.concatenate([[0], stop[:-1] - start[1:]]).astype(np.int64)
     return start, stop - start, first
-
-
-def window_start(row: int, context: int, stride: int) -> int:
-    """Where the window starts whose row `row` counts; both from the segment's start (see `plan`)."""
-    return stride * max(0, -(-(row + 1 - context) // stride))
-
-
-def rounds(boundaries: Index, most: int) -> list[Windows]:
-    """The stream in rounds of `most` inputs, the last one of what is left, whatever documents are cut by that.
-
-    So where a round ends tells nothing of the text. A round is the pieces of documents that it shows, as windows all
-    of whose rows count. A piece that does not begin with BOS continues the last one of the round before.
-    """
-    begin, end = int(boundaries[0]), int(boundaries[-1])
-    edges = np.union1d(boundaries, np.arange(begin, end, most))
-    start, length = edges[:-1], np.diff(edges)
-    cuts = np.flatnonzero(np.diff((start - begin) // most)) + 1
-    pairs = zip(np.split(start, cuts), np.split(length, cuts), strict=True)
-    return [Windows(s, n, np.zeros_like(s)) for s, n in pairs]
 
 
 def batches(windows: Windows, most_inputs: int) -> Iterator[Batch]:

@@ -1,0 +1,32 @@
+"""The process that decodes for `pgolf prove`: artifact and compressed file in, tokens as int32 out."""
+
+import signal
+import sys
+from pathlib import Path
+
+import numpy as np
+
+from pgolf import artifact, rules
+from pgolf.errors import PgolfError
+from pgolf.proof import compression
+from pgolf.sandbox import lock
+
+
+def main() -> int:
+    """Arguments: artifact, device, 1 for the sandbox. The compressed file comes on standard input."""
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # an exception, so that the sandbox is torn down
+    path, device, isolated = sys.argv[1:]
+    packet = compression.Packet.decode(sys.stdin.buffer.read(), "standard input")
+    try:
+        with lock.hold(), compression.judged():
+            read = artifact.read(Path(path), rules.ARTIFACT_BYTES)
+            segments = compression.decode(read, packet, device, isolated == "1")
+    except PgolfError as error:
+        print(error, file=sys.stderr)
+        return error.exit_code
+    sys.stdout.buffer.write(np.concatenate(segments).astype("<i4").tobytes())
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

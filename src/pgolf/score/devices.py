@@ -1,0 +1,21 @@
+"""Where a predictor runs."""
+
+import re
+
+import torch
+
+from pgolf.errors import UsageError
+
+
+def find_device(device: str) -> str:
+    """The device that a user asked for: "cpu", "cuda" (all GPUs) or "cuda:N". Raises UsageError when it is not here."""
+    if device == "auto":
+        return "cuda" if torch.cuda.is_available() else "cpu"
+    if device == "cpu":
+        return "cpu"
+    if not (match := re.fullmatch(r"cuda(?::(\d{1,3}))?", device)):
+        raise UsageError(f"there is no device {device!r}; use cpu, cuda (all GPUs) or cuda:N")
+    count = torch.cuda.device_count()
+    if int(match[1] or 0) >= count:
+        raise UsageError(f"device {device} is not here: torch {torch.__version__} sees {count} GPUs")
+    return device

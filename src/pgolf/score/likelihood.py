@@ -1,0 +1,45 @@
+"""From logits to log-loss: the only place where a probability is made."""
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+from pgolf.errors import Refused
+from pgolf.score.schedule import Ids, Index
+
+Floats = npt.NDArray[np.float64]
+
+_CHUNK = 1 << 18  # logits; a CPU does them in pieces that stay in its cache, at twice the speed
+
+
+def negative_log_likelihood(logits: Tensor, targets: Tensor) -> Tensor:
+    """-ln softmax(logits)[target] in nats: (R, V), (R,) -> (R,) float64; NaN where a logit is not finite.
+
+    The exponentials are summed in fp64: in fp32 many small terms could be hidden from the sum, and probabilities would
+    add up to more than one.
+    """
+    rows = max(1, len(logits) if logits.is_cuda else _CHUNK // logits.shape[-1])
+    parts = zip(torch.split(logits, rows), torch.split(targets, rows), strict=True)
+    return torch.cat([_negative_log_likelihood(*part) for part in parts])
+
+
+def _negative_log_likelihood(logits: Tensor, targets: Tensor) -> Tensor:
+    logits = logits.float()
+    least, peak = logits.aminmax(dim=-1)
+    total = torch.exp(logits - peak[:, None]).sum(dim=-1, dtype=torch.float64)
+    target = logits.gather(-1, targets[:, None]).squeeze(-1)
+    nll = torch.log(total) + (peak.double() - target.double())
+    return nll.where(torch.isfinite(least) & torch.isfinite(peak), torch.nan)
+
+
+def log_losses(logits: Tensor, tokens: Ids, at: Index) -> Floats:
+    """Log-loss in nats (R,) of the tokens at positions `at` (R,) of `tokens` (N,) under logits (R, V).
+
+    Raises Refused where a logit is NaN or infinite.
+    """
+    targets = torch.from_numpy(tokens[at].astype(np.int64)).to(logits.device)
+    nll: Floats = negative_log_likelihood(logits, targets).cpu().numpy()
+    if bad := at[np.isnan(nll)].tolist():
+        raise Refused(f"the logits for token {bad[0]} of the text hold NaN or infinity")
+    return nll
