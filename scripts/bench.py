@@ -8,7 +8,6 @@ import importlib
 import itertools
 import json
 import math
-import os
 import shutil
 import subprocess
 import sys
@@ -29,6 +28,7 @@ from pgolf.artifact import Artifact, read
 from pgolf.data import vocabulary
 from pgolf.data.dataset import open_dataset
 from pgolf.errors import PgolfError
+from pgolf.machine import cores
 from pgolf.score import schedule, tokenization
 from pgolf.score.schedule import Targets
 from pgolf.score.score import Options, score
@@ -49,7 +49,7 @@ def main() -> None:
     command.set_defaults(run=bench_score)
     command = commands.add_parser("data", help="the parallel dataset build against a plain loop in one process")
     command.add_argument("source", type=Path, help="a .jsonl.zst file")
-    command.add_argument("--workers", type=int, default=len(os.sched_getaffinity(0)))
+    command.add_argument("--workers", type=int, default=cores())
     command.add_argument("--repeat", type=int, default=1)
     command.set_defaults(run=bench_data)
     command = commands.add_parser("density", help="coded weights against their entropy", description=density.__doc__)

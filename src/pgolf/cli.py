@@ -20,7 +20,6 @@ from pgolf.names import beside
 from pgolf.proof import compression as codec
 from pgolf.proof import prove
 from pgolf.sandbox import lock, probe
-from pgolf.sandbox.probe import check_isolation
 from pgolf.score import record
 from pgolf.score.devices import find_device
 from pgolf.score.score import Options, score
@@ -223,7 +222,7 @@ def _prepare_coding(args: argparse.Namespace) -> str:
         raise UsageError(f"{args.out}: would overwrite what it is made from")
     device = find_device(args.device)
     if not args.no_sandbox:
-        check_isolation(device)
+        probe.isolation()
     return device
 
 

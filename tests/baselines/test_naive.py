@@ -25,7 +25,7 @@ from pgolf.data.loader import batches
 from pgolf.data.shards import read_shard, write_shard
 from pgolf.errors import EnvironmentBroken, UsageError
 from pgolf.names import beside
-from trainers import finish, lines, load, losses, restore_signals, start, unpack, wait_for_steps
+from trainers import LINUX_ONLY, finish, lines, load, losses, restore_signals, start, unpack, wait_for_steps
 
 NAIVE = ROOT / "baselines" / "naive"
 MODULES = ("model", "cache", "quant", "optim", "team", "runlog", "command", "loop", "predict", "train")
@@ -530,36 +530,6 @@ def test_half_of_torchruns_environment_is_one_sentence(
     assert naive.train.main(options(dataset, Path("a.zst"))) == code
     error = capfd.readouterr().err
     assert sentence in error and error.count("\n") == 1
-
-
-LINUX_ONLY = """
-import mmap, os, resource, runpy, select, signal, socket, sys
-
-for name in (
-    "sched_getaffinity sched_setaffinity sched_setscheduler memfd_create pidfd_open eventfd splice copy_file_range "
-    "posix_fadvise posix_fallocate getxattr setxattr listxattr getrandom pipe2 fdatasync getresuid setresuid unshare "
-    "setns O_PATH O_TMPFILE O_DIRECT MFD_CLOEXEC"
-).split():
-    vars(os).pop(name, None)
-for module, names in (
-    (signal, "sigtimedwait sigwaitinfo pidfd_send_signal SIGRTMIN SIGRTMAX SIGPWR SIGSTKFLT SIGPOLL"),
-    (resource, "prlimit RLIMIT_RTPRIO RLIMIT_NICE RLIMIT_MSGQUEUE RLIMIT_SIGPENDING"),
-    (mmap, "MAP_POPULATE MADV_HUGEPAGE"),
-    (select, "epoll"),
-    (socket, "SO_PEERCRED AF_NETLINK"),
-):
-    for name in names.split():
-        vars(module).pop(name, None)
-
-def refuse(event, args):
-    if event == "open" and str(args[0]).startswith(("/proc/", "/sys/", "/dev/shm")):
-        raise RuntimeError(f"opened {args[0]}")
-
-sys.addaudithook(refuse)
-sys.argv = sys.argv[1:]
-sys.path[0] = os.path.dirname(sys.argv[0])
-runpy.run_path(sys.argv[0], run_name="__main__")
-"""
 
 
 @pytest.mark.parametrize("trainer", [TRAINER, NAIVE.parent / "golf" / "train.py"])

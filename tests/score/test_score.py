@@ -2,6 +2,8 @@
 
 import json
 import math
+import subprocess
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -10,10 +12,12 @@ import pytest
 import sentencepiece as spm
 import torch
 
+import pgolf.__main__
 from conftest import CAUSAL, COUNTS, DOCUMENTS, UNIFORM, WINDOW, MakeArtifact
 from pgolf import rules
 from pgolf.score import record
 from pgolf.score.score import Options, score
+from trainers import LINUX_ONLY
 
 SMALL = f"the text has {sum(len(d.encode()) for d in DOCUMENTS):,} bytes, 2,000,000 are needed"
 OWN_LOCK = "the lock is not the machine's"
@@ -186,3 +190,15 @@ def test_plan_is_recorded(make_artifact: MakeArtifact, dataset: Path) -> None:
     assert score(make_artifact(PLANNED), dataset, options)["plan"] == 7
     large = score(make_artifact(PLANNED.replace("plan = 7", "plan = 1 << 32").replace("== 7", "")), dataset, options)
     assert large["status"] == "refused" and "OverflowError" in large["reason"]
+
+
+def test_scoring_without_sandbox_needs_nothing_that_only_linux_has(
+    make_artifact: MakeArtifact, dataset: Path, tmp_path: Path
+) -> None:
+    """A Mac can score its own code: a practice score."""
+    (tmp_path / "mac.py").write_text(LINUX_ONLY)
+    command = [sys.executable, tmp_path / "mac.py", pgolf.__main__.__file__, "score", make_artifact(CAUSAL)]
+    options = ["--data", dataset, "--device", "cpu", "--no-sandbox", "--json"]
+    done = subprocess.run([*map(str, command), *map(str, options)], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout)["reasons"] == [SMALL, "no sandbox"]

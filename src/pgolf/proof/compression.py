@@ -26,11 +26,11 @@ from pgolf import rules
 from pgolf.artifact import Artifact, Manifest
 from pgolf.data.dataset import text_digest
 from pgolf.errors import EnvironmentBroken, Refused, UsageError
+from pgolf.machine import cores
 from pgolf.sandbox.wire import Ids, WireError
 from pgolf.score import schedule, tokenization
 from pgolf.score.likelihood import Floats
 from pgolf.score.predictors import Predictor
-from pgolf.score.record import cores
 from pgolf.score.schedule import Index, Targets
 
 MAGIC = b"PGZ\x02"  # the last byte is the version of the format

@@ -14,7 +14,8 @@ from pgolf.sandbox import lock
 
 def main() -> int:
     """Arguments: artifact, device, 1 for the sandbox. The compressed file comes on standard input."""
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # an exception, so that the sandbox is torn down
+    for number in (signal.SIGTERM, signal.SIGHUP):  # an exception, so that the sandbox is torn down
+        signal.signal(number, lambda got, _: sys.exit(128 + got))
     path, device, isolated = sys.argv[1:]
     packet = compression.Packet.decode(sys.stdin.buffer.read(), "standard input")
     try:

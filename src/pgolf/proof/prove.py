@@ -29,7 +29,7 @@ from pgolf.proof import compression
 from pgolf.proof.compression import Packet
 from pgolf.sandbox import lock
 from pgolf.sandbox.box import check_hidden
-from pgolf.sandbox.probe import check_isolation
+from pgolf.sandbox.probe import isolation
 from pgolf.sandbox.wire import Ids
 from pgolf.score import record, schedule, tokenization
 from pgolf.score.devices import find_device
@@ -110,7 +110,7 @@ def _prove(
     if text.sha256 != scored["data"]["sha256"] or sum(map(len, texts)) != scored["bytes"]:
         raise UsageError(f"{data}: is not the text of the record; prove it on {scored['data']['name']}")
     with lock.hold(), compression.judged():
-        proof["isolation"] = check_isolation(device).description if isolated else "none"
+        proof["isolation"] = isolation().description if isolated else "none"
         if isolated:
             check_hidden(dataset.root)
         limit = nullcontext(time.monotonic() + compression.coding_seconds(0))
@@ -220,8 +220,9 @@ def _decode(path: Path, packet: Packet, device: str, isolated: bool) -> Ids:
 
 
 def _end_with_parent() -> None:
-    """In the child: let the kernel end it with its parent, however that ends."""
-    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
+    """In the child: let the kernel, where it is Linux, end it with its parent, however that ends."""
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
 
 
 def table(proof: Proof) -> str:

@@ -70,7 +70,7 @@ def hold(seconds: float | None = None, say: Callable[[str], None] | None = None)
 
 
 def _standard() -> Path:
-    if os.geteuid() == 0:
+    if os.geteuid() == 0 and Path("/run").is_dir():
         return Path("/run/pgolf.lock")
     folder = os.environ.get("XDG_RUNTIME_DIR")
     return Path(folder, "pgolf.lock") if folder and Path(folder).is_dir() else Path.home() / ".cache" / "pgolf" / "lock"

@@ -2,7 +2,6 @@
 
 import importlib.metadata
 import json
-import os
 import platform
 from pathlib import Path
 from typing import Any
@@ -12,6 +11,7 @@ import torch
 import pgolf
 from pgolf import rules
 from pgolf.files import printable, write_atomically
+from pgolf.machine import cores
 
 Record = dict[str, Any]
 
@@ -37,6 +37,7 @@ def new(path: Path, track: str | None, device: str) -> Record:
         "artifact": {"sha256": None, "bytes": path.stat().st_size},
         "data": None,
         "isolation": None,
+        "fresh_machine": False,
         "seconds": {},
         "margin": None,
         "plan": None,
@@ -61,11 +62,6 @@ def environment(device: str) -> dict[str, Any]:
         "device": torch.cuda.get_device_name() if device.startswith("cuda") else "cpu",
         "devices": torch.cuda.device_count() if device == "cuda" else 1,
     }
-
-
-def cores() -> int:
-    """Processor cores that this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def write(record: Record, path: Path) -> None:

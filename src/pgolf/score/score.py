@@ -23,9 +23,9 @@ from pgolf import rules
 from pgolf.artifact import Artifact, Manifest, read
 from pgolf.data.dataset import CanonicalText, Dataset, open_dataset
 from pgolf.errors import EnvironmentBroken, Refused, UsageError
-from pgolf.sandbox import lock
+from pgolf.sandbox import lock, probe
 from pgolf.sandbox.box import check_hidden
-from pgolf.sandbox.probe import Isolation, check_isolation
+from pgolf.sandbox.probe import Isolation
 from pgolf.sandbox.wire import Ids, WireError
 from pgolf.score import record, schedule, tokenization, windows
 from pgolf.score.deadline import Clock
@@ -93,8 +93,9 @@ def _score(result: record.Record, path: Path, data: Path, options: Options, devi
     result["submission"] = {"name": manifest.name, "author": manifest.author}
     result["artifact"] = {"sha256": artifact.sha256, "bytes": artifact.size}
     _check_packages(manifest.packages)
-    isolation = check_isolation(device) if options.isolated else None
+    isolation = probe.isolation() if options.isolated else None
     result["isolation"] = isolation.description if isolation else "none"
+    result["fresh_machine"] = options.fresh_machine
     dataset = open_dataset(data)
     if options.isolated:
         check_hidden(dataset.root)
