@@ -47,6 +47,7 @@ class Predictor:
         self.counts = [Counts(device) for _ in range(ORDER + 1)]
         self.unigram = torch.full((vocab,), 1 / vocab, device=device)
         self.text = torch.full((lanes, LOOK_BACK), -1, dtype=torch.int16, device=device)  # of each lane's document
+        self.place = torch.zeros(lanes, dtype=torch.int64, device=device)  # of the newest token in `text`, a ring
         self.context = torch.full((lanes,), -1, device=device)  # each lane's last ORDER tokens as a number; -1: none
         self.shown: list[Tensor] = []  # keys that are not counted yet
         self.waiting = self.counted = 0  # how many these are, and how many were counted
@@ -85,20 +86,24 @@ class Predictor:
         beginning = sum(self.bos * self.vocab**n for n in range(ORDER))
         context = (context * self.vocab + ids) % self.vocab**ORDER
         self.context[lane] = torch.where(first, beginning, context)
-        text = torch.cat([self.text[lane, 1:], ids[:, None].short()], 1)
-        text[:, :-1].masked_fill_(first[:, None], -1)
-        self.text[lane] = text
+        self.text[lane[first]] = -1
+        self.place[lane] = place = (self.place[lane] + 1) % LOOK_BACK
+        self.text[lane, place] = ids.short()
+        self.text[lane, (place + 1) % LOOK_BACK] = -1  # between the newest and the oldest
 
     def caches(self, lane: Tensor, ngram: Tensor) -> list[tuple[Tensor, Tensor]]:
         """For n = 1, 2, 3 the flat indices (M,) where the cache's term is not 0, some twice, and its values there."""
-        text, found, times = self.text[lane], [], self.times[: ngram.numel()]
-        row, at = (text[:, ORDER - 1 : -1] == text[:, -1:]).nonzero().unbind(1)
-        at += ORDER - 1
+        text = self.text if len(lane) == len(self.text) else self.text[lane]  # (B, L)
+        place, found, times = self.place[lane], [], self.times[: ngram.numel()]
+        lines = torch.arange(len(lane), device=self.device)
+        same = text == text[lines, place][:, None]
+        same[lines, place] = False  # what follows the newest is not known
+        row, at = same.nonzero().unbind(1)
         for n, k in enumerate(CACHE, 1):
             if n > 1:
-                longer = text[row, at - n + 1] == text[row, -n]
+                longer = text[row, at - n + 1] == text[row, place[row] - n + 1]
                 row, at = row[longer], at[longer]
-            cell = row * self.vocab + text[row, at + 1]
+            cell = row * self.vocab + text[row, (at + 1) % LOOK_BACK]
             times.index_add_(0, cell, torch.ones_like(cell, dtype=times.dtype))
             found.append((cell, torch.log1p(times[cell] / (k * ngram.view(-1)[cell]))))
             times[cell] = 0
