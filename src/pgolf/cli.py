@@ -21,7 +21,7 @@ from pgolf.proof import compression as codec
 from pgolf.proof import prove
 from pgolf.sandbox import lock, probe
 from pgolf.score import record
-from pgolf.score.devices import find_device
+from pgolf.score.devices import find_device, one_thread
 from pgolf.score.score import Options, score
 
 _STANDARD = Path("-")
@@ -155,27 +155,27 @@ def _add_compress(commands: "Commands[argparse.ArgumentParser]") -> None:
         commands,
         "compress",
         "compress a text with an artifact's predictor",
-        "Compress one UTF-8 file, which is one document, with the predictor of an artifact; every token costs a run of "
-        "the model over the tokens before it.",
+        "Compress one UTF-8 file, which is one document, with the predictor of an artifact; it takes about "
+        "as long as scoring it.",
         "pgolf compress artifact.zst story.txt -o story.pgz",
         _compress,
     )
     parser.add_argument("artifact", type=Path, help="the submission: one .zst file")
     parser.add_argument("text", type=Path, help="a UTF-8 file")
     parser.add_argument("-o", "--out", type=Path, required=True, help="the compressed file")
-    _add_box(parser)
+    _add_sandbox(parser)
 
 
-def _add_box(parser: argparse.ArgumentParser) -> None:
+def _add_sandbox(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--device", default="auto", help="cpu, cuda or cuda:N (default: what is there)")
-    parser.add_argument("--no-sandbox", action="store_true", help="run code you trust unboxed")
+    parser.add_argument("--no-sandbox", action="store_true", help="run code you trust without sandbox")
 
 
 def _compress(args: argparse.Namespace) -> int:
     """Compress and report the sizes."""
     device = _prepare_coding(args)
     text = _read(args.text, codec.MOST_BYTES)
-    with lock.hold():
+    with lock.hold(), one_thread(device):
         done = codec.compress(_read_artifact(args.artifact), [text], device, isolated=not args.no_sandbox)
     file = done.packet.encode()
     _write(file, args.out)
@@ -196,14 +196,14 @@ def _add_decompress(commands: "Commands[argparse.ArgumentParser]") -> None:
     parser.add_argument("artifact", type=Path, help="the submission that compressed it")
     parser.add_argument("packed", type=Path, help="the compressed file; - is standard input")
     parser.add_argument("-o", "--out", type=Path, required=True, help="the text; - is standard output")
-    _add_box(parser)
+    _add_sandbox(parser)
 
 
 def _decompress(args: argparse.Namespace) -> int:
     """Decompress, or leave nothing."""
     device = _prepare_coding(args)
     packet = codec.Packet.decode(_read(args.packed, codec.MOST_BYTES), str(args.packed))
-    with lock.hold():
+    with lock.hold(), one_thread(device):
         texts = codec.decompress(_read_artifact(args.artifact), packet, device, isolated=not args.no_sandbox)
     if args.out == _STANDARD:
         sys.stdout.buffer.write(codec.text_file(texts))
@@ -253,8 +253,8 @@ def _add_prove(commands: "Commands[argparse.ArgumentParser]") -> None:
         commands,
         "prove",
         "prove a score by compressing the text to it",
-        "Walk the first steps of the schedule that was scored again, code them, and let another process, which has "
-        "nothing but the artifact and the code, get the text back. Needs the record of `pgolf score`; the figures go "
+        "Code the first steps of the scored schedule and let another process, which has only the artifact and the "
+        "code, decode the text. Needs the record of `pgolf score`; the figures go "
         "into it.",
         "pgolf prove artifact.zst --data data/demo\n\n"
         "exit codes: 0 proven, 1 refused, 2 wrong usage, 3 this machine or the data is broken",
@@ -264,11 +264,11 @@ def _add_prove(commands: "Commands[argparse.ArgumentParser]") -> None:
     parser.add_argument("--data", type=Path, help="dataset folder (default: the only one in ./data)")
     amount = parser.add_mutually_exclusive_group()
     amount.add_argument("--all", action="store_true", help="every step")
-    amount.add_argument("--bytes", type=_positive, metavar="N", help="steps with about so many bytes of text")
+    amount.add_argument("--bytes", type=_positive, metavar="N", help="steps with about N bytes of text")
     amount.add_argument(
         "--seconds", type=_positive, default=int(rules.PROOF_SECONDS), metavar="N", help="default: %(default)s"
     )
-    _add_box(parser)
+    _add_sandbox(parser)
     parser.add_argument("--json", action="store_true", help="print the figures to standard output")
 
 

@@ -10,6 +10,7 @@ from pgolf import artifact, rules
 from pgolf.errors import PgolfError
 from pgolf.proof import compression
 from pgolf.sandbox import lock
+from pgolf.score.devices import one_thread
 
 
 def main() -> int:
@@ -19,7 +20,7 @@ def main() -> int:
     path, device, isolated = sys.argv[1:]
     packet = compression.Packet.decode(sys.stdin.buffer.read(), "standard input")
     try:
-        with lock.hold(), compression.judged():
+        with lock.hold(), one_thread(device), compression.judged():
             read = artifact.read(Path(path), rules.ARTIFACT_BYTES)
             segments = compression.decode(read, packet, device, isolated == "1")
     except PgolfError as error:

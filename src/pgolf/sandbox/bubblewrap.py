@@ -23,7 +23,7 @@ RANDOM = HARNESS / "random"
 
 _NAMESPACES = (
     *("--unshare-all", "--unshare-user", "--disable-userns", "--die-with-parent", "--new-session"),
-    *("--cap-drop", "ALL", "--uid", "65534", "--gid", "65534", "--hostname", "box"),
+    *("--cap-drop", "ALL", "--uid", "65534", "--gid", "65534", "--hostname", "sandbox"),
 )
 _OWN_PROC = {"self", "thread-self", "mounts", "net"}  # links to what is the process's own
 _DRIVER_PROC = {"driver", "devices", "modules"}  # what the GPU's driver reads
@@ -85,7 +85,7 @@ def command(
 
 
 def _dev() -> list[str]:
-    """A /dev without device files: those are the host's, and whoever owns one can mark it, or break it for all."""
+    """A /dev without device files: those are the host's, and their owner could mark or break them."""
     line = ["--tmpfs", "/dev", "--dir", "/dev/shm", "--symlink", "/tmp/null", "/dev/null"]
     line += ["--symlink", str(RANDOM), "/dev/random", "--symlink", str(RANDOM), "/dev/urandom"]
     for name, target in _STREAMS.items():
@@ -105,7 +105,7 @@ def harness_files() -> dict[Path, bytes]:
 
 
 def _proc(empty: Path, static: Mapping[str, int], cuda: bool) -> list[str]:
-    """Cover what /proc tells of the machine: all but the processes' own folders."""
+    """Hide what /proc says about the machine, except the processes' own folders."""
     line: list[str] = ["--tmpfs", "/proc/1", "--remount-ro", "/proc/1"]  # bubblewrap's own
     for path in sorted(Path("/proc").iterdir()):
         name = path.name

@@ -1,4 +1,4 @@
-"""What a sandbox can read of this machine: as little as its role needs, file by file.
+"""The files a sandbox can read: as few as its role needs.
 
 That is the interpreter, the standard library, the packages that the submission declared with what they require, and
 the shared libraries that all of these load; a compiler where one is declared. `private_copy` copies it.

@@ -43,7 +43,7 @@ def reaches_machine() -> bool:
 
 @contextlib.contextmanager
 def hold(seconds: float | None = None, say: Callable[[str], None] | None = None) -> Iterator[None]:
-    """Hold the lock. Waits for it, `rules.LOCK_SECONDS` unless given, and tells `say` (stderr) for whom.
+    """Hold the lock. Waits `rules.LOCK_SECONDS` unless given; `say` (default: stderr) is told the holder.
 
     Raises EnvironmentBroken when the time is over or the file is not a regular file of this user or root.
     """

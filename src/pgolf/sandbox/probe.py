@@ -28,7 +28,6 @@ class Isolation:
     memory_enforced: bool
     """Whether the kernel keeps the limits on memory and processes."""
     seccomp: bool
-    private_copy: bool
     lock_standard: bool
     """Whether the lock is the one that every scorer takes."""
     lock_reaches_machine: bool
@@ -41,7 +40,6 @@ class Isolation:
         found = {
             "the kernel does not keep the limits on memory and processes": self.memory_enforced,
             "there is no seccomp filter for this processor": self.seccomp,
-            "the sandbox shares files with earlier ones": self.private_copy or fresh_machine,
             "the lock is not the machine's": self.lock_standard or fresh_machine,
             "this is a container, and others on the machine do not see its lock": self.lock_reaches_machine
             or fresh_machine,
@@ -62,7 +60,7 @@ class Check:
 
     @property
     def needed(self) -> bool:
-        """Whether no score counts without it; else it costs time, or a submission that asks for it fails."""
+        """Whether an eligible score needs it. Otherwise it costs time, or only some submissions fail without it."""
         return self.name not in _OPTIONAL
 
 
@@ -76,7 +74,6 @@ def isolation(seconds: float = 0.0) -> Isolation:
         description=", ".join(parts),
         memory_enforced=group.enforced,
         seccomp=seccomp.program() is not None,
-        private_copy=True,
         lock_standard=lock.is_standard(),
         lock_reaches_machine=lock.reaches_machine(),
         seconds=seconds,

@@ -1,7 +1,7 @@
 """A small seccomp filter: system calls that an honest predictor never makes and an exploit often does.
 
-The sandbox stands without it (its files are its own, namespaces hide the rest); it takes kernel code out of the reach
-of hostile code. Classic BPF, as described in seccomp(2).
+The sandbox stands without it (its files are its own, namespaces hide the rest); it reduces the kernel code that
+hostile code can reach. Classic BPF, as described in seccomp(2).
 """
 
 import platform

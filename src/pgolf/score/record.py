@@ -1,4 +1,4 @@
-"""The record of a score: JSON that says what the number rests on. Written whole or not at all."""
+"""The record of a score: JSON that says what the number rests on. Written atomically."""
 
 import importlib.metadata
 import json
@@ -49,7 +49,7 @@ def new(path: Path, track: str | None, device: str) -> Record:
 
 
 def environment(device: str) -> dict[str, Any]:
-    """Versions and hardware that may move a score in its last digits."""
+    """Versions and hardware that may change the last digits of a score."""
     return {
         "pgolf": pgolf.__version__,
         "python": platform.python_version(),
@@ -65,7 +65,7 @@ def environment(device: str) -> dict[str, Any]:
 
 
 def write(record: Record, path: Path) -> None:
-    """Write `record` as JSON under `path`, whole or not at all."""
+    """Write `record` as JSON under `path`, atomically."""
     rounded = {**record, "seconds": {name: round(value, 3) for name, value in record["seconds"].items()}}
     if record.get("margin") is not None:
         rounded["margin"] = round(record["margin"], 3)

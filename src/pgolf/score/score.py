@@ -10,8 +10,7 @@ a sandbox and only ever returns logits over its whole vocabulary, before it is s
 import importlib.metadata
 import math
 import time
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -29,7 +28,7 @@ from pgolf.sandbox.probe import Isolation
 from pgolf.sandbox.wire import Ids, WireError
 from pgolf.score import record, schedule, tokenization, windows
 from pgolf.score.deadline import Clock
-from pgolf.score.devices import find_device
+from pgolf.score.devices import find_device, one_thread
 from pgolf.score.likelihood import Floats, log_losses
 from pgolf.score.predictors import Predictor
 from pgolf.score.schedule import Targets
@@ -43,10 +42,10 @@ class Options:
     """None: the artifact's own."""
     device: str = "auto"
     documents: int | None = None
-    """Only the first so many."""
+    """Score only the first N documents."""
     isolated: bool = True
     fresh_machine: bool = False
-    """The operator's word that no other sandbox runs, or ran, on this machine."""
+    """The operator states that nothing else runs, or ran, on this machine."""
 
 
 def score(path: Path, data: Path, options: Options = Options()) -> record.Record:
@@ -200,17 +199,6 @@ def step_through(
             bits.append(round(spent, 2))
         done(len(at))
     return nll, number, bits
-
-
-@contextmanager
-def one_thread(device: str) -> Iterator[None]:
-    """On a CPU let this process compute in one thread, so that it does not fight with the predictor for the cores."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1 if device == "cpu" else threads)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(threads)
 
 
 def _check_packages(packages: Sequence[str]) -> None:
