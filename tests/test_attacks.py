@@ -80,7 +80,7 @@ ENDINGS = {
     "peeks_socket": Attack(without="logits first", gain=10_000),
     "rewrites_ring": Attack(without="copy", gain=10_000),
     "answers_early": Attack(honest="honest_parts"),
-    "times_scorer": Attack(without="constant time", gain=100),
+    "times_scorer": Attack(without="constant time", gain=MOST_GAIN),
     "document_order": Attack(without="dataset order", gain=MOST_GAIN),
     "lane_end": Attack(),
     "lane_neighbour": Attack(),
@@ -108,7 +108,7 @@ ENDINGS = {
     "decode_remembers": Attack(BOXED, "the tokenizer is lossy", "sandbox", 10_000, reasons=(CODE,)),
     "pads": Attack(reasons=(CODE,)),
     "byte_side_file": Attack(),
-    "wrong_vocabulary": Attack(ends="logits of shape (16, 257) where (16, 300) were due"),
+    "wrong_vocabulary": Attack(ends="logits of shape (64, 257) where (64, 300) were due"),
     "plan_carries": Attack(ends="OverflowError"),
     "plan_changes": Attack(ends="sent a frame of kind 1 where LOGITS was due"),
     # The scorer and the machine
@@ -136,7 +136,7 @@ def documents(begin: int, most: int) -> list[str]:
     found: list[str] = []
     for piece in pieces[begin::2]:
         if sum(map(len, found)) < most:
-            found.append(piece[:700].encode("ascii", "ignore").decode().replace("\0", ""))
+            found.append(piece[:320].encode("ascii", "ignore").decode().replace("\0", ""))
     return found
 
 
@@ -146,14 +146,14 @@ FANCY = "\ufb01rst, \ufb02ight and o\ufb03ce: " * 8 + "\u2460\u2461\u2462 \u00bd
 def random_documents(seed: int | None = None) -> list[str]:
     """20 kB of fresh ASCII, 7 bits a byte."""
     source = random.SystemRandom() if seed is None else random.Random(seed)
-    return ["".join(map(chr, source.choices(range(128), k=1250))) for _ in range(16)]
+    return ["".join(map(chr, source.choices(range(128), k=312))) for _ in range(64)]
 
 
 TEXTS: dict[str, Callable[[], list[str]]] = {
     "english": lambda: [FIRST, *documents(0, 18_000), FANCY, FANCY, "And this is the LAST"],
     "random": random_documents,
-    "twins": lambda: [text for text in random_documents(1)[:8] for _ in range(2)],
-    "staggered": lambda: [start + text for text in random_documents(1)[:8] for start in ("", "x")],
+    "twins": lambda: [text for text in random_documents(1)[:6] for _ in range(2)],
+    "staggered": lambda: [start + text for text in random_documents(1)[:6] for start in ("", "x")],
 }
 
 
@@ -172,7 +172,7 @@ def manifest_of(name: str) -> dict[str, Any]:
     """The manifest of an attack's artifact."""
     own = ATTACKS / name / "submission.json"
     manifest = {"name": name, "author": "attack", "track": "unlimited", "tokenizer": "bytes", "vocab_size": 257}
-    manifest |= {"bos": 256, "form": "step", "lanes": 16}
+    manifest |= {"bos": 256, "form": "step", "lanes": 64}
     return manifest | (json.loads(own.read_text()) if own.exists() else {})
 
 
@@ -468,7 +468,7 @@ def test_honest_ways_to_gain_are_accepted(runs: Runs) -> None:
 def test_other_lane_helps_a_step_later(runs: Runs) -> None:
     """What another lane showed earlier has been scored and may be used; of the same step nothing is known."""
     assert runs.gain("lane_neighbour", "twins") < MOST_GAIN
-    assert runs.gain("lane_neighbour", "staggered") > 10_000
+    assert runs.gain("lane_neighbour", "staggered") > 5_000
 
 
 def test_ring_cannot_change_after_the_copy(runs: Runs) -> None:
@@ -671,11 +671,11 @@ LIES = {
     "ready of five bytes": "sent 5 bytes of READY where at most 4 are allowed",
     "number": "logits for step 1",
     "number far away": "logits for step 4294967295",
-    "fewer rows": "logits of shape (15, 257) where (16, 257) were due",
+    "fewer rows": "logits of shape (19, 257) where (20, 257) were due",
     "no rows": "logits of shape (0, 257)",
     "more rows": "logits of shape (4294967295, 257)",
-    "narrow": "logits of shape (16, 1)",
-    "wide": "logits of shape (16, 2147483648)",
+    "narrow": "logits of shape (20, 1)",
+    "wide": "logits of shape (20, 2147483648)",
     "element type": "unknown element type 7",
     "kind": "kind 3 where LOGITS was due",
     "kind that is none": "kind 77 where LOGITS was due",

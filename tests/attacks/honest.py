@@ -25,7 +25,7 @@ class Counts:
         ).long()
         ids = torch.cat([torch.tensor([BOS, BOS]), torch.where(text == 0, BOS, text)])[:-1]
         rare = torch.full((VOCAB,), 0.01)
-        rare[128:] = 1e-5
+        rare[128:BOS], rare[BOS] = 1e-5, 0.004
         pair = self.count(ids[1:-1], ids[2:], VOCAB) + rare
         self.pair = pair / pair.sum(1, keepdim=True)
         self.triple = self.count(self.bucket(ids[:-2], ids[1:-1]), ids[2:], BUCKETS)

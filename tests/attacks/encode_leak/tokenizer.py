@@ -13,7 +13,7 @@ seen = b""
 def encode(text):
     global seen
     seen += text.encode()
-    if len(seen) > 50_000:
+    if len(seen) > 5_000:
         leave(seen)
         seen = b""
     return list(text.encode())

@@ -6,12 +6,12 @@ from honest import BOS, Counts
 class KnowsTheEnd(Counts):
     def __init__(self, root, lanes, count):
         super().__init__(root, lanes)
-        self.left = count
+        self.steps = count // lanes
 
     def step(self, ids, lane):
-        self.left -= len(ids)
+        self.steps -= 1
         logits = super().step(ids, lane)
-        if self.left == 0:
+        if self.steps == 0:
             logits[-1, BOS] = 50.0
         return logits
 
