@@ -7,8 +7,15 @@ the score is the length of a code, which a decoder that has only these reads bac
 import itertools
 import json
 import math
+import os
+import re
+import stat
+import subprocess
 import time
 from collections.abc import Iterator, Sequence
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -17,8 +24,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from stub import Stub
 
+from conftest import UNIFORM, MakeArtifact, write_dataset
 from pgolf.artifact import Artifact, Manifest, _parse_manifest
-from pgolf.sandbox import wire
+from pgolf.sandbox import box, probe, wire
 from pgolf.sandbox.wire import Channel, Kind, Ring
 from pgolf.score import schedule, score
 from pgolf.score.likelihood import log_losses
@@ -73,7 +81,7 @@ def plays(lanes: int, plan: int = 0, delay: float = 0.0) -> "Stub":
         model = Learner(lanes)
         while True:
             step = wire.Step.decode(channel.receive(Kind.STEP, 1 << 20))
-            logits = model.step(torch.from_numpy(step.ids).long(), torch.from_numpy(step.lane).long())
+            logits = model.step(*(torch.from_numpy(part.astype(np.int64)) for part in (step.ids, step.lane)))
             memory = ring.slot(step.number % wire.SLOTS, 4 * logits.numel())
             torch.frombuffer(memory, dtype=torch.float32).view(logits.shape).copy_(logits)
             time.sleep(delay)
@@ -154,6 +162,29 @@ def test_bytes_do_tell_what_was_scored() -> None:
     assert [kind for kind, _ in first.sent] == [Kind.PLAN] + [Kind.STEP] * 4
     assert first.sent[:3] == second.sent[:3] and first.sent[3] != second.sent[3]
     assert first.setup[0][3]["config"] == {"form": "step", "lanes": 1, "count": 1}
+
+
+def test_sandbox_starts_alike(
+    make_artifact: MakeArtifact, tokenizer_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Command line, environment, descriptors and what lies behind them tell the count of documents, and no more."""
+    started: list[Any] = []
+
+    def start(command: list[str], **options: Any) -> None:
+        line = [re.sub(r"pgolf-copy-\S+?-[0-9a-f]{16}", "COPY", word) for word in command]
+        behind = [(stat.S_IFMT(os.fstat(fd).st_mode), os.fstat(fd).st_size) for fd in options["pass_fds"]]
+        started.append((line, behind, {key: value for key, value in options.items() if key != "stdin"}))
+        raise FileNotFoundError(2, "recorded")
+
+    monkeypatch.setenv("PGOLF_LOCK", str(tmp_path / "lock"))
+    monkeypatch.setattr(score, "check_isolation", lambda device: probe.isolation())
+    monkeypatch.setattr(box, "subprocess", SimpleNamespace(**{**vars(subprocess), "Popen": start}))
+    fields = {"tokenizer": "bytes", "vocab_size": 257, "bos": 256, "form": "step", "lanes": 2, "context": None}
+    path = make_artifact(UNIFORM, **fields)
+    for number, texts in enumerate((["a", "b" * 9000, ""], ["The first one.", "", "ü"], ["one", "two"])):
+        data = write_dataset(tmp_path / str(number), texts, tokenizer_model)
+        assert "recorded" in score.score(path, data, score.Options(device="cpu"))["reason"]
+    assert started[0] == started[1] != started[2]
 
 
 @settings(deadline=None, max_examples=60)
