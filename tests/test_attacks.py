@@ -69,6 +69,7 @@ class Attack:
     without: str = ""
     gain: float = 0.0
     honest: str = "honest"
+    text: str = "english"
     reasons: tuple[str, ...] = ()
     """Why such a score does not count, besides what is true of all of these tests."""
 
@@ -81,7 +82,7 @@ ENDINGS = {
     "rewrites_ring": Attack(without="copy", gain=10_000),
     "answers_early": Attack(honest="honest_parts"),
     "times_scorer": Attack(without="constant time", gain=MOST_GAIN),
-    "document_order": Attack(without="dataset order", gain=MOST_GAIN),
+    "document_order": Attack(without="dataset order", gain=100, text="lengths"),
     "lane_end": Attack(),
     "lane_neighbour": Attack(),
     "knows_the_end": Attack(honest="honest_parts"),
@@ -124,7 +125,6 @@ ENDINGS = {
     "many_files": Attack(BOXED),
     "hoards_memory": Attack(BOXED, "GiB of memory"),
 }
-NOT_ATTACKS = ("learns", "memorised_text", "marks")
 
 
 # What is scored, and by which artifacts
@@ -152,6 +152,7 @@ def random_documents(seed: int | None = None) -> list[str]:
 TEXTS: dict[str, Callable[[], list[str]]] = {
     "english": lambda: [FIRST, *documents(0, 18_000), FANCY, FANCY, "And this is the LAST"],
     "random": random_documents,
+    "lengths": lambda: [text[: random.randrange(10, 110)] for text in 3 * random_documents()],
     "twins": lambda: [text for text in random_documents(1)[:6] for _ in range(2)],
     "staggered": lambda: [start + text for text in random_documents(1)[:6] for start in ("", "x")],
 }
@@ -224,8 +225,9 @@ class Runs:
         path.write_bytes(archive(members))
         return path
 
-    def __call__(self, name: str, text: str = "english", without: str = "") -> record.Record:
+    def __call__(self, name: str, text: str = "", without: str = "") -> record.Record:
         """The record of a score, perhaps without one of the defences."""
+        text = text or ENDINGS.get(name, Attack()).text
         key = (name, text, without)
         if key not in self.known:
             attack = ENDINGS.get(name, Attack())
@@ -236,15 +238,16 @@ class Runs:
                 self.known[key] = score.score(path, self.text(text), options)
         return self.known[key]
 
-    def bits(self, name: str, text: str = "english", without: str = "") -> float:
+    def bits(self, name: str, text: str = "", without: str = "") -> float:
         """The code length in bits."""
         found = self(name, text, without)
         assert found["status"] == "ok", found["reason"]
         return found["bpb"] * found["bytes"]
 
-    def gain(self, name: str, text: str = "english", without: str = "") -> float:
+    def gain(self, name: str, text: str = "", without: str = "") -> float:
         """Bits below the honest model."""
-        return self.bits(ENDINGS[name].honest if name in ENDINGS else "honest", text) - self.bits(name, text, without)
+        attack = ENDINGS.get(name, Attack())
+        return self.bits(attack.honest, text or attack.text) - self.bits(name, text, without)
 
 
 @pytest.fixture(scope="module")
@@ -339,7 +342,7 @@ def without_constant_time(runs: Runs) -> Iterator[None]:
 
     def submit(self: predictors.Predictor, step: schedule.Step) -> None:
         if targets and int(step.lane[0]) == 0 and chr(targets[0].tokens[real_at(targets[0], step)[0]]).islower():
-            time.sleep(0.006)
+            time.sleep(0.025)
         real_submit(self, step)
 
     with replaced(schedule.Targets, "at", at), replaced(predictors.Predictor, "submit", submit):

@@ -19,6 +19,7 @@ from typing import Any
 import zstandard
 
 from pgolf import rules
+from pgolf.data.transforms import TRANSFORMS
 from pgolf.errors import EnvironmentBroken, Refused, UsageError
 from pgolf.files import HIDDEN, list_files, read_regular, write_atomically
 
@@ -257,6 +258,7 @@ def _parse_manifest(data: bytes) -> Manifest:
         value = values.get(key, "-" if key == "transform" else None)
         _require(key, values, isinstance(value, str) and 0 < len(value) <= 100 and value.isprintable())
     _require("track", values, values["track"] in rules.TRACKS)
+    _require("transform", values, values.get("transform") in (None, *TRANSFORMS))
     _require("vocab_size", values, _is_int(values.get("vocab_size"), 2, rules.VOCAB_SIZE))
     _require("bos", values, _is_int(values.get("bos"), 0, values["vocab_size"] - 1))
     if values["tokenizer"] == "bytes":

@@ -5,6 +5,7 @@ form whose scores count; called with windows, it shows what the same attack was 
 """
 
 import gc
+from functools import cache
 from pathlib import Path
 
 import torch
@@ -99,6 +100,7 @@ def ahead(ids: Tensor) -> Tensor:
     return torch.cat([ids[:, 1:], torch.full_like(ids[:, :1], -1)], dim=1)
 
 
+@cache
 def find(kind: str):
     """The worker's own object of that class: "Channel" or "Ring"."""
     return next(thing for thing in gc.get_objects() if type(thing).__name__ == kind)

@@ -22,6 +22,7 @@ def variants(manifest: dict) -> dict[str, tuple[bytes, str]]:
         "lanes that are true": (changed(lanes=True), "lanes is True"),
         "vocabulary": (changed(vocab_size=1 << 21), "vocab_size is 2097152"),
         "bos in the bytes": (changed(bos=65), "bos is 65"),
+        "transform": (changed(transform="rot13"), "transform is 'rot13'"),
         "layout": (changed(layout="longest first"), "layout is 'longest first'"),
         "retired form": (changed(form="streaming"), "is retired"),
         "window of a step form": (changed(context=64), "context has no meaning in the step form"),

@@ -20,7 +20,7 @@ class Times(Counts):
         delay = time.monotonic() - self.left
         if self.slow is not None and int(lane[0]) == 0:
             self.seen[self.slow, int(self.letter[ids[0]])] += 1
-        self.slow = int(delay > 0.002)
+        self.slow = int(delay > 0.008)
         logits = super().step(ids, lane)
         if int(lane[0]) == 0:
             p = logits[0].exp()
