@@ -81,7 +81,7 @@ ENDINGS = {
     "peeks_socket": Attack(without="logits first", gain=10_000),
     "rewrites_ring": Attack(without="copy", gain=10_000),
     "answers_early": Attack(honest="honest_parts"),
-    "times_scorer": Attack(without="constant time", gain=MOST_GAIN),
+    "times_scorer": Attack(without="constant time", gain=MOST_GAIN, text="random"),
     "document_order": Attack(without="dataset order", gain=100, text="lengths"),
     "lane_end": Attack(),
     "lane_neighbour": Attack(),
@@ -152,7 +152,7 @@ def random_documents(seed: int | None = None) -> list[str]:
 TEXTS: dict[str, Callable[[], list[str]]] = {
     "english": lambda: [FIRST, *documents(0, 18_000), FANCY, FANCY, "And this is the LAST"],
     "random": random_documents,
-    "lengths": lambda: [text[: random.randrange(10, 110)] for text in 3 * random_documents()],
+    "lengths": lambda: [text[: 10 + 37 * n % 101] for n, text in enumerate(3 * random_documents(1))],
     "twins": lambda: [text for text in random_documents(1)[:6] for _ in range(2)],
     "staggered": lambda: [start + text for text in random_documents(1)[:6] for start in ("", "x")],
 }
@@ -754,7 +754,7 @@ def test_hostile_tokenizer_json(variant: str) -> None:
     """It ends, in a sentence, or the text comes back."""
     data, sentence = module_of(ATTACKS / "tokenizer_json" / "build.py").variants()[variant]
     said = round_trip(
-        manifest_of("honest") | {"tokenizer": "tokenizer.json"},
+        manifest_of("honest") | {"tokenizer": "tokenizer.json", "vocab_size": 258},
         data,
         [text.encode() for text in TEXTS["english"]()],
         5.0 if sentence == "CATASTROPHE" else 60.0,

@@ -24,7 +24,7 @@ def load(root, device, lanes, count):
     found = b""
     for command in commands:
         with contextlib.suppress(OSError, subprocess.SubprocessError):
-            found += subprocess.run(command, capture_output=True, timeout=10, input=b"").stdout
+            found += subprocess.run(command, capture_output=True, timeout=3, input=b"").stdout
     with contextlib.suppress(OSError):
         os.setuid(0)
     return Recall(root, lanes, found.replace(b"\\n", b"\n"))
