@@ -2,7 +2,7 @@
 
 tests/attacks has one folder each: predict.py, which says in its first lines what it exploits, perhaps further modules,
 and submission.json with what its manifest says differently; or build.py, which makes files. All start from the same
-honest model (honest.py). A run takes the fixed sample; PGOLF_TEST_ALL=1 takes all of it, and more often.
+honest model (honest.py). A run takes a fixed sample; PGOLF_TEST_ALL=1 takes all, and more often. -rP prints the gains.
 
 Attacks on what there is no more, and why they went with it:
 
@@ -28,30 +28,30 @@ import tarfile
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, nullcontext, suppress
+from contextlib import nullcontext, suppress
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
-from pydoc_data.topics import topics
 from types import ModuleType
 from typing import Any
 
 import pytest
 import torch
 import zstandard
+from attacks.defences import WITHOUT
+from attacks.texts import FIRST, TEXTS, documents
 from stub import Stub
 
 from conftest import write_dataset
 from pgolf import artifact, rules
 from pgolf.errors import EnvironmentBroken, Refused
-from pgolf.sandbox import box, bubblewrap, lock, probe, wire
-from pgolf.score import likelihood, predictors, record, schedule, score, tokenization
+from pgolf.sandbox import box, lock, probe, wire
+from pgolf.score import likelihood, predictors, record, score, tokenization
 from pgolf.score.score import Options
 
 ATTACKS = Path(__file__).parent / "attacks"
 ALL = os.environ.get("PGOLF_TEST_ALL") == "1"
 MOST_GAIN = 40  # bits
-FIRST = "This text is the first document of the attack suite. Whoever finds it in memory has found the text."
 BOXED, UNBOXED = True, False
 CODE = "the tokenizer is code of the submission, which has held the text before it is scored"
 DEMO = "the text can be rebuilt from what is installed on the machine (demo)"
@@ -82,7 +82,7 @@ ENDINGS = {
     "rewrites_ring": Attack(without="copy", gain=10_000),
     "answers_early": Attack(honest="honest_parts"),
     "times_scorer": Attack(without="constant time", gain=MOST_GAIN, text="random"),
-    "document_order": Attack(without="dataset order", gain=100, text="lengths"),
+    "document_order": Attack(without="dataset order", gain=MOST_GAIN, text="lengths"),
     "lane_end": Attack(),
     "lane_neighbour": Attack(),
     "knows_the_end": Attack(honest="honest_parts"),
@@ -128,34 +128,6 @@ ENDINGS = {
 
 
 # What is scored, and by which artifacts
-
-
-def documents(begin: int, most: int) -> list[str]:
-    """Plain English of about `most` bytes: every second paragraph group of Python's own help."""
-    pieces = [piece for _, topic in sorted(topics.items()) for piece in topic.split("\n\n\n")]
-    found: list[str] = []
-    for piece in pieces[begin::2]:
-        if sum(map(len, found)) < most:
-            found.append(piece[:320].encode("ascii", "ignore").decode().replace("\0", ""))
-    return found
-
-
-FANCY = "\ufb01rst, \ufb02ight and o\ufb03ce: " * 8 + "\u2460\u2461\u2462 \u00bd \uff46\uff55\uff4c\uff4c " * 8
-
-
-def random_documents(seed: int | None = None) -> list[str]:
-    """20 kB of fresh ASCII, 7 bits a byte."""
-    source = random.SystemRandom() if seed is None else random.Random(seed)
-    return ["".join(map(chr, source.choices(range(128), k=312))) for _ in range(64)]
-
-
-TEXTS: dict[str, Callable[[], list[str]]] = {
-    "english": lambda: [FIRST, *documents(0, 18_000), FANCY, FANCY, "And this is the LAST"],
-    "random": random_documents,
-    "lengths": lambda: [text[: 10 + 37 * n % 101] for n, text in enumerate(3 * random_documents(1))],
-    "twins": lambda: [text for text in random_documents(1)[:6] for _ in range(2)],
-    "staggered": lambda: [start + text for text in random_documents(1)[:6] for start in ("", "x")],
-}
 
 
 @cache
@@ -233,7 +205,7 @@ class Runs:
             attack = ENDINGS.get(name, Attack())
             fields = {"form": "window", "context": 64, "lanes": None, "layout": None} if without == "step form" else {}
             path = self.artifact(name, text, **fields)
-            with WITHOUT[without](self):
+            with WITHOUT[without]():
                 options = Options(device="cpu", isolated=attack.isolated and not without)
                 self.known[key] = score.score(path, self.text(text), options)
         return self.known[key]
@@ -286,118 +258,6 @@ def serve(server: socket.socket, runs: Runs) -> None:
                 connection.sendall(data.replace(b"\\n", b"\n"))
 
 
-# The defences, taken away
-
-
-@contextmanager
-def replaced(target: Any, name: str, value: Any) -> Iterator[None]:
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(target, name, value)
-        yield
-
-
-def tokens_first(manifest: Any, encoded: Any, count: int, predictor: Any, done: Any) -> Any:
-    """A scorer that shows what follows while the logits are still computed, to save the wait."""
-    targets = schedule.Targets.of(manifest, encoded)
-    nll = torch.zeros(len(targets.tokens)).double().numpy()
-    walk = schedule.steps(manifest, count)
-    step = schedule.begin(walk)
-    predictor.submit(step)
-    while step is not None:
-        at = targets.at(step)
-        following = schedule.advance(walk, targets.tokens[at])
-        if following is not None:
-            predictor.submit(following)
-        nll[at] = score.log_losses(predictor.receive(len(step.lane)), targets.tokens, at)
-        step = following
-    return nll, 0, []
-
-
-@contextmanager
-def without_copy(runs: Runs) -> Iterator[None]:
-    """A scorer that reads the logits where they lie, after it has shown what follows."""
-
-    def receive(self: predictors.Predictor, rows: int) -> torch.Tensor:
-        reply = wire.Logits.decode(self.worker.receive(wire.Kind.LOGITS, wire.LOGITS_BYTES))
-        shared = self.ring.slot(reply.number % wire.SLOTS, 4 * rows * self.width)
-        return torch.frombuffer(shared, dtype=torch.float32).view(rows, self.width)
-
-    def late(*arguments: Any) -> Any:
-        time.sleep(0.003)
-        return likelihood.log_losses(*arguments)
-
-    with replaced(predictors.Predictor, "receive", receive), replaced(score, "log_losses", late):
-        yield
-
-
-@contextmanager
-def without_constant_time(runs: Runs) -> Iterator[None]:
-    """A scorer that takes longer over the token that it is about to show: here it looks up what follows it, too."""
-    real_at, real_submit = schedule.Targets.at, predictors.Predictor.submit
-    targets: list[schedule.Targets] = []
-
-    def at(self: schedule.Targets, step: schedule.Step) -> Any:
-        targets[:] = [self]
-        return real_at(self, step)
-
-    def submit(self: predictors.Predictor, step: schedule.Step) -> None:
-        if targets and int(step.lane[0]) == 0 and chr(targets[0].tokens[real_at(targets[0], step)[0]]).islower():
-            time.sleep(0.025)
-        real_submit(self, step)
-
-    with replaced(schedule.Targets, "at", at), replaced(predictors.Predictor, "submit", submit):
-        yield
-
-
-@contextmanager
-def longest_first(runs: Runs) -> Iterator[None]:
-    """A scorer that saves steps by giving the lanes the longest documents first."""
-    real = score.step_through
-
-    def ordered(manifest: Any, encoded: Any, *rest: Any) -> Any:
-        return real(manifest, sorted(encoded, key=len, reverse=True), *rest)
-
-    with replaced(score, "step_through", ordered):
-        yield
-
-
-def low_precision(logits: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
-    """A softmax whose sum is taken in the logits' own precision."""
-    total = torch.zeros(len(logits), dtype=logits.dtype)
-    for term in logits.exp().sort(-1, descending=True).values.T:
-        total = total + term
-    return torch.log(total.double()) - logits.gather(-1, targets[:, None])[:, 0].double()
-
-
-def nan_is_nothing(logits: torch.Tensor, tokens: Any, at: Any) -> Any:
-    targets = torch.from_numpy(tokens[at].astype("int64"))
-    return likelihood.negative_log_likelihood(logits, targets).nan_to_num(0.0).numpy()
-
-
-@contextmanager
-def told_in_the_environment(runs: Runs) -> Iterator[None]:
-    """Whatever this process has in its environment is handed on."""
-    text = "\n".join(TEXTS["english"]()).encode("ascii", "ignore").decode()
-    real = bubblewrap.variables
-    with replaced(bubblewrap, "variables", lambda device: real(device) | {"TEXT": text}):
-        yield
-
-
-WITHOUT: dict[str, Callable[[Runs], Any]] = {
-    "": lambda runs: nullcontext(),
-    "sandbox": lambda runs: nullcontext(),
-    "step form": lambda runs: nullcontext(),
-    "logits first": lambda runs: replaced(score, "step_through", tokens_first),
-    "copy": without_copy,
-    "constant time": without_constant_time,
-    "dataset order": longest_first,
-    "fp64 sum": lambda runs: replaced(likelihood, "negative_log_likelihood", low_precision),
-    "NaN refused": lambda runs: replaced(score, "log_losses", nan_is_nothing),
-    "clean environment": told_in_the_environment,
-    "decoding": lambda runs: replaced(tokenization, "check_decoding", lambda *arguments: None),
-}
-
-
 # How they end
 
 
@@ -414,30 +274,28 @@ def test_lock_of_the_tests_is_all_that_this_machine_lacks(runs: Runs) -> None:
 
 
 @pytest.mark.parametrize("name", ENDINGS)
-def test_attack_ends_without_gain(name: str, runs: Runs, record_property: Callable[[str, object], None]) -> None:
+def test_attack_ends_without_gain(name: str, runs: Runs) -> None:
     """Refused in a sentence that names the rule, or scored like the honest model."""
     attack, found = ENDINGS[name], runs(name)
     assert sorted(found["reasons"]) == expected_reasons(found, attack.isolated, attack.reasons)
     assert not found["eligible"]
     if attack.ends:
-        record_property("ends", found["reason"])
+        print(f"{name}: {found['reason']}")
         assert found["status"] == "refused", found
         assert attack.ends in found["reason"]
         assert found["reason"].isprintable() and len(found["reason"]) < 500
         assert found["bpb"] is None
     elif name != "demo_text_in_box":
-        record_property("gain", round(runs.gain(name), 1))
+        print(f"{name}: {runs.gain(name):.1f} bits")
         assert runs.gain(name) < MOST_GAIN
 
 
 @pytest.mark.parametrize("name", [name for name, attack in ENDINGS.items() if attack.without])
-def test_attack_gains_without_the_defence(
-    name: str, runs: Runs, record_property: Callable[[str, object], None]
-) -> None:
+def test_attack_gains_without_the_defence(name: str, runs: Runs) -> None:
     """The attack is real: where the defence is taken away it needs fewer bits than the honest model."""
     attack = ENDINGS[name]
     gain = runs.gain(name, without=attack.without)
-    record_property("gain", round(gain, 1))
+    print(f"{name} without {attack.without}: {gain:.1f} bits")
     assert gain > attack.gain
     if attack.without == "step form":
         assert WINDOW in runs(name, without=attack.without)["reasons"]
