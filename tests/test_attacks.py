@@ -27,7 +27,7 @@ import sys
 import tarfile
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import nullcontext, suppress
 from dataclasses import dataclass
 from functools import cache
@@ -110,7 +110,7 @@ ENDINGS = {
     "pads": Attack(reasons=(CODE,)),
     "byte_side_file": Attack(),
     "wrong_vocabulary": Attack(ends="logits of shape (64, 257) where (64, 300) were due"),
-    "plan_carries": Attack(ends="OverflowError"),
+    "plan_carries": Attack(ends="the plan is 4294967296; it has to be a number of at most 32 bits"),
     "plan_changes": Attack(ends="sent a frame of kind 1 where LOGITS was due"),
     # The scorer and the machine
     "long_frame": Attack(ends="sent 4,294,967,295 bytes of LOGITS"),
