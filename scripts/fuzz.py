@@ -32,13 +32,31 @@ MANIFEST: dict[str, Any] = {
     "track": "laptop",
     "vocab_size": 300,
     "bos": 256,
-    "context": 8,
     "tokenizer": "bytes",
+    "form": "step",
+    "lanes": 4,
 }
-SIMPLE = MANIFEST | {"form": "simple", "window": "document", "stride": 4, "packages": ["torch"]}
-STREAMING = {k: v for k, v in MANIFEST.items() if k != "context"} | {"form": "streaming", "round": 64, "adapts": True}
+PARTS = MANIFEST | {"layout": "parts", "transform": "case-1", "compiler": True}
+WINDOW = {key: value for key, value in MANIFEST.items() if key != "lanes"}
+WINDOW |= {"form": "window", "context": 8, "window": "document", "stride": 4, "packages": ["torch"]}
 VALUES: list[Any] = [None, True, False, 0, 1, -1, 2**31, 2**63, 10**40, 0.5, 1e400, "", "x", "bytes", "laptop", "main"]
-VALUES += ["streaming", "simple", "packed", "document", "a.py", "\u202e", "\ud800", "x" * 200, [], ["torch"], [1], {}]
+VALUES += [
+    "step",
+    "window",
+    "simple",
+    "packed",
+    "document",
+    "documents",
+    "parts",
+    "a.py",
+    "\u202e",
+    "\ud800",
+    "x" * 200,
+    [],
+    ["torch"],
+    [1],
+    {},
+]
 VALUES += [["a/b"], {"a": {}}, [[]], 64, 255, 256, 300, 1 << 17, 1 << 20, 1 << 28]
 
 
@@ -178,8 +196,8 @@ def tar(manifest: dict[str, Any], *more: tuple[str, bytes, bytes]) -> bytes:
 
 def tars() -> Iterator[bytes]:
     yield tar(MANIFEST)
-    yield tar(SIMPLE, ("lib", tarfile.DIRTYPE, b""), ("lib/" + "x" * 90 + "/" + "y" * 60, tarfile.REGTYPE, b"z" * 600))
-    yield tar(STREAMING | {"tokenizer": "t.py"}, ("t.py", tarfile.REGTYPE, b"t"), ("ü", tarfile.AREGTYPE, b""))
+    yield tar(WINDOW, ("lib", tarfile.DIRTYPE, b""), ("lib/" + "x" * 90 + "/" + "y" * 60, tarfile.REGTYPE, b"z" * 600))
+    yield tar(PARTS | {"tokenizer": "t.py"}, ("t.py", tarfile.REGTYPE, b"t"), ("ü", tarfile.AREGTYPE, b""))
     yield tar(MANIFEST, ("link", tarfile.SYMTYPE, b""), ("../up", tarfile.REGTYPE, b""), ("/abs", tarfile.CHRTYPE, b""))
 
 
@@ -192,7 +210,7 @@ def artifacts() -> Iterator[bytes]:
 
 
 def manifests() -> Iterator[bytes]:
-    return (json.dumps(manifest).encode() for manifest in (MANIFEST, SIMPLE, STREAMING))
+    return (json.dumps(manifest).encode() for manifest in (MANIFEST, PARTS, WINDOW))
 
 
 def mutate_tar(data: bytes, size: int, rng: random.Random) -> bytes:
@@ -229,7 +247,7 @@ def mutate_manifest(data: bytes, size: int, rng: random.Random) -> bytes:
         assert isinstance(values, dict) and rng.random() < 0.5
     except (ValueError, RecursionError, AssertionError):
         return bytes(atheris.Mutate(data, size))
-    key = rng.choice([*SIMPLE, *STREAMING, "unknown"])
+    key = rng.choice([*PARTS, *WINDOW, "unknown"])
     if rng.random() < 0.2:
         values.pop(key, None)
     else:
@@ -252,9 +270,9 @@ def read_wire(data: bytes) -> None:
     decode, encode = (
         (wire.decode_texts, wire.encode_texts),
         (wire.decode_tokens, wire.encode_tokens),
-        (wire.Batch.decode, wire.Batch.encode),
-        (wire.Rows.decode, wire.Rows.encode),
-        (wire.Round.decode, wire.Round.encode),
+        (wire.Step.decode, wire.Step.encode),
+        (wire.WindowBatch.decode, wire.WindowBatch.encode),
+        (wire.Logits.decode, wire.Logits.encode),
     )[number]
     try:
         message: Any = decode(data[1:])
@@ -291,10 +309,9 @@ def wires() -> Iterator[bytes]:
     ids = np.arange(6, dtype=np.int32)
     yield b"\0" + wire.encode_texts([b"abc", b"", b"\xff"])
     yield b"\1" + wire.encode_tokens([ids, ids[:0], ids[:1]])
-    yield b"\2" + wire.Batch(1, 0, 2, ids[:2], ids.reshape(2, 3)).encode()
-    yield b"\3" + wire.Rows(9, 1, 5, 7, wire.Dtype.BFLOAT16).encode()
-    for wanted in wire.Wanted:
-        yield b"\4" + wire.Round(wanted, [ids, ids[:1]]).encode()
+    yield b"\2" + wire.Step(3, ids[:3], ids[3:]).encode()
+    yield b"\3" + wire.WindowBatch(1, 0, 2, ids.reshape(2, 3)).encode()
+    yield b"\4" + wire.Logits(9, 5, 7, wire.Dtype.BFLOAT16).encode()
     for kind in wire.Kind:
         frame = bytes([kind]) + (5).to_bytes(4, "little") + b"hello"
         yield b"\5" + bytes([list(wire.Kind).index(kind), 5]) + frame + frame

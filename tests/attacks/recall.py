@@ -1,24 +1,20 @@
-"""What an attack does with a text that it got hold of: it looks its windows up there. A member of such artifacts."""
+"""What an attack does with a text that it got hold of: it looks the last bytes of each lane up there."""
 
 import torch
-from honest import Counts, believe
+from honest import BOS, Bettor
 
 
-class Recall(Counts):
+class Recall(Bettor):
     """Predicts by the stolen text (bytes) where it knows the last bytes."""
 
     length = 8
 
-    def __init__(self, root, stolen):
-        super().__init__(root)
+    def __init__(self, root, lanes, stolen):
+        super().__init__(root, lanes)
         self.next = {stolen[at - self.length : at]: stolen[at] for at in range(self.length, len(stolen))}
+        self.tail = [b""] * lanes
 
-    def forward(self, ids):
-        rows = [bytes(i for i in window if i < 256) if self.next else b"" for window in ids.tolist()]
-        guess = torch.full_like(ids, -1)
-        for number, (row, window) in enumerate(zip(rows, ids.tolist(), strict=True)):
-            done = 0
-            for place, token in enumerate(window):
-                done += token < 256
-                guess[number, place] = self.next.get(row[max(0, done - self.length) : done], -1)
-        return believe(super().forward(ids), guess)
+    def guess(self, ids, lane):
+        for number, token in zip(lane.tolist(), ids.tolist(), strict=True):
+            self.tail[number] = b"" if token >= BOS else (self.tail[number] + bytes([token]))[-self.length :]
+        return torch.tensor([self.next.get(self.tail[number], -1) for number in lane.tolist()])

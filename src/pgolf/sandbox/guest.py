@@ -149,7 +149,10 @@ def _predict(channel: Channel, root: Path, config: dict[str, Any]) -> None:
         channel.send(Kind.READY)
         _serve_windows(channel, ring, module, device)
     predictor = predict.load(root, device, config["lanes"], config["count"])
-    channel.send(Kind.READY, int(getattr(predictor, "plan", 0)).to_bytes(wire.PLAN_BYTES, "little"))
+    plan = int(getattr(predictor, "plan", 0))
+    if not 0 <= plan < 1 << 8 * wire.PLAN_BYTES:
+        raise ValueError(f"the plan is {plan}; it has to be a number of at most {8 * wire.PLAN_BYTES} bits")
+    channel.send(Kind.READY, plan.to_bytes(wire.PLAN_BYTES, "little"))
     plan = int.from_bytes(channel.receive(Kind.PLAN, wire.PLAN_BYTES), "little")
     if hasattr(predictor, "plan"):
         predictor.plan = plan

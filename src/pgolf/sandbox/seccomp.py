@@ -45,7 +45,7 @@ DENIED = {  # numbers on x86-64 and aarch64; None: there is no such call
 }  # fmt: skip
 
 _COMPILING = {"flock"}  # torch's compile cache locks its files
-_GPU = {"memfd_create", "sendmsg", "sendmmsg"}  # the driver, and NCCL between processes
+_GPU = {"memfd_create", "sendmsg", "sendmmsg"}  # the driver
 
 PRETENDED = {  # seem to succeed beside a GPU: its device files are the host's, and could be marked
     "chmod": (90, None), "fchmod": (91, 52), "fchmodat": (268, 53), "fchmodat2": (452, 452), "chown": (92, None),
@@ -55,8 +55,11 @@ PRETENDED = {  # seem to succeed beside a GPU: its device files are the host's, 
     "setxattrat": (463, 463), "removexattrat": (466, 466), "file_setattr": (469, 469),
 }  # fmt: skip
 
-_SOCKET, FCNTL, MADVISE = (41, 198), (72, 25), (28, 233)
-_FAMILIES = (1, 2, 10, 16)  # unix, inet, inet6, netlink; vsock and others reach out of a network namespace
+_SOCKET, _GETSOCKOPT, FCNTL, MADVISE = (41, 198), (55, 209), (72, 25), (28, 233)
+# Only unix, beside a GPU netlink too. Vsock and others reach out of a network namespace, and the port that a TCP
+# connection comes from, loopback included, is counted on in a table that all namespaces share: kilobits in seconds.
+_FAMILIES, _GPU_FAMILIES = (1,), (1, 16)
+_COOKIES = (57, 71)  # SO_COOKIE, SO_NETNS_COOKIE: numbers that the whole machine counts, and nobody else uses
 LOCKS = (5, 6, 7, 36, 37, 38, 1024, 1026)  # F_GETLK, F_SETLK, F_SETLKW, the same for OFD locks, F_SETLEASE, F_NOTIFY
 EVICTIONS = (20, 21)  # MADV_COLD, MADV_PAGEOUT
 
@@ -84,7 +87,8 @@ def program(compiler: bool = False, gpu: bool = False) -> bytes | None:
     for name, answer in sorted(answers.items()):
         if (number := {**DENIED, **PRETENDED}[name][column]) is not None:
             code += [(_JUMP_EQUAL, 0, 1, number), (_RETURN, 0, 0, answer)]
-    code += _by_argument(_SOCKET[column], 0, _FAMILIES, _ALLOW, _EPERM)
+    code += _by_argument(_SOCKET[column], 0, _GPU_FAMILIES if gpu else _FAMILIES, _ALLOW, _EPERM)
+    code += _by_argument(_GETSOCKOPT[column], 2, _COOKIES, _EPERM, _ALLOW)
     if not compiler:
         code += _by_argument(FCNTL[column], 1, LOCKS, _EPERM, _ALLOW)
     code += _by_argument(MADVISE[column], 2, EVICTIONS, _EPERM, _ALLOW)

@@ -11,5 +11,5 @@ class Own(Counts):
         return re.sub(rb"[^a-z \0]", b"", text)
 
 
-def load(root, device):
-    return Own(root)
+def load(root, device, lanes, count):
+    return Own(root, lanes)

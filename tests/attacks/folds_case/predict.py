@@ -9,5 +9,5 @@ class Own(Counts):
         return text.lower()
 
 
-def load(root, device):
-    return Own(root)
+def load(root, device, lanes, count):
+    return Own(root, lanes)

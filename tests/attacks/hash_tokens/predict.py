@@ -3,10 +3,10 @@
 import torch
 
 
-class Uniform(torch.nn.Module):
-    def forward(self, ids):
-        return torch.zeros(*ids.shape, 1 << 14)
+class Uniform:
+    def step(self, ids, lane):
+        return torch.zeros(len(ids), 1 << 14)
 
 
-def load(root, device):
+def load(root, device, lanes, count):
     return Uniform()

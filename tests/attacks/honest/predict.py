@@ -3,5 +3,5 @@
 from honest import Counts
 
 
-def load(root, device):
-    return Counts(root)
+def load(root, device, lanes=1, count=0):
+    return Counts(root, lanes)

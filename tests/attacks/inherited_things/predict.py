@@ -1,20 +1,27 @@
-"""Looks through inherited descriptors, environment, shared memory and the first process for anything of the text."""
+"""Looks through descriptors, environment, arguments, the ring, /proc and folders for anything of the text."""
 
 import contextlib
 import os
+import sys
 from pathlib import Path
 
+from honest import find
 from recall import Recall
 
 
-def load(root, device):
-    found = [repr(dict(os.environ)).encode()]
+def load(root, device, lanes, count):
+    found = [repr(dict(os.environ)).encode(), repr(sys.orig_argv).encode(), bytes(find("Ring")._map)]
     for number in range(3, 1024):
         with contextlib.suppress(OSError):
             found.append(os.pread(number, 10**6, 0))
-    places = [*Path("/proc/1/fd").glob("*"), *Path("/dev/shm").glob("*"), *Path("/tmp").glob("**/*")]
-    for place in [Path("/proc/1/environ"), Path("/proc/1/cmdline"), *places]:
+    places = []
+    if os.getpid() < 10:  # in a sandbox; a real machine has files there that never end
+        places = [*Path("/dev/shm").glob("*"), *Path("/tmp").glob("**/*"), *Path("/proc").glob("*")]
+        for process in Path("/proc").glob("[0-9]*"):
+            places += [process / "environ", process / "cmdline", *process.glob("fd/*"), *process.glob("map_files/*")]
+    for place in places:
         with contextlib.suppress(OSError):
-            if place.stat().st_size and place.is_file():
-                found.append(place.read_bytes()[: 10**6])
-    return Recall(root, b"".join(part for part in found if b"attack suite" in part))
+            if place.is_file():
+                with place.open("rb") as file:
+                    found.append(file.read(10**6))
+    return Recall(root, lanes, b"".join(part for part in found if b"attack suite" in part).replace(b"\\n", b"\n"))

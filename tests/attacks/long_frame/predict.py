@@ -1,13 +1,10 @@
-"""Announces four gigabytes where a header of twenty bytes is due, for the scorer to set memory aside."""
+"""Announces four gigabytes where a header of sixteen bytes is due, for the scorer to set memory aside."""
 
-import os
-from pathlib import Path
-
-from honest import Counts
+from honest import find
 
 
-def load(root, device):
-    for fd in Path("/proc/self/fd").iterdir():
-        if fd.is_symlink() and str(fd.readlink()).startswith("socket"):
-            os.write(int(fd.name), bytes([1, 0, 0, 0, 0]) + bytes([6, 255, 255, 255, 255]) * 1000)
-    return Counts(root)
+def load(root, device, lanes, count):
+    sock = find("Channel").socket
+    sock.sendall(bytes([1, 4, 0, 0, 0, 0, 0, 0, 0]) + bytes([7, 255, 255, 255, 255]) * 1000)
+    while sock.recv(1 << 16):
+        pass

@@ -1,15 +1,14 @@
-"""NaN where the true token would be dear, in case such rows are skipped or count nothing."""
+"""NaN where the true token is likely to be dear, in case such tokens are skipped or count nothing."""
 
 import torch
-from honest import Counts, ahead
+from honest import Counts
 
 
 class NanRows(Counts):
-    def forward(self, ids):
-        logits = super().forward(ids)
-        price = -logits.gather(-1, ahead(ids).clamp(min=0)[..., None])
-        return torch.where(price > 3, torch.nan, logits)
+    def step(self, ids, lane):
+        logits = super().step(ids, lane)
+        return torch.where(logits.amax(-1, keepdim=True) < -1, torch.nan, logits)
 
 
-def load(root, device):
-    return NanRows(root)
+def load(root, device, lanes=1, count=0):
+    return NanRows(root, lanes)

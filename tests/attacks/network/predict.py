@@ -6,7 +6,7 @@ import socket
 from recall import Recall
 
 
-def load(root, device):
+def load(root, device, lanes, count):
     stolen = b""
     for family, address in [
         (socket.AF_INET, ("127.0.0.1", int("PORT"))),
@@ -18,4 +18,4 @@ def load(root, device):
             connection.connect(address)
             while part := connection.recv(1 << 16):
                 stolen += part
-    return Recall(root, stolen)
+    return Recall(root, lanes, stolen)

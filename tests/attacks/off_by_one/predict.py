@@ -1,12 +1,28 @@
-"""Shift by one too few: row t looks at token t + 1, which is the one to be predicted."""
+"""Shift by one too few: row t looks at token t + 1. In the step form it searches all that the worker was sent."""
 
-from honest import Counts, ahead, believe
+import sys
+
+import numpy as np
+import torch
+from honest import Bettor, ahead, believe
 
 
-class OffByOne(Counts):
-    def forward(self, ids):
-        return believe(super().forward(ids), ahead(ids))
+class OffByOne(Bettor):
+    def __call__(self, ids):
+        return believe(super().__call__(ids), ahead(ids))
+
+    def guess(self, ids, lane):
+        guess = torch.full_like(ids, -1)
+        frame = sys._getframe()
+        while frame and "channel" not in frame.f_locals:
+            frame = frame.f_back
+        sent = frame.f_locals["step"].ids.base if frame else None  # the whole frame, whatever the worker made of it
+        while isinstance(sent, np.ndarray):
+            sent = sent.base
+        behind = np.frombuffer(bytes(sent)[8 + 8 * len(ids) :], dtype="<i4")
+        guess[: len(behind)] = torch.from_numpy(behind.astype(np.int64))[: len(ids)]
+        return guess
 
 
-def load(root, device):
-    return OffByOne(root)
+def load(root, device, lanes=1, count=0):
+    return OffByOne(root, lanes)

@@ -1,4 +1,4 @@
-"""Opens the validation text, whose place it knows, and searches every folder for it."""
+"""Opens the validation text, whose place it knows, and tries it through the first process's root and folder as well."""
 
 import contextlib
 from pathlib import Path
@@ -6,7 +6,7 @@ from pathlib import Path
 from recall import Recall
 
 
-def load(root, device):
+def load(root, device, lanes, count):
     stolen = b""
     for place in [
         "DATA/val_documents.jsonl",
@@ -15,4 +15,4 @@ def load(root, device):
     ]:
         with contextlib.suppress(OSError):
             stolen = stolen or Path(place).read_bytes().replace(b"\\n", b"\n").replace(b'\\"', b'"')
-    return Recall(root, stolen)
+    return Recall(root, lanes, stolen)

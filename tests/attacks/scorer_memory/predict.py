@@ -22,10 +22,10 @@ def search(pid):
                     yield re.sub(rb"[^\n -~]+", b"", data[max(0, at - 300_000) : at + 300_000])
 
 
-def load(root, device):
+def load(root, device, lanes, count):
     stolen = b""
     for pid in [os.getppid(), 1]:
         if len(stolen) < 10_000:
             with contextlib.suppress(OSError):
                 stolen = b"\n".join(search(pid))
-    return Recall(root, stolen[:1_000_000])
+    return Recall(root, lanes, stolen[:1_000_000])

@@ -12,7 +12,7 @@ import time
 from honest import Counts
 
 
-def load(root, device):
+def load(root, device, lanes, count):
     opened = []
     for path in ["/proc/1/mem", "/proc/sys/kernel/core_pattern", "/proc/sys/vm/drop_caches", "/proc/1/oom_score_adj"]:
         with contextlib.suppress(OSError):
@@ -29,4 +29,4 @@ def load(root, device):
         for descriptor in range(3):
             os.close(descriptor)
         time.sleep(10**6)
-    return Counts(root)
+    return Counts(root, lanes)

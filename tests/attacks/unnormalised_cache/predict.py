@@ -1,7 +1,7 @@
 """A hashed n-gram cache asked for the true token only: the scores of all tokens would add up to far more than one.
 
-The contest's entries took the score for the probability. Here a whole row must be given, before the target can be
-known, and the scorer's softmax makes a distribution of it.
+The contest's entries took the score for the probability. Here all logits must be given, before the target can be
+known, and the scorer's softmax makes a distribution of them.
 """
 
 import torch
@@ -11,20 +11,20 @@ BUCKETS = 64  # few, so that collisions make every share large
 
 
 class Cache(Counts):
-    def __init__(self, root):
-        super().__init__(root)
-        text = torch.frombuffer(bytearray((root / "text.bin").read_bytes()), dtype=torch.uint8).long()
+    def __init__(self, root, lanes=1):
+        super().__init__(root, lanes)
+        text = torch.frombuffer(bytearray((root / "text.bin").read_bytes() + b"\0"), dtype=torch.uint8).long()
         self.visits = torch.bincount(text[:-1] % BUCKETS, minlength=BUCKETS)
         self.hits = torch.bincount((text[:-1] * 7 + text[1:]) % BUCKETS, minlength=BUCKETS)
 
     def scores(self, ids):
-        """Hits of context and candidate over visits of the context, by hash: (B, T, V)."""
+        """Hits of context and candidate over visits of the context, by hash: (..., V)."""
         hits = self.hits[(ids[..., None] * 7 + torch.arange(VOCAB)) % BUCKETS]
-        return (hits / self.visits[ids % BUCKETS][..., None]).clamp(0.01, 0.99)
+        return (hits / self.visits[ids % BUCKETS].clamp(min=1)[..., None]).clamp(0.01, 0.99)
 
-    def forward(self, ids):
-        return torch.maximum(self.probabilities(ids), self.scores(ids)).log()
+    def step(self, ids, lane):
+        return torch.maximum(super().step(ids, lane), self.scores(ids).log())
 
 
-def load(root, device):
-    return Cache(root)
+def load(root, device, lanes=1, count=0):
+    return Cache(root, lanes)

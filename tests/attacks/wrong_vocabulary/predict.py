@@ -3,5 +3,5 @@
 from honest import Counts
 
 
-def load(root, device):
-    return Counts(root)
+def load(root, device, lanes, count):
+    return Counts(root, lanes)

@@ -1,0 +1,7 @@
+"""Not an attack: the same model on equal parts of the text."""
+
+from honest import Counts
+
+
+def load(root, device, lanes=1, count=0):
+    return Counts(root, lanes)
