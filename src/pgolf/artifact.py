@@ -258,7 +258,6 @@ def _parse_manifest(data: bytes) -> Manifest:
     for key in ("name", "author", "track", "tokenizer"):
         value = values.get(key)
         _require(key, values, isinstance(value, str) and 0 < len(value) <= 100 and value.isprintable())
-    _require("transform", values, values.get("transform") in (None, *TRANSFORMS))
     _require("track", values, values["track"] in rules.TRACKS)
     _require("transform", values, values.get("transform") in (None, *TRANSFORMS))
     _require("vocab_size", values, _is_int(values.get("vocab_size"), 2, rules.VOCAB_SIZE))
