@@ -120,11 +120,11 @@ def test_every_reason_is_documented(dataset: Path) -> None:
     """Each reason why a score does not count stands in docs/security.md in the words that the record has."""
     data = replace(open_dataset(dataset), from_environment=True)
     manifest = Manifest("a", "b", "main", 2, 1, "t.py", "window")
-    nothing = Isolation("", False, False, False, False, False, 0.0)
+    nothing = Isolation("", False, False, False, False, 0.0)
     text = data.canonical_text()
     options = Options(documents=1)
     found = {*reasons(manifest, data, text, nothing, options), *reasons(manifest, data, text, None, options)}
-    assert len(found) == 11
+    assert len(found) == 10
     table = re.sub(r"`", "", SECURITY)
     for reason in found:
         assert reason.replace(f"{text.bytes:,}", "N") in table

@@ -16,13 +16,18 @@ from torch import Tensor
 
 
 def load(root: Path, device: torch.device, lanes: int, count: int) -> "Predictor":
-    """The predictor of the artifact in `root`. fp32 on CPUs, bf16 on GPUs."""
+    """The predictor of the artifact in `root`."""
+    return Predictor(load_model(root, device), lanes)
+
+
+def load_model(root: Path, device: torch.device) -> GPT:
+    """The model of the artifact in `root`, with its experts. fp32 on CPUs, bf16 on GPUs."""
     config, tensors = coder.loads((root / "weights.bin").read_bytes())
     model = GPT(GPTConfig(**config), torch.bfloat16 if device.type == "cuda" else torch.float32)
     model.load_state_dict({name: torch.from_numpy(tensor) for name, tensor in tensors.items()})
     if (counts := root / "counts.bin").is_file():
         model.experts = ngram.Experts(*ngram.loads(counts.read_bytes()))
-    return Predictor(model.to(device).requires_grad_(False), lanes)
+    return model.to(device).requires_grad_(False)
 
 
 class Predictor:

@@ -15,11 +15,16 @@ from torch import Tensor
 
 
 def load(root: Path, device: torch.device, lanes: int, count: int) -> "Predictor":
-    """The predictor of the artifact in `root`. fp32 on CPUs, bf16 on GPUs."""
+    """The predictor of the artifact in `root`."""
+    return Predictor(load_model(root, device), lanes)
+
+
+def load_model(root: Path, device: torch.device) -> GPT:
+    """The model of the artifact in `root`. fp32 on CPUs, bf16 on GPUs."""
     config, state = quant.loads((root / "weights.bin").read_bytes())
     model = GPT(GPTConfig(**config), torch.bfloat16 if device.type == "cuda" else torch.float32)
     model.load_state_dict(state)
-    return Predictor(model.to(device), lanes)
+    return model.to(device).requires_grad_(False)
 
 
 class Predictor:
