@@ -86,13 +86,13 @@ def loaded(artifact: Path, folder: Path) -> Iterator[Any]:
 
 
 def test_adaptive_beats_naive_on_the_same_weights(adaptive: Path, data: Path, tmp_path: Path) -> None:
-    """Over a small text on 4 lanes, whose logits each come before the token that they are about."""
+    """Over a small text on 32 lanes, whose logits each come before the token that they are about."""
     tokens = torch.from_numpy(read_shard(next(data.glob("val_*.bin")), 2**16).astype("int64"))
-    stream = tokens[: len(tokens) // 4 * 4].view(4, -1)
-    lanes, nats = torch.arange(4), {"predict": 0.0, "naive": 0.0}
+    stream = tokens[: len(tokens) // 32 * 32].view(32, -1)
+    lanes, nats = torch.arange(32), {"predict": 0.0, "naive": 0.0}
     with loaded(adaptive, tmp_path) as predict:
         for module in (predict, predict.naive):
-            predictor = module.load(tmp_path, torch.device("cpu"), 4, stream.numel())
+            predictor = module.load(tmp_path, torch.device("cpu"), 32, stream.numel())
             for ids, targets in zip(stream.T, stream.T[1:], strict=False):
                 loss = torch.nn.functional.cross_entropy(predictor.step(ids, lanes), targets)
                 nats[module.__name__] += float(loss)
