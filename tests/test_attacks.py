@@ -95,7 +95,7 @@ ENDINGS = {
     # What lies outside of the sandbox
     "reads_text": Attack(BOXED, without="sandbox", gain=10_000),
     "runs_programs": Attack(BOXED, without="sandbox", gain=10_000),
-    "scorer_memory": Attack(BOXED, without="sandbox", gain=1000),
+    "scorer_memory": Attack(BOXED, without="sandbox", gain=200),
     "inherited_things": Attack(BOXED, without="clean environment", gain=10_000),
     "network": Attack(BOXED, without="sandbox", gain=10_000),
     "encode_leak": Attack(BOXED, without="sandbox", gain=10_000, reasons=(CODE,)),
@@ -165,9 +165,11 @@ def module_of(path: Path) -> ModuleType:
     spec = importlib.util.spec_from_file_location(f"attack_{path.parent.name}_{path.stem}", path)
     assert spec and spec.loader
     module = importlib.util.module_from_spec(spec)
+    threads = torch.get_num_threads()
     with pytest.MonkeyPatch.context() as patch:
         patch.syspath_prepend(str(ATTACKS))
         spec.loader.exec_module(module)
+    torch.set_num_threads(threads)  # which honest.py has set for its own process
     return module
 
 
