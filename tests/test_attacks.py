@@ -350,12 +350,18 @@ def test_plan_is_what_was_said_first(runs: Runs) -> None:
     "name", ["reads_text", "marks", "times_scorer", "encode_leak"] if not ALL else [*ENDINGS, "marks"]
 )
 def test_random_text_costs_seven_bits_a_byte(name: str, runs: Runs) -> None:
-    """On fresh random text, scored twice on this machine, nobody gets below what it weighs."""
+    """On fresh random text, scored twice on this machine, nobody gets below what it weighs, nor the honest model.
+
+    That model pays for the ends of documents, which all have one length here; who learns that is honest, too.
+    """
+    honest = runs.bits(ENDINGS[name].honest if name in ENDINGS else "honest", "random")
     for _ in range(2):
         runs.known.pop((name, "random", ""), None)
         found = runs(name, "random") if name != "marks" else boxed(runs, "marks", "random")
         if found["status"] == "ok":
-            assert found["bpb"] * found["bytes"] > 7 * found["bytes"] - MOST_GAIN
+            bits = found["bpb"] * found["bytes"]
+            assert bits > 7 * found["bytes"] - MOST_GAIN
+            assert bits > honest - MOST_GAIN or name in ("lane_end", "document_order")
 
 
 def boxed(runs: Runs, name: str, text: str) -> record.Record:
