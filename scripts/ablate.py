@@ -20,6 +20,7 @@ from scipy import stats
 from pgolf import rules
 from pgolf.errors import PgolfError, UsageError
 from pgolf.files import write_atomically
+from pgolf.plots import draw
 
 ROOT = Path(__file__).parent.parent
 
@@ -35,9 +36,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         print("ablate: interrupted; the same command goes on from here", file=sys.stderr)
         return 130
-    plot(rows, args.out / "ablation.png")
     (args.out / "ablation.md").write_text(markdown(rows) + "\n", encoding="utf-8")
     print(json.dumps(rows, indent=1) if args.json else markdown(rows))
+    if fault := plot(rows, args.out / "ablation.png"):
+        print(f"ablate: {fault}", file=sys.stderr)
     return 0
 
 
@@ -150,23 +152,18 @@ def markdown(rows: Sequence[dict[str, Any]]) -> str:
     return "\n".join(lines)
 
 
-def plot(rows: Sequence[dict[str, Any]], path: Path) -> None:
-    """Effects with their intervals; to the right of zero a variant is worse than the base."""
-    import matplotlib
-
-    matplotlib.use("Agg")
-    import matplotlib.pyplot as plt
-
+def plot(rows: Sequence[dict[str, Any]], path: Path) -> str | None:
+    """Effects with their intervals; to the right of zero a variant is worse than the base. Returns as `draw` does."""
     variants = sorted((r for r in rows if r["variant"] != "base"), key=lambda r: r["effect"])
-    figure, axes = plt.subplots(figsize=(8, 1.5 + 0.35 * len(variants)), layout="constrained")
-    for y, r in enumerate(variants):
-        axes.errorbar(r["effect"], y, xerr=r["half_interval"] or 0, fmt="o", capsize=3, color="tab:blue")
-    axes.axvline(0, color="black", linewidth=1)
-    axes.set_yticks(range(len(variants)), [r["variant"] for r in variants])
-    axes.set(xlabel=f"bpb minus the base's ({rows[0]['mean']:.4f}); 95 % interval over {len(rows[0]['bpb'])} seeds")
-    axes.grid(alpha=0.3)
-    figure.savefig(path, dpi=120)
-    plt.close(figure)
+
+    def fill(axes: Any) -> None:
+        for y, r in enumerate(variants):
+            axes.errorbar(r["effect"], y, xerr=r["half_interval"] or 0, fmt="o", capsize=3, color="tab:blue")
+        axes.axvline(0, color="black", linewidth=1)
+        axes.set_yticks(range(len(variants)), [r["variant"] for r in variants])
+        axes.set(xlabel=f"bpb minus the base's ({rows[0]['mean']:.4f}); 95 % interval over {len(rows[0]['bpb'])} seeds")
+
+    return draw(path, (8, 1.5 + 0.35 * len(variants)), fill)
 
 
 if __name__ == "__main__":

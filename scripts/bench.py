@@ -2,11 +2,12 @@
 
 import argparse
 import array
+import contextlib
 import dataclasses
 import importlib
 import itertools
 import json
-import os
+import math
 import shutil
 import subprocess
 import sys
@@ -26,11 +27,11 @@ from pgolf import rules
 from pgolf.artifact import Artifact, read
 from pgolf.data import vocabulary
 from pgolf.data.dataset import open_dataset
-from pgolf.errors import PgolfError, Refused
-from pgolf.score import score as scoring
-from pgolf.score import tokenization as tokenizer
-from pgolf.score import windows
-from pgolf.score.score import SLOT_BYTES, score
+from pgolf.errors import PgolfError
+from pgolf.machine import cores
+from pgolf.score import schedule, tokenization
+from pgolf.score.schedule import Targets
+from pgolf.score.score import Options, score
 
 
 def main() -> None:
@@ -41,23 +42,16 @@ def main() -> None:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     commands = parser.add_subparsers(required=True, metavar="benchmark")
-    command = commands.add_parser("score", help="the sandboxed scorer against a plain loop in one process")
+    command = commands.add_parser("score", help="the sandboxed scorer against the same walk in one process")
     command.add_argument("artifact", type=Path)
     command.add_argument("--data", type=Path, required=True)
     command.add_argument("--tokens", type=int, nargs="+", default=[100_000, 300_000, 1_000_000])
     command.set_defaults(run=bench_score)
     command = commands.add_parser("data", help="the parallel dataset build against a plain loop in one process")
     command.add_argument("source", type=Path, help="a .jsonl.zst file")
-    command.add_argument("--workers", type=int, default=len(os.sched_getaffinity(0)))
+    command.add_argument("--workers", type=int, default=cores())
     command.add_argument("--repeat", type=int, default=1)
     command.set_defaults(run=bench_data)
-    command = commands.add_parser("audit", help="one score, audited with many seeds")
-    command.add_argument("artifact", type=Path)
-    command.add_argument("--data", type=Path, required=True)
-    command.add_argument("--documents", type=int, help="only the first so many")
-    command.add_argument("--device", default="auto")
-    command.add_argument("--seeds", type=int, default=100)
-    command.set_defaults(run=bench_audit)
     command = commands.add_parser("density", help="coded weights against their entropy", description=density.__doc__)
     command.add_argument("artifact", type=Path, nargs="?", help="an artifact of baselines/golf")
     command.set_defaults(run=density.bench_density)
@@ -89,27 +83,28 @@ def main() -> None:
 
 
 def bench_score(args: argparse.Namespace) -> None:
-    """Wall time of both over growing samples, and whether they agree."""
+    """Wall time of both over growing samples, whether they agree, and what a step costs besides the predictor."""
     lift_time_limits()
     artifact = read(args.artifact, rules.ARTIFACT_BYTES)
     text = open_dataset(args.data).canonical_text()
-    encoded = tokenizer.encode(artifact, text.documents, time.monotonic() + 1e6, True)
+    encoded = tokenization.encode(artifact, text.documents, False, contextlib.nullcontext(math.inf))
     ends = np.cumsum([len(ids) + 1 for ids in encoded])
-    print("    tokens   sandbox   in-process   ratio   ratio after 6 s   us/token   relative difference of the loss")
+    print("    tokens    steps   sandbox   in-process   ratio   predictor   wire + scorer   difference of the loss")
     for tokens in args.tokens:
         count = int(np.searchsorted(ends, tokens)) + 1
-        start = time.perf_counter()
-        record = score(args.artifact, args.data, documents=count)
-        boxed = time.perf_counter() - start
+        record = score(args.artifact, args.data, Options(device="cpu", documents=count))
         if record["status"] != "ok":
             sys.exit(f"bench: {record['reason']}")
+        seconds = record["seconds"]
+        sandboxed = seconds["predictor"] + seconds["wire"] + seconds["scorer"]
         start = time.perf_counter()
         loss = plain_loop(artifact, encoded[:count])
         plain = time.perf_counter() - start
         difference = abs(loss / record["nats_per_token"] - 1)
         print(
-            f"{record['tokens']:10,} {boxed:8.1f} s {plain:10.1f} s {boxed / plain:7.3f} "
-            f"{(boxed - 6) / plain:17.3f} {1e6 * boxed / record['tokens']:10.1f} {difference:35.1e}",
+            f"{record['tokens']:10,} {record['steps']:8,} {sandboxed:7.1f} s {plain:10.1f} s "
+            f"{sandboxed / plain:7.3f} {1e6 * seconds['predictor'] / record['steps']:8.0f} us "
+            f"{1e6 * (seconds['wire'] + seconds['scorer']) / record['steps']:12.0f} us {difference:24.1e}",
             flush=True,
         )
 
@@ -121,50 +116,27 @@ def lift_time_limits() -> None:
 
 
 def plain_loop(artifact: Artifact, encoded: list[np.ndarray]) -> float:
-    """nats per token, computed in this process over the same windows and batches as the scorer's."""
+    """nats per token, computed in this process over the same schedule as the scorer's."""
     manifest = artifact.manifest
+    targets = Targets.of(manifest, encoded)
+    count = schedule.count(manifest, len(encoded), len(targets.tokens))
     with tempfile.TemporaryDirectory() as folder:
         for name, data in artifact.members.items():
             (Path(folder) / name).write_bytes(data)
         sys.path.insert(0, folder)
         try:
-            model = importlib.import_module("predict").load(Path(folder), torch.device("cpu"))
+            module = importlib.import_module("predict")
+            predictor = module.load(Path(folder), torch.device("cpu"), manifest.lanes, count)
         finally:
             sys.path.remove(folder)
-    plan = windows.Plan.make(manifest, encoded)
-    stream, total = plan.stream, 0.0
-    with torch.inference_mode():
-        for batch in windows.batches(plan.rounds[0], SLOT_BYTES // (4 * manifest.vocab_size)):
-            positions = batch.positions()
-            logits = model(torch.from_numpy(stream[positions].astype(np.int64)))[:, batch.first :]
-            targets = torch.from_numpy(stream[positions[:, batch.first :] + 1].astype(np.int64))
-            total += float(torch.nn.functional.cross_entropy(logits.flatten(0, 1), targets.flatten(), reduction="sum"))
-    return total / (len(stream) - 1)
-
-
-def bench_audit(args: argparse.Namespace) -> None:
-    """How many audits accept the score, and what one costs as a share of the scoring time."""
-    lift_time_limits()
-    devices = scoring.find_devices(args.device)
-    result = {"track": "unlimited", "seconds": {}}
-    artifact, plan, nll = scoring._score(result, args.artifact, args.data, devices, args.documents, True)
-    scored = sum(result["seconds"].values())
-    print(f"{result['bpb']:.6f} bpb, {result['tokens']:,} tokens scored in {scored:.1f} s", flush=True)
-    accepted, seconds, means = 0, [], []
-    for seed in range(args.seeds):
-        try:
-            scoring._audit(result, artifact, plan, nll, devices, True, seed)
-            accepted += 1
-        except Refused as error:
-            print(f"seed {seed}: {error}")
-        seconds.append(result["seconds"]["audit"])
-        means.append(result["audit"]["mean"])
-        print(
-            f"{accepted} of {seed + 1} accepted, {np.median(seconds):.1f} s each ({np.median(seconds) / scored:.1%} of "
-            f"the scoring time), largest mean {max(means):+.1e} nats",
-            end="\r" if sys.stdout.isatty() and seed + 1 < args.seeds else "\n",
-            flush=True,
-        )
+    walk, total = schedule.steps(manifest, count), 0.0
+    step = schedule.begin(walk)
+    while step is not None:
+        logits = predictor.step(torch.from_numpy(step.shown.astype(np.int64)), torch.from_numpy(step.lane).long())
+        following = targets.tokens[targets.at(step)]
+        total += float(torch.nn.functional.cross_entropy(logits, torch.from_numpy(following).long(), reduction="sum"))
+        step = schedule.advance(walk, following)
+    return total / len(targets.tokens)
 
 
 def bench_data(args: argparse.Namespace) -> None:

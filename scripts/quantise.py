@@ -2,7 +2,7 @@
 
 What baselines/golf does is measured one by one: rounding to the nearest or by GPTQ, and rows in steps of their spread
 or, balanced, of what they matter; training tokens of the dataset show that. The cost is that of the dataset's first
-validation tokens, in windows side by side. Runs the artifact's code without a sandbox: for your own.
+validation tokens, in non-overlapping windows. Runs the artifact's code without a sandbox: for your own.
 """
 
 import argparse
@@ -38,14 +38,15 @@ def bench_quantise(args: argparse.Namespace) -> None:
             Path(folder, name).write_bytes(content)
         sys.path.insert(0, folder)
         device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-        model = importlib.import_module("predict").load(Path(folder), device)
+        model = importlib.import_module("predict").load_model(Path(folder), device)
         sys.path[0] = str(GOLF)
         for name in ("coder", "quant"):  # the artifact's own
             sys.modules.pop(name, None)
         coder, quant = importlib.import_module("coder"), importlib.import_module("quant")
-    if args.tokens < artifact.manifest.context or not data.train_shards:
-        raise UsageError(f"this needs training shards and --tokens of at least a context, {artifact.manifest.context}")
-    context, training = artifact.manifest.context, tokens_of(data, data.train_shards, CALIBRATION)
+    context = model.config.context
+    if args.tokens < context or not data.train_shards:
+        raise UsageError(f"this needs training shards and --tokens of at least a context, {context}")
+    training = tokens_of(data, data.train_shards, CALIBRATION)
     text = tokens_of(data, data.val_shards, args.tokens + 1)
     exact, measured = nats_per_token(model, text, context, device), {}
     stream = count_tokens(data.val_shards)

@@ -11,7 +11,7 @@ from typing import Any
 
 from pgolf.errors import EnvironmentBroken, Refused, UsageError
 from pgolf.names import beside
-from pgolf.score.score import score
+from pgolf.score.score import Options, score
 
 
 @dataclass(frozen=True)
@@ -39,7 +39,7 @@ def train_and_score(
         if not out.is_file():
             raise
     first, *_, last = map(json.loads, beside(out, ".jsonl").read_text(encoding="utf-8").splitlines())
-    record = score(out, data, documents=documents, isolated=isolated)
+    record = score(out, data, Options(documents=documents, isolated=isolated))
     if record["status"] != "ok":
         raise EnvironmentBroken(f"{out}: {record['reason']}")
     return Trial(first | last, record)

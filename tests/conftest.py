@@ -1,7 +1,7 @@
 """Small datasets and artifacts that the tests are made of."""
 
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -48,16 +48,59 @@ def damaged(data: st.DataObject, whole: bytes) -> bytes:
 UNIFORM = """
 import torch
 
-class Uniform(torch.nn.Module):
-    def forward(self, ids):
-        return torch.zeros(*ids.shape, VOCAB)
+class Uniform:
+    def step(self, ids, lane):
+        return torch.zeros(len(ids), VOCAB)
 
-def load(root, device):
+def load(root, device, lanes, count):
     return Uniform()
 """
 
-# A causal model of fixed random weights: looks at the token, its position in the window, and the mean before it.
+# A recurrent model of fixed random weights: looks at the token, how many came before, and their mean.
 CAUSAL = """
+import torch
+
+class Model:
+    def __init__(self, lanes):
+        generator = torch.Generator().manual_seed(7)
+        self.table = torch.randn(VOCAB, 32, generator=generator)
+        self.head = torch.randn(32, VOCAB, generator=generator) / 4
+        self.sum, self.seen = torch.zeros(lanes, 32), torch.zeros(lanes, 1)
+
+    def step(self, ids, lane):
+        x = self.table[ids]
+        begins = (ids == 1)[:, None]
+        self.sum[lane] = torch.where(begins, 0.0, self.sum[lane]) + x
+        self.seen[lane] = torch.where(begins, 0.0, self.seen[lane]) + 1
+        x = x + self.sum[lane] / self.seen[lane] + torch.sin(self.seen[lane] / 7.0)
+        return x @ self.head
+
+def load(root, device, lanes, count):
+    return Model(lanes)
+"""
+
+# Learns from every token that it is shown, in all lanes together.
+COUNTS = """
+import torch
+
+class Counts:
+    def __init__(self, lanes):
+        self.counts = torch.ones(VOCAB, VOCAB)
+        self.before = torch.full((lanes,), -1)
+
+    def step(self, ids, lane):
+        before = self.before[lane]
+        known = before >= 0
+        self.counts.index_put_((before[known], ids[known]), torch.tensor(1.0), accumulate=True)
+        self.before[lane] = ids
+        return self.counts[ids].log()
+
+def load(root, device, lanes, count):
+    return Counts(lanes)
+"""
+
+# The window form of a causal model: looks at the token, its position in the window, and the mean before it.
+WINDOW = """
 import torch
 
 class Model(torch.nn.Module):
@@ -76,6 +119,14 @@ class Model(torch.nn.Module):
 def load(root, device):
     return Model()
 """
+
+
+@pytest.fixture(scope="session", autouse=True)
+def own_lock(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """The tests take a lock of their own, so that they neither wait for a scorer on this machine nor hold one up."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("PGOLF_LOCK", str(tmp_path_factory.mktemp("lock") / "lock"))
+        yield
 
 
 @pytest.fixture(scope="session")
@@ -167,9 +218,9 @@ def artifact_bytes(
         "track": "laptop",
         "vocab_size": vocab,
         "bos": 1,
-        "context": 64,
         "tokenizer": "tokenizer.model",
         "packages": ["torch"],
+        **({"context": 64} if manifest.get("form") == "window" else {"form": "step", "lanes": 3}),
     } | manifest
     predict = predict.replace("VOCAB", str(fields["vocab_size"]))
     content: dict[str, bytes | None] = {

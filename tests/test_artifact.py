@@ -24,9 +24,11 @@ MANIFEST: dict[str, Any] = {
     "track": "laptop",
     "vocab_size": 300,
     "bos": 256,
-    "context": 8,
+    "form": "step",
+    "lanes": 8,
     "tokenizer": "bytes",
 }
+WINDOW = {key: value for key, value in MANIFEST.items() if key != "lanes"} | {"form": "window", "context": 8}
 GOOD = {"submission.json": json.dumps(MANIFEST).encode(), "predict.py": b"p", "train.py": b"t"}
 
 
@@ -174,37 +176,69 @@ def test_required_members(name: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("key", "value"),
+    ("base", "key", "value"),
     [
-        ("track", "no-such"),
-        ("vocab_size", 0),
-        ("vocab_size", True),
-        ("vocab_size", 1e3),
-        ("vocab_size", 1 << 40),
-        ("context", -1),
-        ("bos", 300),
-        ("bos", 10),
-        ("stride", 9),
-        ("stride", 0),
-        ("window", "future"),
-        ("form", "other"),
-        ("name", "\x1b[2J"),
-        ("name", ""),
-        ("author", ["a"]),
-        ("packages", ["../x"]),
-        ("tokenizer", "nowhere.model"),
-        ("surprise", 1),
+        (MANIFEST, "track", "no-such"),
+        (MANIFEST, "vocab_size", 0),
+        (MANIFEST, "vocab_size", True),
+        (MANIFEST, "vocab_size", 1e3),
+        (MANIFEST, "vocab_size", 1 << 40),
+        (MANIFEST, "bos", 300),
+        (MANIFEST, "bos", 10),
+        (MANIFEST, "form", "other"),
+        (MANIFEST, "name", "\x1b[2J"),
+        (MANIFEST, "name", ""),
+        (MANIFEST, "author", ["a"]),
+        (MANIFEST, "packages", ["../x"]),
+        (MANIFEST, "tokenizer", "nowhere.model"),
+        (MANIFEST, "transform", "case-0"),
+        (MANIFEST, "transform", ["case-1"]),
+        (MANIFEST, "compiler", 1),
+        (MANIFEST, "surprise", 1),
+        (MANIFEST, "lanes", 0),
+        (MANIFEST, "lanes", 4097),
+        (MANIFEST, "lanes", None),
+        (MANIFEST, "layout", "rows"),
+        (MANIFEST, "context", 8),
+        (WINDOW, "context", -1),
+        (WINDOW, "stride", 9),
+        (WINDOW, "stride", 0),
+        (WINDOW, "window", "future"),
+        (WINDOW, "layout", "parts"),
     ],
 )
-def test_manifest_values(tmp_path: Path, key: str, value: object) -> None:
+def test_manifest_values(tmp_path: Path, base: dict[str, Any], key: str, value: object) -> None:
     """Every field is checked; the sentence names it."""
-    members = GOOD | {"submission.json": json.dumps(MANIFEST | {key: value}).encode()}
+    members = GOOD | {"submission.json": json.dumps(base | {key: value}).encode()}
     with pytest.raises(Refused, match=key):
         pack(members, tmp_path / "a.zst", LIMIT)
     assert list(tmp_path.iterdir()) == []
 
 
-@pytest.mark.parametrize("text", [b"", b"[]", b"{", b"\xff", b"[" * 100_000])
+@pytest.mark.parametrize("form", ["simple", "streaming", None])
+def test_retired_form_is_one_sentence(tmp_path: Path, form: str | None) -> None:
+    """An artifact of the first version is told so, whatever else it declares."""
+    members = GOOD | {"submission.json": json.dumps(MANIFEST | {"form": form, "round": 64}).encode()}
+    with pytest.raises(Refused, match="is retired; train it again"):
+        pack(members, tmp_path / "a.zst", LIMIT)
+
+
+@pytest.mark.parametrize("fields", [{"vocab_size": 1 << 20, "lanes": 65}, {"vocab_size": 16_385, "lanes": 4096}])
+def test_logits_in_memory_are_bounded(tmp_path: Path, fields: dict[str, int]) -> None:
+    """Vocabulary and lanes may each be large, but not both."""
+    members = GOOD | {"submission.json": json.dumps(MANIFEST | fields).encode()}
+    with pytest.raises(Refused, match="vocab_size times lanes"):
+        pack(members, tmp_path / "a.zst", LIMIT)
+
+
+def test_large_manifest_is_not_parsed(tmp_path: Path) -> None:
+    """45 kB of artifact held 32 MiB of brackets, which took a gigabyte to parse."""
+    bomb = b'{"name": ' + b"[[]]," * 20_000
+    with pytest.raises(Refused, match=r"has 100,009 bytes; the limit is 65,536"):
+        pack(GOOD | {"submission.json": bomb}, tmp_path / "a.zst", LIMIT)
+
+
+@pytest.mark.parametrize("text", [b"", b"[]", b"{", b"\xff", b"[" * 60_000])
 def test_manifest_that_is_no_object(tmp_path: Path, text: bytes) -> None:
     """Broken JSON is refused in a sentence."""
     with pytest.raises(Refused, match="JSON"):
@@ -217,13 +251,12 @@ JSON = st.recursive(
 )
 NAMES = st.sampled_from([field.name for field in fields(Manifest)]) | st.text(min_size=1, max_size=120)
 SENSIBLE = st.sampled_from(
-    ["streaming", "simple", "packed", "document", "bytes", "p.py", "main", 1, 64, 256, 300, True]
+    ["step", "window", "parts", "packed", "document", "bytes", "p.py", "main", "case-1", 1, 64, 256, 300, True]
 )
-STREAMING = {key: value for key, value in MANIFEST.items() if key != "context"} | {"form": "streaming", "round": 64}
 
 
 @settings(max_examples=500, deadline=None)
-@given(st.sampled_from([MANIFEST, STREAMING]), st.dictionaries(NAMES, JSON | SENSIBLE, max_size=3))
+@given(st.sampled_from([MANIFEST, WINDOW]), st.dictionaries(NAMES, JSON | SENSIBLE, max_size=3))
 def test_any_manifest_is_refused_or_sound(base: dict[str, Any], changes: dict[str, Any]) -> None:
     """Whatever the fields hold: one short sentence, or a manifest that the scorer can rely upon."""
     members = GOOD | {"submission.json": json.dumps(base | changes).encode()}
@@ -238,8 +271,9 @@ def test_any_manifest_is_refused_or_sound(base: dict[str, Any], changes: dict[st
     else:
         assert 0 <= manifest.bos < manifest.vocab_size <= rules.VOCAB_SIZE
         assert manifest.name.isprintable() and manifest.tokenizer in ("bytes", *members)
-        if manifest.form == "streaming":
-            assert rules.ROUND[0] <= manifest.round <= rules.ROUND[1] and not manifest.context
+        assert manifest.vocab_size * max(manifest.lanes, manifest.context) <= rules.LOGITS
+        if manifest.form == "step":
+            assert 1 <= manifest.lanes <= rules.LANES and not manifest.context
         else:
             assert 1 <= (manifest.stride or manifest.context) <= manifest.context <= rules.CONTEXT
 

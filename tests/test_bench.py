@@ -24,7 +24,7 @@ print("Total submission size int8+zlib: 15863489 bytes")
 print("final_int8_zlib_roundtrip_exact val_loss:5.10000000 val_bpb:3.02000000")
 """
 TINY = ("context=64", "layers=3", "dim=32", "heads=4", "kv_heads=2", "batch_tokens=512", "warmup_steps=1", "compile=0")
-GOLF = (*TINY, "rope_dims=0", "xsa=0", "loops=0", "calibration_tokens=512", "stride=0")
+GOLF = (*TINY, "rope_dims=0", "xsa=0", "loops=0", "calibration_tokens=512")
 
 
 def bench(*args: object) -> subprocess.CompletedProcess[str]:

@@ -1,9 +1,12 @@
 """Whatever a submission does, it gets one clear sentence, and nothing is left behind."""
 
+import contextlib
 import os
+import re
 import socket
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -13,51 +16,46 @@ import pytest
 from conftest import SHARED, UNIFORM, MakeArtifact, needs_fineweb
 from pgolf import rules
 from pgolf.sandbox import probe
-from pgolf.score.score import score
+from pgolf.score.score import Options, score
 
-EVIL = "import torch\ndef load(root, device):\n    return torch.nn.Identity()\n"
+CPU = Options(device="cpu")
 
 
 def evil(body: str) -> str:
-    """A predictor whose forward runs `body` and then answers honestly."""
+    """A predictor whose step runs `body` and then answers honestly."""
     return UNIFORM.replace("        return torch.zeros", f"        {body}\n        return torch.zeros")
 
 
 @pytest.fixture(autouse=True)
 def nothing_left_behind() -> Iterator[None]:
-    """No process of a box, control group, mount or temporary file outlives the score."""
-
-    def traces() -> set[str]:
-        found = {str(p) for p in Path("/tmp").glob("pgolf-*")}
-        found |= {str(p) for p in Path("/sys/fs/cgroup").glob(f"**/pgolf-{os.getpid()}-*")}
-        for process in Path("/proc").glob("[0-9]*"):
-            try:
-                command = (process / "cmdline").read_bytes()
-            except OSError:
-                continue
-            if b"pgolf.sandbox.guest" in command and sys.executable.encode() in command:
-                found.add(process.name)
-        return found
-
-    before = traces()
+    """No process, control group or private copy of a scorer that is over, or of this process, is left."""
     yield
     for _ in range(50):
-        if not traces() - before:
+        if not (left := leftovers()):
             break
         time.sleep(0.1)
-    assert traces() - before == set()
+    assert left == set()
+
+
+def leftovers() -> set[str]:
+    """Traces of scorers, except of those that are still at work beside the tests."""
+    names = {str(path) for path in Path("/sys/fs/cgroup").glob("**/pgolf-*")}
+    for base in ("/dev/shm", tempfile.gettempdir()):
+        names |= {str(path) for path in Path(base).glob("pgolf-copy-*")}
+    for process in Path("/proc").glob("[0-9]*"):
+        with contextlib.suppress(OSError):
+            names |= set(re.findall(r"pgolf-\d+-\S+", (process / "cgroup").read_text()))
+    owners = {name: int(re.findall(r"pgolf-(?:copy-\d+-)?(\d+)-", name)[0]) for name in names}
+    return {name for name, pid in owners.items() if pid == os.getpid() or not Path("/proc", str(pid)).exists()}
 
 
 PREDICTORS = {
-    "nan": (evil("return torch.full((*ids.shape, VOCAB), float('nan'))"), "NaN or infinity"),
-    "infinity": (
-        UNIFORM.replace("VOCAB)", "VOCAB).index_fill(2, torch.tensor([3]), float('-inf'))"),
-        "NaN or infinity",
-    ),
-    "wrong width": (evil("return torch.zeros(*ids.shape, VOCAB + 1)"), "logits, but vocab_size is"),
-    "too few rows": (evil("return torch.zeros(ids.shape[0], ids.shape[1] - 1, VOCAB)"), "logits of shape"),
-    "two dimensions": (evil("return torch.zeros(ids.numel(), VOCAB)"), "logits of shape"),
-    "integers": (evil("return torch.zeros(*ids.shape, VOCAB, dtype=torch.int32)"), "logits are torch.int32"),
+    "nan": (evil("return torch.full((len(ids), VOCAB), float('nan'))"), "NaN or infinity"),
+    "infinity": (evil("return torch.zeros(len(ids), VOCAB).log()"), "NaN or infinity"),
+    "wrong width": (evil("return torch.zeros(len(ids), VOCAB + 1)"), "logits of shape (3, 3"),
+    "too few lanes": (evil("return torch.zeros(len(ids) - 1, VOCAB)"), "logits of shape"),
+    "three dimensions": (evil("return torch.zeros(1, len(ids), VOCAB)"), "logits of shape"),
+    "integers": (evil("return torch.zeros(len(ids), VOCAB, dtype=torch.int32)"), "logits are torch.int32"),
     "import error": (
         "import no_such_module\n" + UNIFORM,
         "No module named 'no_such_module' (predict.py, line 1)",
@@ -107,7 +105,7 @@ def test_hostile_predictor(
     monkeypatch.setattr(rules, "WORKER_MEMORY_BYTES", 2 * 1024**3)
     with socket.create_server(("127.0.0.1", 0)) as server:
         source = source.replace("DATA", str(dataset)).replace("PORT", str(server.getsockname()[1]))
-        record = score(make_artifact(source), dataset)
+        record = score(make_artifact(source), dataset, CPU)
     assert record["status"] == "refused", record
     assert expected in record["reason"]
     assert record["reason"].isprintable() and len(record["reason"]) < 500
@@ -120,22 +118,23 @@ def test_hang_is_ended_by_the_clock(
     """A predictor that never answers costs its time limit and no more."""
     monkeypatch.setitem(rules.TRACKS, "laptop", rules.Track("laptop", 1_000_000, 60.0, 6.0, "CPU"))
     start = time.monotonic()
-    record = score(make_artifact(evil("import time; time.sleep(10**6)")), dataset)
+    record = score(make_artifact(evil("import time; time.sleep(10**6)")), dataset, CPU)
     assert time.monotonic() - start < 6 + 10
     assert record["status"] == "refused" and "longer than its 6 s" in record["reason"]
 
 
 def test_child_does_not_outlive_its_worker(make_artifact: MakeArtifact, dataset: Path) -> None:
     """A process that left the session and the group dies with the box (checked by the fixture)."""
+    child = "import time; marker='pgolf.sandbox.guest'; time.sleep(600)"
     body = (
-        "import subprocess, sys; subprocess.Popen([sys.executable, '-c', "
-        "'import time; marker=\"pgolf.sandbox.guest\"; time.sleep(600)'], start_new_session=True, close_fds=False)"
+        "import subprocess, sys\n        if not hasattr(self, 'child'): self.child = subprocess.Popen("
+        f'[sys.executable, "-c", "{child}"], start_new_session=True, close_fds=False)'
     )
-    assert score(make_artifact(evil(body)), dataset)["status"] == "ok"
+    assert score(make_artifact(evil(body)), dataset, CPU)["status"] == "ok"
 
 
 def test_killed_scorer_leaves_nothing(make_artifact: MakeArtifact, dataset: Path, tmp_path: Path) -> None:
-    """SIGKILL while the box runs: no orphan, no record, no half-written file."""
+    """SIGKILL while the sandbox runs: no orphan, no record, no half-written file; the next scorer clears up."""
     path = make_artifact(evil("import time; time.sleep(10**6)"))
     command = [sys.executable, "-m", "pgolf.score", str(path), "--data", str(dataset)]
     process = subprocess.Popen(command, stderr=subprocess.DEVNULL)
@@ -143,6 +142,7 @@ def test_killed_scorer_leaves_nothing(make_artifact: MakeArtifact, dataset: Path
     process.kill()
     process.wait()
     assert sorted(p.name for p in tmp_path.iterdir()) == ["a.zst"]
+    assert score(make_artifact(UNIFORM), dataset, CPU)["status"] == "ok"
 
 
 @needs_fineweb
@@ -150,27 +150,27 @@ def test_lossy_tokenizer(make_artifact: MakeArtifact) -> None:
     """A participant's real tokenizer without byte fallback is refused at the first byte that it loses."""
     model = (SHARED / "tokenizers" / "lossy_1024_bpe.model").read_bytes()
     path = make_artifact(UNIFORM, {"tokenizer.model": model}, vocab_size=1024)
-    record = score(path, SHARED / "fineweb10B_sp1024")
+    record = score(path, SHARED / "fineweb10B_sp1024", CPU)
     assert record["status"] == "refused"
     assert "the tokenizer is lossy: document" in record["reason"] and "at byte" in record["reason"]
 
 
 def test_damaged_tokenizer(make_artifact: MakeArtifact, dataset: Path) -> None:
     """A tokenizer file that is none is the submission's fault."""
-    record = score(make_artifact(UNIFORM, {"tokenizer.model": b"nonsense"}), dataset)
+    record = score(make_artifact(UNIFORM, {"tokenizer.model": b"nonsense"}), dataset, CPU)
     assert record["status"] == "refused" and record["reason"].startswith("encode: ")
 
 
 def test_tokenizer_larger_than_declared(make_artifact: MakeArtifact, dataset: Path) -> None:
     """Ids outside the declared vocabulary are refused before any model runs."""
-    record = score(make_artifact(UNIFORM, vocab_size=270), dataset)
+    record = score(make_artifact(UNIFORM, vocab_size=270), dataset, CPU)
     assert record["status"] == "refused" and "vocab_size is 270" in record["reason"]
 
 
 def test_missing_package(make_artifact: MakeArtifact, dataset: Path) -> None:
-    """A package that is not here is named."""
-    record = score(make_artifact(UNIFORM, packages=["no-such-package"]), dataset)
-    assert record["status"] == "refused" and "no-such-package" in record["reason"]
+    """A package that is not here is named; the submission is not to blame."""
+    record = score(make_artifact(UNIFORM, packages=["no-such-package"]), dataset, CPU)
+    assert record["status"] == "failed" and "no-such-package" in record["reason"]
 
 
 def command(*args: object, path: str | None = None) -> subprocess.CompletedProcess[str]:
@@ -213,7 +213,9 @@ def test_output_of_a_good_run(make_artifact: MakeArtifact, dataset: Path) -> Non
     artifact = make_artifact(UNIFORM)
     done = command(artifact, "--data", dataset)
     assert done.returncode == 0, done.stderr
-    assert done.stdout.strip().splitlines()[-1].startswith("score ")
+    lines = done.stdout.splitlines()
+    assert any(line.startswith("score ") and line.endswith("(practice score)") for line in lines)
+    assert "pgolf doctor" in lines[-1]
     assert artifact.with_suffix(".score.json").is_file()
 
 
@@ -226,7 +228,7 @@ def test_changed_text_is_a_broken_environment(
     root = write_dataset(tmp_path / "changed", DOCUMENTS, tokenizer_model)
     text = root / "val_documents.jsonl"
     text.write_text(text.read_text().replace("quick", "slow"))
-    record = score(make_artifact(UNIFORM), root)
+    record = score(make_artifact(UNIFORM), root, CPU)
     assert record["status"] == "failed" and "digest" in record["reason"]
 
 

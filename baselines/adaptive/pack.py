@@ -1,4 +1,4 @@
-"""Repack a trained naive artifact with the streaming predictor beside this file; all its members stay as they are.
+"""Repack a trained artifact with the learning predictor beside this file; all its members stay as they are.
 
 python baselines/adaptive/pack.py naive.zst --out adaptive.zst
 """
@@ -14,17 +14,15 @@ from pgolf.artifact import MANIFEST, pack, read
 from pgolf.errors import PgolfError, UsageError
 
 PREDICTOR = Path(__file__).with_name("predict.py")
-ROUND = 8192  # tokens: what is learned comes late in longer rounds, and each one costs an update
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description="Give a trained naive artifact a predictor that learns as it reads.")
     parser.add_argument("artifact", type=Path, help="what baselines/naive/train.py wrote")
     parser.add_argument("--out", type=Path, default=Path("adaptive.zst"), metavar="FILE")
-    parser.add_argument("--round", type=int, default=ROUND, help="tokens in a round (default: %(default)s)")
     args = parser.parse_args(argv)
     try:
-        size = repack(args.artifact, args.out, args.round)
+        size = repack(args.artifact, args.out)
     except PgolfError as error:
         print(f"pack.py: {error}", file=sys.stderr)
         return error.exit_code
@@ -32,16 +30,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     return 0
 
 
-def repack(source: Path, out: Path, tokens: int = ROUND) -> int:
-    """Write the artifact at `source` as `out`, with naive's predict.py as naive.py; returns its size in bytes."""
+def repack(source: Path, out: Path) -> int:
+    """Write the artifact at `source` as `out`, with its predict.py as naive.py; returns its size in bytes."""
     artifact = read(source, rules.ARTIFACT_BYTES)
-    if artifact.manifest.form != "simple" or "naive.py" in artifact.members:
+    if artifact.manifest.form != "step" or "naive.py" in artifact.members:
         raise UsageError(f"{source}: not an artifact of baselines/naive/train.py")
     members = dict(artifact.members)
-    manifest = json.loads(members[MANIFEST])
-    for key in ("context", "window", "stride"):
-        manifest.pop(key, None)
-    manifest |= {"name": "adaptive baseline", "form": "streaming", "round": tokens, "adapts": True}
+    manifest = json.loads(members[MANIFEST]) | {"name": "adaptive baseline"}
     members |= {
         MANIFEST: json.dumps(manifest, indent=1).encode(),
         "naive.py": members["predict.py"],

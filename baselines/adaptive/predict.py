@@ -1,202 +1,161 @@
-"""A streaming predictor around a trained model: what it has read so far corrects what the model says.
+"""A predictor around a trained model that learns from every token that it is shown.
 
 The distribution of the next token w is a log-linear mixture, normalised over the whole vocabulary by the scorer's
-softmax like any other row of logits:
+softmax like any other logits:
 
     log p(w) = a * model(w) + b * log ngram(w) + sum over n of c_n * log(1 + times_n(w) / (K_n * ngram(w))) + constant
 
-- model: the simple form's logits, in windows inside each document; naive.py is the trained artifact's own predict.py.
-- ngram: interpolated Kneser-Ney (Kneser and Ney 1995; Chen and Goodman 1999, equation 24) over the rounds before.
-- times_n: how often w followed the last n tokens earlier in this very document. A cache (Kuhn and De Mori 1990) whose
+- model: the logits of the trained artifact's own predictor, naive.py.
+- ngram: interpolated Kneser-Ney (Kneser and Ney 1995; Chen and Goodman 1999, equation 24) over what all lanes have
+  shown, up to the last update.
+- times_n: how often w followed the last n tokens earlier in this lane's document. A cache (Kuhn and De Mori 1990) whose
   counts enter as the ratio of (times + K * ngram) to K * ngram, like unigram rescaling (Kneser, Peters, Klakow 1997).
-- the weights a, b, c_1, ...: fitted to a sample of each round once that was scored, by Newton steps on its code length.
-
-`predict` only reads; all learning is in `update`. A row depends on what `update` saw and on its own document's prefix.
+- the weights a, b, c_1, ...: fitted by Newton steps on the log-loss of some steps' tokens.
 """
 
 import json
-from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import naive
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 ORDER = 3  # tokens of context that the counts look at
 DISCOUNT = 0.75  # taken off every count, for words not seen in the context
 MOST_KEYS = 1 << 21  # per order; then the counts are halved and those below 1 forgotten
-CACHE = ((64, 3.0), (32, 1.0), (16, 0.5))  # for n = 1, 2, 3: most recent occurrences that count, and K_n
+CACHE = (3.0, 1.0, 0.5)  # K_n for n = 1, 2, 3
 WEIGHTS = (0.8, 0.2, 0.3, 0.3, 0.2)  # to begin with
 CAUTION = 300.0  # curvature that the first weights are worth: that of about a hundred tokens
-MEMORY = 0.98  # of the curvature, from round to round
-SAMPLE = 64  # one window in so many, drawn by chance, is used for fitting
-LONGEST = 1 << 15  # tokens of a document that are looked back at when it goes on in the next round
-BLOCK = 1024  # rows that are mixed at once, so that they stay in the cache
-
-Piece = tuple[Tensor, int]
-"""Tokens (n,) from the start of a document, and the first row that is asked for."""
+MEMORY = 1 - 1e-4  # of the curvature, from one fitted token to the next
+FIT = 16  # steps: the tokens of one in so many are used for fitting
+UPDATE = 512, 4096  # tokens, fewest and most, that are counted together: a sixteenth of those before
+LOOK_BACK = 2048  # tokens of a document that the cache looks at
 
 
-def load(root: Path, device: torch.device) -> "Predictor":
-    """The predictor of the packed artifact."""
+def load(root: Path, device: torch.device, lanes: int, count: int) -> "Predictor":
+    """The predictor of the artifact in `root`."""
     manifest = json.loads((root / "submission.json").read_text(encoding="utf-8"))
-    return Predictor(naive.load(root, device), manifest["bos"], device)
+    model = naive.load(root, device, lanes, count)
+    return Predictor(model, manifest["vocab_size"], manifest["bos"], lanes, device)
 
 
 class Predictor:
-    def __init__(self, model: nn.Module, bos: int, device: torch.device) -> None:
-        self.model, self.bos, self.device = model, bos, device
-        self.context, self.vocab = model.config.context, model.config.vocab_size
-        if self.vocab > 1 << 15:
-            raise ValueError(f"{ORDER + 1} tokens of a vocabulary of {self.vocab} do not fit a 64-bit key")
+    def __init__(self, model: "naive.Predictor", vocab: int, bos: int, lanes: int, device: torch.device) -> None:
+        if vocab > 1 << 15:
+            raise ValueError(f"{ORDER + 1} tokens of a vocabulary of {vocab} do not fit a 64-bit key")
+        self.model, self.vocab, self.bos, self.device = model, vocab, bos, device
         self.counts = [Counts(device) for _ in range(ORDER + 1)]
+        self.unigram = torch.full((vocab,), 1 / vocab, device=device)
+        self.text = torch.full((lanes, LOOK_BACK), -1, dtype=torch.int16, device=device)  # of each lane's document
+        self.place = torch.zeros(lanes, dtype=torch.int64, device=device)  # of the newest token in `text`, a ring
+        self.context = torch.full((lanes,), -1, device=device)  # each lane's last ORDER tokens as a number; -1: none
+        self.shown: list[Tensor] = []  # keys that are not counted yet
+        self.waiting = self.counted = 0  # how many these are, and how many were counted
+        self.times = torch.zeros(lanes * vocab, device=device)  # all zero between steps
         self.weights = torch.tensor(WEIGHTS, dtype=torch.float64, device=device)
         self.curvature = CAUTION * torch.eye(len(WEIGHTS), dtype=torch.float64, device=device)
-        self.random = torch.Generator().manual_seed(0)
-        self.unfinished = torch.empty(0, dtype=torch.int64, device=device)  # the last document, if it goes on
+        self.sample: tuple[Tensor, Tensor] | None = None  # terms (B, V, 5) and lanes (B,) of a step to be fitted
+        self.steps = 0
 
     @torch.inference_mode()
-    def predict(self, documents: list[Tensor]) -> Iterator[Tensor]:
-        """Logits in blocks (R, V), one row for each token of the documents."""
+    def step(self, ids: Tensor, lane: Tensor) -> Tensor:
+        """Logits (B, V) of the next token in each lane (B,), whose last token is in ids (B,)."""
+        if self.sample is not None:
+            self.fit(*self.sample, ids, lane)
+        self.learn(ids, lane)
+        logits = self.model.step(ids, lane).float()
+        ngram = self.ngram(self.context[lane])
+        caches = self.caches(lane, ngram)
+        ngram.log_()
+        self.steps += 1
+        self.sample = (self.terms(logits, ngram, caches), lane.clone()) if self.steps % FIT == 0 else None
         a, b, *rest = self.weights.tolist()
-        for logits, ngram, caches in self.features(self.pieces(documents)):
-            mixed = (a * logits).add_(ngram, alpha=b)
-            for c, (index, values) in zip(rest, caches, strict=True):
-                mixed.view(-1)[index] += c * values
-            yield mixed
+        mixed = logits.mul_(a).add_(ngram, alpha=b)
+        for c, (cell, value) in zip(rest, caches, strict=True):
+            mixed.view(-1)[cell] += c * value  # a cell that is there twice is written twice with the same value
+        return mixed
 
-    @torch.inference_mode()
-    def update(self, documents: list[Tensor]) -> None:
-        """Learn from a round that was scored."""
-        pieces = self.pieces(documents)
-        self.fit(pieces)
-        self.count(pieces)
-        self.unfinished = pieces[-1][0][-LONGEST:]
+    def learn(self, ids: Tensor, lane: Tensor) -> None:
+        """Take up the tokens ids (B,) that the lanes (B,) show."""
+        context, first = self.context[lane], ids == self.bos
+        self.shown.append((context * self.vocab + ids)[context >= 0])
+        self.waiting += len(ids)
+        if self.waiting >= min(max(UPDATE[0], self.counted // 16), UPDATE[1]):
+            self.count(torch.cat(self.shown))
+            self.counted, self.waiting, self.shown = self.counted + self.waiting, 0, []
+        beginning = sum(self.bos * self.vocab**n for n in range(ORDER))
+        context = (context * self.vocab + ids) % self.vocab**ORDER
+        self.context[lane] = torch.where(first, beginning, context)
+        self.text[lane[first]] = -1
+        self.place[lane] = place = (self.place[lane] + 1) % LOOK_BACK
+        self.text[lane, place] = ids.short()
+        self.text[lane, (place + 1) % LOOK_BACK] = -1  # between the newest and the oldest
 
-    def pieces(self, documents: Sequence[Tensor]) -> list[Piece]:
-        """The documents of a round; what was seen of the first one, if it goes on, is put before it."""
-        if documents[0][0] == self.bos:
-            return [(ids, 0) for ids in documents]
-        whole = torch.cat([self.unfinished, documents[0]])
-        return [(whole, len(self.unfinished)), *((ids, 0) for ids in documents[1:])]
+    def caches(self, lane: Tensor, ngram: Tensor) -> list[tuple[Tensor, Tensor]]:
+        """For n = 1, 2, 3 the flat indices (M,) where the cache's term is not 0, some twice, and its values there."""
+        text = self.text if len(lane) == len(self.text) else self.text[lane]  # (B, L)
+        place, found, times = self.place[lane], [], self.times[: ngram.numel()]
+        lines = torch.arange(len(lane), device=self.device)
+        same = text == text[lines, place][:, None]
+        same[lines, place] = False  # what follows the newest is not known
+        row, at = same.nonzero().unbind(1)
+        for n, k in enumerate(CACHE, 1):
+            if n > 1:
+                longer = text[row, at - n + 1] == text[row, place[row] - n + 1]
+                row, at = row[longer], at[longer]
+            cell = row * self.vocab + text[row, (at + 1) % LOOK_BACK]
+            times.index_add_(0, cell, torch.ones_like(cell, dtype=times.dtype))
+            found.append((cell, torch.log1p(times[cell] / (k * ngram.view(-1)[cell]))))
+            times[cell] = 0
+        return found
 
-    def features(self, pieces: Sequence[Piece]) -> Iterator[tuple[Tensor, Tensor, list[tuple[Tensor, Tensor]]]]:
-        """The terms of the mixture for all rows that are asked for, in blocks.
-
-        Logits (R, V), log ngram (R, V), and for each n the flat indices and values where the cache's term is not 0.
-        """
-        logits = self.logits(pieces)
-        wanted = self.wanted(pieces)
-        contexts = self.contexts([ids for ids, _ in pieces])
-        numbers = torch.arange(len(pieces), device=self.device)
-        owner = numbers.repeat_interleave(torch.tensor([len(ids) for ids, _ in pieces], device=self.device))
-        tokens = torch.cat([ids for ids, _ in pieces])
-        repeats = [
-            followers(owner * self.vocab**n + contexts[n], tokens, wanted, most, self.vocab)
-            for n, (most, _) in enumerate(CACHE, 1)
-        ]
-        contexts = [keys[wanted] for keys in contexts]
-        for start in range(0, len(logits), BLOCK):
-            end = min(start + BLOCK, len(logits))
-            ngram = self.ngram([keys[start:end] for keys in contexts])
-            caches = []
-            for (index, times), (_, k) in zip(repeats, CACHE, strict=True):
-                edges = torch.tensor([start * self.vocab, end * self.vocab], device=self.device)
-                low, high = torch.searchsorted(index, edges).tolist()
-                here = index[low:high] - start * self.vocab
-                caches.append((here, torch.log1p(times[low:high] / (k * ngram.view(-1)[here]))))
-            yield logits[start:end], ngram.log_(), caches
-
-    def wanted(self, pieces: Sequence[Piece]) -> Tensor:
-        """Whether each row (N,) of the pieces is asked for."""
-        return torch.cat([torch.arange(len(ids), device=self.device) >= first for ids, first in pieces])
-
-    def logits(self, pieces: Sequence[Piece]) -> Tensor:
-        """The model's logits (R, V), from windows that begin at the same places however long the document is."""
-        windows: dict[int, list[tuple[Tensor, int]]] = {}
-        row = 0
-        for ids, first in pieces:
-            for start in range(first, len(ids), self.context):
-                part = ids[start : start + self.context]
-                windows.setdefault(-(-len(part) // 32) * 32, []).append((part, row))
-                row += len(part)
-        out = torch.empty(row, self.vocab, device=self.device)
-        for length, group in windows.items():
-            size = max(1, 4096 // length)
-            for batch in (group[at : at + size] for at in range(0, len(group), size)):
-                ids = torch.full((len(batch), min(length, self.context)), self.bos, device=self.device)
-                for line, (part, _) in zip(ids, batch, strict=True):
-                    line[: len(part)] = part
-                for rows, (part, row) in zip(self.model(ids), batch, strict=True):
-                    out[row : row + len(part)] = rows[: len(part)]
-        return out
-
-    def contexts(self, documents: Sequence[Tensor]) -> list[Tensor]:
-        """For n = 0 ... ORDER the last n tokens of each row as one number (N,), the last one in the lowest digit."""
-        keys = [torch.zeros(sum(map(len, documents)), dtype=torch.int64, device=self.device)]
-        for n in range(ORDER):
-            before = [torch.cat([ids.new_full((n,), self.bos), ids])[: len(ids)] for ids in documents]
-            keys.append(keys[-1] + torch.cat(before) * self.vocab**n)
-        return keys
-
-    def ngram(self, contexts: Sequence[Tensor]) -> Tensor:
-        """Kneser-Ney probabilities (R, V) after contexts (R,) of each order.
+    def ngram(self, context: Tensor) -> Tensor:
+        """Kneser-Ney probabilities (B, V) after contexts (B,) of ORDER tokens.
 
         p_n(w) = max(times(w) - D, 0) / total + D * kinds / total * p_(n-1)(w); p_(-1) is uniform. A context that was
         never seen has the distribution of the shorter one.
         """
-        p = torch.full((len(contexts[0]), self.vocab), 1 / self.vocab, device=self.device)
-        for counts, keys in zip(self.counts, contexts, strict=True):
-            low, high = counts.spans(keys, self.vocab)
-            kinds = high - low
-            total = (counts.sums[high] - counts.sums[low]).clamp(min=1)
-            p *= torch.where(kinds > 0, DISCOUNT * kinds / total, 1.0).float()[:, None]
-            row = torch.arange(len(keys), device=self.device).repeat_interleave(kinds)
-            at = torch.arange(len(row), device=self.device) - (kinds.cumsum(0) - kinds - low)[row]
-            share = (counts.times[at] - DISCOUNT) / total[row]
-            p.view(-1).index_add_(0, row * self.vocab + counts.keys[at] % self.vocab, share.float())
+        p = self.unigram.expand(len(context), -1).clone()
+        for n, counts in enumerate(self.counts[1:], 1):
+            counts.interpolate(p, context % self.vocab**n)
         return p
 
-    def count(self, pieces: Sequence[Piece]) -> None:
-        """Count the tokens of a round after their contexts. What follows the last token is not known yet.
+    def count(self, keys: Tensor) -> None:
+        """Count tokens after their contexts; keys (K,) are numbers of ORDER + 1 tokens, the last in the lowest digit.
 
         A shorter context counts in how many longer ones a token was seen (continuation counts): each new key of one
         order is one more occurrence of the key without its oldest token.
         """
-        longest = self.contexts([ids for ids, _ in pieces])[ORDER]
-        targets = torch.cat([torch.cat([ids[1:], ids.new_full((1,), self.bos)]) for ids, _ in pieces])
-        keys = (longest * self.vocab + targets)[self.wanted(pieces)][:-1]
         for n in reversed(range(ORDER + 1)):
-            keys = self.counts[n].add(keys) % self.vocab**n
+            keys = self.counts[n].add(keys, self.vocab) % self.vocab**n
+        self.unigram = torch.full((1, self.vocab), 1 / self.vocab, device=self.device)
+        self.counts[0].interpolate(self.unigram, torch.zeros(1, dtype=torch.int64, device=self.device))
 
-    def fit(self, pieces: Sequence[Piece]) -> None:
-        """One step of Newton's method on the weights, over a few windows of the round.
+    def terms(self, logits: Tensor, ngram: Tensor, caches: list[tuple[Tensor, Tensor]]) -> Tensor:
+        """The terms of the mixture (B, V, 5)."""
+        terms = torch.zeros(*logits.shape, len(WEIGHTS), device=self.device)
+        terms[..., 0], terms[..., 1] = logits, ngram
+        for n, (cell, value) in enumerate(caches, 2):
+            terms[..., n].view(-1)[cell] = value
+        return terms
 
-        The code length of a token is convex in the weights: its gradient is the mean of the terms under the mixture
-        less the terms of the target, its Hessian their covariance under the mixture. The Hessian is summed up over
-        the rounds with slowly fading weight, so steps get smaller but never stop.
+    def fit(self, terms: Tensor, asked: Tensor, ids: Tensor, lane: Tensor) -> None:
+        """One step of Newton's method on the weights, over the tokens ids (B,) that followed `terms` in these lanes.
+
+        The log-loss of a token is convex in the weights: its gradient is the mean of the terms under the mixture less
+        the terms of the target, its Hessian their covariance under the mixture. The Hessian is summed up over all fits
+        with slowly fading weight, so steps get smaller but never stop.
         """
-        windows = [(ids, start) for ids, first in pieces for start in range(first, len(ids) - 1, self.context)]
-        chosen = [i for i, draw in enumerate(torch.rand(len(windows), generator=self.random)) if draw < 1 / SAMPLE]
-        ends = [min(start + self.context, len(ids) - 1) for ids, start in windows]
-        sample = [(windows[i][0][: ends[i]], windows[i][1]) for i in chosen]
-        if not sample:
-            return
-        target = torch.cat([windows[i][0][windows[i][1] + 1 : ends[i] + 1] for i in chosen])
-        self.curvature *= MEMORY
-        slope = torch.zeros_like(self.weights)
-        for logits, ngram, caches in self.features(sample):
-            terms = torch.zeros(*logits.shape, len(WEIGHTS), device=self.device)
-            terms[..., 0], terms[..., 1] = logits, ngram
-            for n, (index, values) in enumerate(caches, 2):
-                terms[..., n].view(-1)[index] = values
-            share = (terms @ self.weights.float()).softmax(-1)  # (R, V)
-            mean = torch.einsum("rv,rvk->rk", share, terms)
-            here, target = target[: len(terms), None, None], target[len(terms) :]
-            slope += (mean - terms.take_along_dim(here, 1).squeeze(1)).sum(0)
-            terms -= mean[:, None]
-            self.curvature += torch.einsum("rv,rvj,rvk->jk", share, terms, terms)
-        self.weights -= torch.linalg.solve(self.curvature, slope)
+        still = torch.isin(asked, lane)  # a lane that has ended shows nothing any more
+        terms = terms[still]
+        target = ids[torch.searchsorted(lane, asked[still]), None, None]
+        share = (terms @ self.weights.float()).softmax(-1)  # (B, V)
+        mean = torch.einsum("rv,rvk->rk", share, terms)
+        slope = (mean - terms.take_along_dim(target, 1).squeeze(1)).sum(0)
+        terms -= mean[:, None]
+        self.curvature *= MEMORY ** len(terms)
+        self.curvature += torch.einsum("rvj,rvk->jk", share[..., None] * terms, terms)
+        self.weights -= torch.linalg.solve(self.curvature, slope.double())
 
 
 class Counts:
@@ -205,9 +164,13 @@ class Counts:
     def __init__(self, device: torch.device) -> None:
         self.keys = torch.empty(0, dtype=torch.int64, device=device)  # (N,) ascending
         self.times = torch.empty(0, dtype=torch.float64, device=device)  # (N,)
-        self.sums = torch.zeros(1, dtype=torch.float64, device=device)  # (N + 1,) of times, from the start
+        self.contexts = torch.empty(0, dtype=torch.int64, device=device)  # (C,) ascending
+        self.kinds = self.starts = self.contexts  # (C,) keys of each context, and where they begin
+        self.rest = self.times  # (C,) share of each context that goes to the shorter one
+        self.share = self.times  # (N,) of its context that each key has
+        self.word = self.keys  # (N,) the token of each key
 
-    def add(self, keys: Tensor) -> Tensor:
+    def add(self, keys: Tensor, vocab: int) -> Tensor:
         """Count keys (K,), and return those that were new."""
         keys, times = keys.unique(return_counts=True)
         at = torch.searchsorted(self.keys, keys)
@@ -221,12 +184,34 @@ class Counts:
         if len(self.keys) > MOST_KEYS:
             self.times = (self.times / 2).floor()
             self.keys, self.times = self.keys[self.times > 0], self.times[self.times > 0]
-        self.sums = torch.cat([self.sums[:1], self.times.cumsum(0)])
+        self.contexts, which, self.kinds = (self.keys // vocab).unique_consecutive(
+            return_inverse=True, return_counts=True
+        )
+        self.starts = self.kinds.cumsum(0) - self.kinds
+        total = torch.zeros(len(self.contexts), dtype=torch.float64, device=keys.device).index_add_(
+            0, which, self.times
+        )
+        self.rest = (DISCOUNT * self.kinds / total).float()
+        self.share = ((self.times - DISCOUNT) / total[which]).float()
+        self.word = self.keys % vocab
         return new
 
-    def spans(self, contexts: Tensor, vocab: int) -> tuple[Tensor, Tensor]:
-        """Where the keys of contexts (R,) begin and end."""
-        return torch.searchsorted(self.keys, contexts * vocab), torch.searchsorted(self.keys, (contexts + 1) * vocab)
+    def interpolate(self, p: Tensor, context: Tensor) -> None:
+        """Turn p (B, V), in place, from probabilities after shorter contexts into those after contexts (B,)."""
+        if not len(self.contexts):
+            return
+        at = torch.searchsorted(self.contexts, context).clamp_(max=len(self.contexts) - 1)
+        row = (self.contexts[at] == context).nonzero().squeeze(1)
+        at = at[row]
+        scale = torch.ones(len(p), device=p.device)
+        scale[row] = self.rest[at]
+        p *= scale[:, None]
+        kinds = self.kinds[at]
+        cell = (row * p.size(1)).repeat_interleave(kinds)
+        entry = torch.arange(len(cell), device=p.device) + (
+            self.starts[at] - kinds.cumsum(0) + kinds
+        ).repeat_interleave(kinds)
+        p.view(-1).index_add_(0, cell + self.word[entry], self.share[entry])
 
 
 def merged(inserted: Tensor, old: Tensor, new: Tensor) -> Tensor:
@@ -235,22 +220,3 @@ def merged(inserted: Tensor, old: Tensor, new: Tensor) -> Tensor:
     out[inserted] = new
     out[~inserted] = old
     return out
-
-
-def followers(keys: Tensor, tokens: Tensor, wanted: Tensor, most: int, vocab: int) -> tuple[Tensor, Tensor]:
-    """Which tokens followed earlier rows with the same key, and how often.
-
-    Of each row that is wanted, its `most` last predecessors among the rows with its key (N,) count. Flat indices
-    row * V + token, ascending, rows numbered among the wanted ones, and the times.
-    """
-    place = torch.arange(len(keys), device=keys.device)
-    order = keys.argsort(stable=True)
-    grouped = keys[order]
-    begins = torch.cat([grouped[:1] < 0, grouped[1:] != grouped[:-1]])
-    earlier = place - (place * begins).cummax(0).values
-    count = earlier.clamp(max=most) * wanted[order]
-    row = place.repeat_interleave(count)
-    back = torch.arange(len(row), device=keys.device) - (count.cumsum(0) - count)[row] + 1
-    number = (wanted.cumsum(0) - 1)[order[row]]
-    index, times = (number * vocab + tokens[order[row - back] + 1]).unique(return_counts=True)
-    return index, times.float()

@@ -95,25 +95,35 @@ def rms_norm(x: Tensor) -> Tensor:
     return F.rms_norm(x, (x.size(-1),), eps=1e-6)
 
 
+def rope_tables(context: int, width: int, base: float) -> tuple[Tensor, Tensor]:
+    """Cosines and sines (context, 1, width / 2), in fp32, of position times frequency base^(-2i / width)."""
+    frequencies = base ** -(torch.arange(0, width, 2, dtype=torch.float64) / width)
+    angles = torch.arange(context, dtype=torch.float64)[:, None, None] * frequencies
+    return angles.cos().float(), angles.sin().float()
+
+
+def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    """Turn the first R dimensions of x (..., H, D) by the angles of cos and sin (..., 1, R / 2), in fp32."""
+    width = 2 * cos.size(-1)
+    a, b = x[..., :width].float().chunk(2, dim=-1)
+    turned = torch.cat((a * cos - b * sin, a * sin + b * cos), dim=-1).to(x.dtype)
+    return torch.cat((turned, x[..., width:]), dim=-1)
+
+
 class Rotary(nn.Module):
-    """Cosines and sines (T, 1, R / 2) of position times frequency, in fp32; turns the first R of D dimensions."""
+    """Turns the first R of D dimensions by the position in the window."""
 
     cos: Tensor
     sin: Tensor
 
     def __init__(self, context: int, width: int, base: float) -> None:
         super().__init__()
-        frequencies = base ** -(torch.arange(0, width, 2, dtype=torch.float64) / width)
-        angles = torch.arange(context, dtype=torch.float64)[:, None, None] * frequencies
-        self.width = width
-        self.register_buffer("cos", angles.cos().float(), persistent=False)
-        self.register_buffer("sin", angles.sin().float(), persistent=False)
+        cos, sin = rope_tables(context, width, base)
+        self.register_buffer("cos", cos, persistent=False)
+        self.register_buffer("sin", sin, persistent=False)
 
     def forward(self, x: Tensor) -> Tensor:  # (B, T, H, D)
-        cos, sin = self.cos[: x.size(1)], self.sin[: x.size(1)]
-        a, b = x[..., : self.width].float().chunk(2, dim=-1)
-        turned = torch.cat((a * cos - b * sin, a * sin + b * cos), dim=-1).to(x.dtype)
-        return torch.cat((turned, x[..., self.width :]), dim=-1)
+        return rotate(x, self.cos[: x.size(1)], self.sin[: x.size(1)])
 
 
 class Attention(nn.Module):

@@ -228,6 +228,7 @@ class Expert(nn.Module):
             "total": np.append(total, 1).astype(np.float32),
             "count": np.append(table.counts, 0).astype(np.float32),
         }
+        columns["digits"] = vocab_size ** np.arange(order - 1)[::-1].astype(np.int64).copy()
         for name, column in columns.items():
             self.register_buffer(name, torch.from_numpy(column), persistent=False)
 
@@ -239,9 +240,15 @@ class Expert(nn.Module):
         keys[:, : self.order - 2] = -1  # it would begin before the window
         return keys, *look_up(self.contexts, keys)
 
-    def kinds(self, ids: Tensor) -> Tensor:
-        """Kinds (B, T) of the contexts."""
-        _, at, there = self.find(ids)
+    def find_last(self, last: Tensor) -> tuple[Tensor, Tensor]:
+        """For the last tokens (B, N) of each lane the index of the context, and whether there is one.
+
+        Where a lane has not seen N tokens yet it has -1 before them: that makes a key negative, which no table has.
+        """
+        return look_up(self.contexts, last[:, 1 - self.order :] @ self.digits)
+
+    def kinds(self, at: Tensor, there: Tensor) -> Tensor:
+        """Kinds (...) of contexts that were found `at` these indices."""
         return torch.where(there, self.kind[at], 0)
 
     def say(self, ids: Tensor, targets: Tensor) -> Tensor:
@@ -250,10 +257,9 @@ class Expert(nn.Module):
         entry, there = look_up(self.keys, context * self.vocab_size + targets)
         return torch.where(there, self.count[entry] / self.total[at], 0)
 
-    def mix(self, p: Tensor, weight: Tensor, ids: Tensor) -> None:
-        """Add to p (B, T, V), in place, the distribution times its weight (B, T)."""
+    def mix(self, p: Tensor, weight: Tensor, at: Tensor, there: Tensor) -> None:
+        """Add to p (..., V), in place, the distributions of contexts that were found, times their weight (...)."""
         flat = p.view(-1)
-        _, at, there = self.find(ids)
         rows = there.flatten().nonzero().squeeze(1)  # (M,) those that have a context
         at = at.flatten()[rows]
         start, size = self.start[at], self.size[at]
@@ -278,7 +284,7 @@ class Experts(nn.ModuleList):
 
     def kinds(self, ids: Tensor) -> Tensor:
         """Kinds (B, T, E) of the contexts of the E experts."""
-        return torch.stack([expert.kinds(ids) for expert in self], -1)
+        return torch.stack([expert.kinds(*expert.find(ids)[1:]) for expert in self], -1)
 
     def say(self, ids: Tensor, targets: Tensor) -> Tensor:
         """What each says about targets (B, T) behind ids (B, T): (B, T, E)."""
@@ -287,5 +293,5 @@ class Experts(nn.ModuleList):
     def mix(self, p: Tensor, weights: Tensor, ids: Tensor) -> Tensor:
         """Add to p (B, T, V), in place, each expert's distribution times its weight (B, T, E); ids are (B, T)."""
         for expert, weight in zip(self, weights.unbind(-1), strict=True):
-            expert.mix(p, weight, ids)
+            expert.mix(p, weight, *expert.find(ids)[1:])
         return p

@@ -47,7 +47,7 @@ from pgolf.errors import Refused
 CALIBRATION_BATCHES = 16
 DIVERGED = "training diverged; lower the learning rates"
 DESCRIPTION = "Train the strong baseline under the clock and pack the artifact."
-BORROWED = (SHARED / f"{name}.py" for name in ("command", "loop", "optim", "runlog", "team"))
+BORROWED = (SHARED / f"{name}.py" for name in ("cache", "command", "loop", "optim", "runlog", "team"))
 SOURCE = {path.name: path.read_bytes() for path in (*BORROWED, *HERE.glob("*.py")) if path.is_file()}  # what runs now
 
 
@@ -96,11 +96,6 @@ class Settings(GPTConfig):
     limit: int = 0
     """Largest artifact in bytes; 0: the track's."""
 
-    document: bool = False
-    """Score each document from its own start rather than one packed stream."""
-    stride: int = 64
-    """Sliding window: each window scores so many new tokens and sees the rest before them; 0: windows side by side."""
-
     warmup_steps: int = 20
     """Steps on made-up tokens before the clock; undone afterwards."""
     bf16: bool = True
@@ -121,8 +116,6 @@ class Settings(GPTConfig):
             raise ValueError("limit cannot be below 0")
         if self.batch_tokens % self.context:
             raise ValueError(f"batch_tokens {self.batch_tokens} is not a multiple of the context {self.context}")
-        if not 0 <= self.stride <= self.context:
-            raise ValueError(f"stride {self.stride} is not within the context of {self.context}")
         if not quant.FINEST <= self.finest <= quant.COARSEST:
             raise ValueError(f"finest {self.finest} is not between {quant.FINEST} and {quant.COARSEST}")
 
@@ -157,7 +150,6 @@ LAPTOP = Settings(
     ema=0.0,
     floor=0.0,
     calibration_tokens=16_384,
-    stride=0,
     warmup_steps=3,
     log_every=10,
 )
@@ -175,7 +167,6 @@ MIDDLE = replace(
     micro_tokens=4096,
     matrix_lr=0.02,
     momentum_steps=300,
-    stride=256,
     limit=3_000_000,
     log_every=50,
 )
@@ -231,9 +222,7 @@ class Trainer:
     def save(self, path: Path, feed: Iterator[tuple[Tensor, Tensor]]) -> tuple[dict[str, Any], str]:
         """Calibrate, quantise to what fits, and pack."""
         run, s, limit = self.run, self.settings, limit_of(self.run)
-        window = "document" if s.document else "packed"
-        packages = ["torch", "numpy", "constriction"]
-        members = loop.members(run, SOURCE, "golf baseline", window=window, stride=s.stride or None, packages=packages)
+        members = loop.members(run, SOURCE, "golf baseline", packages=["torch", "numpy", "constriction"])
         if s.ngram:  # in the warm-up: as large as they get, and as hard to compress
             members["counts.bin"] = self.counted.packed if self.counted else np.random.bytes(counts_limit(run))
         for weight, mean in zip(self.weights, self.average, strict=False):

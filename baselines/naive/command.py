@@ -87,7 +87,7 @@ def parse_value(option: str, text: str, kind: type) -> float:
     if kind is bool and value not in (0, 1):
         raise UsageError(f"{option}: a switch is 0 or 1")
     if not (math.isfinite(value) if kind is float else abs(value) <= LARGEST):
-        raise UsageError(f"{option}: too large or not a number")
+        raise UsageError(f"{option}: too large, or no finite number")
     return kind(value)
 
 
@@ -96,6 +96,8 @@ def check_paths(args: argparse.Namespace) -> None:
 
     Raises OSError when artifact or picture could not take their names.
     """
+    if args.out.is_dir():
+        raise UsageError(f"--out {args.out} is a folder; name a file in it")
     seen: dict[Path, str] = {}
     for name, path in (
         ("--out", args.out),

@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 import torch
-from command import PICTURE, complain, description, faster_dtype, gist, log_path, stop_on_signals, use_compiler
+from command import PICTURE, complain, description, faster_dtype, log_path, stop_on_signals, use_compiler
 from runlog import Log, say
 from team import Team
 from torch import Tensor
@@ -144,10 +144,8 @@ def train_and_pack(run: Run, new_trainer: Callable[[Run], Trainer], source: Mapp
     say(f"{steps:,} steps, {tokens:,} tokens{', stopped by a signal' if stop.is_set() else ''}")
     say(f"{sentence}; {seconds:.1f} seconds of {limit:g}")
     say("score it with: " + shlex.join(["pgolf", "score", str(args.out), "--data", str(args.data)]))
-    try:
-        log.plot(beside(args.out, PICTURE))
-    except Exception as error:  # matplotlib may be missing, broken or set up for a notebook
-        complain(f"no picture of the loss ({gist(error)}); artifact and log are not affected")
+    if fault := log.plot(beside(args.out, PICTURE)):
+        complain(f"{fault}; artifact and log are not affected")
     if log.failure:
         raise EnvironmentBroken(f"{log_path(args)}: {log.failure}; the log is cut short, {args.out} is complete")
     if seconds > limit and not args.steps:
@@ -226,6 +224,10 @@ def momentum(settings: Any, step: int) -> float:
     return s.momentum_start + (s.momentum - s.momentum_start) * min(1.0, step / s.momentum_steps)
 
 
+LANES = {"main": 2048, "laptop": 256, "unlimited": 256}
+"""Parts of the text that are scored beside each other: fewer are slower, more cut the text into shorter pieces."""
+
+
 def members(run: Run, source: Mapping[str, bytes], name: str, **changes: Any) -> dict[str, bytes]:
     """The artifact without its weights: code, tokenizer, and the manifest, usual but for these changes."""
     manifest = {
@@ -234,13 +236,13 @@ def members(run: Run, source: Mapping[str, bytes], name: str, **changes: Any) ->
         "track": run.args.track,
         "vocab_size": run.data.vocab_size,
         "bos": run.data.bos,
-        "context": run.settings.context,
-        "window": "packed",
-        "stride": None,
-        "form": "simple",
-        "adapts": False,
         "tokenizer": "tokenizer.model",
+        "form": "step",
+        "layout": "parts",
+        "lanes": LANES[run.args.track],
         "packages": ["torch"],
     }
+    if run.data.transform is not None:
+        manifest["transform"] = run.data.transform
     text = json.dumps(manifest | changes, indent=1)
     return dict(source) | {"submission.json": text.encode(), "tokenizer.model": run.data.tokenizer.read_bytes()}

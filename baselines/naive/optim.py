@@ -12,6 +12,10 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
+# torch 2.13 deprecates the longer names, older releases have no others.
+reduce_scatter = getattr(dist, "reduce_scatter_single", None) or dist.reduce_scatter_tensor
+all_gather = getattr(dist, "all_gather_single", None) or dist.all_gather_into_tensor
+
 NEWTON_SCHULZ = ((3.4445, -4.7750, 2.0315),) * 5
 """One odd quintic with a steep slope at 0, five times: from the Muon post."""
 
@@ -52,14 +56,14 @@ class Group:
         if self.world == 1:
             return grads, None
         own = torch.empty_like(self.momentum)
-        return own, dist.reduce_scatter_tensor(own, grads, async_op=True)
+        return own, reduce_scatter(own, grads, async_op=True)
 
     def send_update(self, update: Tensor) -> tuple[Tensor, dist.Work | None]:
         """Begin to collect the updates (N, R, C) of all ranks."""
         if self.world == 1:
             return update, None
         every = update.new_empty(self.world * self.share, *update.shape[1:])
-        return every, dist.all_gather_into_tensor(every, update.contiguous(), async_op=True)
+        return every, all_gather(every, update.contiguous(), async_op=True)
 
 
 class Optimizer:

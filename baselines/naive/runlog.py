@@ -2,19 +2,17 @@
 
 import contextlib
 import fcntl
-import io
 import json
 import math
 import os
 import sys
-import warnings
 from pathlib import Path
 from typing import Any, TextIO
 
 from tqdm import tqdm
 
 from pgolf.errors import Refused, UsageError
-from pgolf.files import write_atomically
+from pgolf.plots import draw
 
 
 def say(line: str, stream: TextIO | None = None) -> None:
@@ -106,19 +104,12 @@ class Log:
         self.bar.set_postfix_str(f"step {done}, loss {loss:.3f}, {tokens / seconds:,.0f} tokens/s", refresh=False)
         self.bar.update((done if self.by_steps else seconds) - self.bar.n)
 
-    def plot(self, path: Path) -> None:
-        """Draw the loss curve as PNG. Raises what matplotlib or the disk does."""
-        # A notebook sets a backend that only pyplot could use, and without it the import fails.
-        os.environ["MPLBACKEND"] = "agg"
-        from matplotlib.figure import Figure  # slow, and not needed before the artifact is on disk
+    def plot(self, path: Path) -> str | None:
+        """Draw the loss curve; returns why there is no picture, or None (see plots.draw)."""
 
-        figure, picture = Figure(figsize=(8, 5), layout="constrained"), io.BytesIO()
-        axes = figure.subplots()
-        axes.plot([done for done, _ in self.curve], [loss for _, loss in self.curve], linewidth=1)
-        axes.set(xlabel="step", ylabel="training loss (nats per token)")
-        axes.set_title(os.fsencode(path.stem).decode(errors="replace"), parse_math=False)
-        axes.grid(alpha=0.3)
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # about characters of the title that the font lacks
-            figure.savefig(picture, format="png", dpi=120)
-        write_atomically(path, picture.getvalue())
+        def fill(axes: Any) -> None:
+            axes.plot([done for done, _ in self.curve], [loss for _, loss in self.curve], linewidth=1)
+            axes.set(xlabel="step", ylabel="training loss (nats per token)")
+            axes.set_title(os.fsencode(path.stem).decode(errors="replace"), parse_math=False)
+
+        return draw(path, (8, 5), fill)

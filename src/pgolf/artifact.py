@@ -9,6 +9,7 @@ import errno
 import hashlib
 import io
 import json
+import os
 import re
 import tarfile
 from collections.abc import Iterator, Mapping
@@ -21,7 +22,7 @@ import zstandard
 from pgolf import rules
 from pgolf.data.transforms import TRANSFORMS
 from pgolf.errors import EnvironmentBroken, Refused, UsageError
-from pgolf.files import HIDDEN, list_files, read_regular, write_atomically
+from pgolf.files import HIDDEN, list_files, open_regular, read_regular, write_atomically
 
 MANIFEST = "submission.json"
 REQUIRED = (MANIFEST, "predict.py", "train.py")
@@ -105,9 +106,9 @@ def read(path: Path, limit: int) -> Artifact:
     Raises UsageError when there is no such file, Refused when it breaks a rule.
     """
     try:
-        with path.open("rb") as file:
+        with open_regular(path) as file:
             data = file.read(limit + 1)
-            size = path.stat().st_size
+            size = os.fstat(file.fileno()).st_size
     except FileNotFoundError:
         raise UsageError(f"{path}: no such artifact") from None
     except OSError as error:
@@ -254,8 +255,8 @@ def _parse_manifest(data: bytes) -> Manifest:
     for key in ("context", "window", "stride") if form == "step" else ("lanes", "layout"):
         if key in values:
             raise Refused(f"{MANIFEST}: {key} has no meaning in the {form} form; leave it out")
-    for key in ("name", "author", "track", "tokenizer", "transform"):
-        value = values.get(key, "-" if key == "transform" else None)
+    for key in ("name", "author", "track", "tokenizer"):
+        value = values.get(key)
         _require(key, values, isinstance(value, str) and 0 < len(value) <= 100 and value.isprintable())
     _require("track", values, values["track"] in rules.TRACKS)
     _require("transform", values, values.get("transform") in (None, *TRANSFORMS))

@@ -1,11 +1,13 @@
 """The `pgolf` command."""
 
 import argparse
+import io
 import json
 import os
 import signal
 import sys
 from collections.abc import Sequence
+from dataclasses import asdict
 from pathlib import Path
 
 from pgolf import artifact, rules
@@ -13,13 +15,13 @@ from pgolf.commands import Commands, add_command
 from pgolf.data import cli as data_cli
 from pgolf.data.dataset import default_dataset, open_dataset
 from pgolf.errors import EnvironmentBroken, PgolfError, Refused, UsageError
-from pgolf.files import write_atomically
+from pgolf.files import check_replaceable, printable, write_atomically
+from pgolf.names import beside
 from pgolf.proof import compression as codec
 from pgolf.proof import prove
-from pgolf.sandbox import lock
-from pgolf.sandbox.probe import check_isolation
+from pgolf.sandbox import lock, probe
 from pgolf.score import record
-from pgolf.score.devices import find_device
+from pgolf.score.devices import find_device, one_thread
 from pgolf.score.score import Options, score
 
 _STANDARD = Path("-")
@@ -27,12 +29,16 @@ _STANDARD = Path("-")
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command and return its exit code: 0 done, 1 refused, 2 wrong usage, 3 broken environment."""
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # an exception, so that boxes are torn down
+    for number in (signal.SIGTERM, signal.SIGHUP):  # an exception, so that sandboxes are torn down
+        signal.signal(number, lambda got, _: sys.exit(128 + got))
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):  # a terminal that cannot show a name is no reason to fail
+            stream.reconfigure(errors="backslashreplace")
     args = _parser().parse_args(argv)
     try:
         return int(args.run(args))
     except PgolfError as error:
-        print(f"pgolf: {error}", file=sys.stderr)
+        print(f"pgolf: {printable(error)}", file=sys.stderr)
         return error.exit_code
     except KeyboardInterrupt:
         print("pgolf: interrupted", file=sys.stderr)
@@ -41,7 +47,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 141
     except OSError as error:
-        print(f"pgolf: {error.filename or 'input or output failed'}: {error.strerror}", file=sys.stderr)
+        print(f"pgolf: {printable(error.filename or 'input or output failed')}: {error.strerror}", file=sys.stderr)
         return EnvironmentBroken.exit_code
 
 
@@ -60,6 +66,7 @@ def _parser() -> argparse.ArgumentParser:
     _add_compress(commands)
     _add_decompress(commands)
     _add_prove(commands)
+    _add_doctor(commands)
     return parser
 
 
@@ -117,12 +124,13 @@ def _add_score(commands: "Commands[argparse.ArgumentParser]") -> None:
 def _score(args: argparse.Namespace) -> int:
     """Score, write the record, print it."""
     data = args.data or default_dataset()
-    out = args.out or record.path_of(args.artifact, ".score.json")
+    out = args.out or beside(args.artifact, ".score.json")
     if out.resolve() == args.artifact.resolve():
         raise UsageError(f"{out}: the record would overwrite the artifact")
     if not out.parent.is_dir():
         raise UsageError(f"{out.parent}: no such folder for the record")
     open_dataset(data)
+    check_replaceable(out)
     options = Options(args.track, args.device, args.documents, not args.no_sandbox, args.fresh_machine)
     result = score(args.artifact, data, options)
     record.write(result, out)
@@ -147,27 +155,27 @@ def _add_compress(commands: "Commands[argparse.ArgumentParser]") -> None:
         commands,
         "compress",
         "compress a text with an artifact's predictor",
-        "Compress one UTF-8 file, which is one document, with the predictor of an artifact; every token costs a run of "
-        "the model over the tokens before it.",
+        "Compress one UTF-8 file, which is one document, with the predictor of an artifact; it takes about "
+        "as long as scoring it.",
         "pgolf compress artifact.zst story.txt -o story.pgz",
         _compress,
     )
     parser.add_argument("artifact", type=Path, help="the submission: one .zst file")
     parser.add_argument("text", type=Path, help="a UTF-8 file")
     parser.add_argument("-o", "--out", type=Path, required=True, help="the compressed file")
-    _add_box(parser)
+    _add_sandbox(parser)
 
 
-def _add_box(parser: argparse.ArgumentParser) -> None:
+def _add_sandbox(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--device", default="auto", help="cpu, cuda or cuda:N (default: what is there)")
-    parser.add_argument("--no-sandbox", action="store_true", help="run code you trust unboxed")
+    parser.add_argument("--no-sandbox", action="store_true", help="run code you trust without sandbox")
 
 
 def _compress(args: argparse.Namespace) -> int:
     """Compress and report the sizes."""
     device = _prepare_coding(args)
     text = _read(args.text, codec.MOST_BYTES)
-    with lock.hold():
+    with lock.hold(), one_thread(device):
         done = codec.compress(_read_artifact(args.artifact), [text], device, isolated=not args.no_sandbox)
     file = done.packet.encode()
     _write(file, args.out)
@@ -188,14 +196,14 @@ def _add_decompress(commands: "Commands[argparse.ArgumentParser]") -> None:
     parser.add_argument("artifact", type=Path, help="the submission that compressed it")
     parser.add_argument("packed", type=Path, help="the compressed file; - is standard input")
     parser.add_argument("-o", "--out", type=Path, required=True, help="the text; - is standard output")
-    _add_box(parser)
+    _add_sandbox(parser)
 
 
 def _decompress(args: argparse.Namespace) -> int:
     """Decompress, or leave nothing."""
     device = _prepare_coding(args)
     packet = codec.Packet.decode(_read(args.packed, codec.MOST_BYTES), str(args.packed))
-    with lock.hold():
+    with lock.hold(), one_thread(device):
         texts = codec.decompress(_read_artifact(args.artifact), packet, device, isolated=not args.no_sandbox)
     if args.out == _STANDARD:
         sys.stdout.buffer.write(codec.text_file(texts))
@@ -214,7 +222,7 @@ def _prepare_coding(args: argparse.Namespace) -> str:
         raise UsageError(f"{args.out}: would overwrite what it is made from")
     device = find_device(args.device)
     if not args.no_sandbox:
-        check_isolation(device)
+        probe.isolation()
     return device
 
 
@@ -245,8 +253,8 @@ def _add_prove(commands: "Commands[argparse.ArgumentParser]") -> None:
         commands,
         "prove",
         "prove a score by compressing the text to it",
-        "Walk the first steps of the schedule that was scored again, code them, and let another process, which has "
-        "nothing but the artifact and the code, get the text back. Needs the record of `pgolf score`; the figures go "
+        "Code the first steps of the scored schedule and let another process, which has only the artifact and the "
+        "code, decode the text. Needs the record of `pgolf score`; the figures go "
         "into it.",
         "pgolf prove artifact.zst --data data/demo\n\n"
         "exit codes: 0 proven, 1 refused, 2 wrong usage, 3 this machine or the data is broken",
@@ -256,11 +264,11 @@ def _add_prove(commands: "Commands[argparse.ArgumentParser]") -> None:
     parser.add_argument("--data", type=Path, help="dataset folder (default: the only one in ./data)")
     amount = parser.add_mutually_exclusive_group()
     amount.add_argument("--all", action="store_true", help="every step")
-    amount.add_argument("--bytes", type=_positive, metavar="N", help="steps with about so many bytes of text")
+    amount.add_argument("--bytes", type=_positive, metavar="N", help="steps with about N bytes of text")
     amount.add_argument(
         "--seconds", type=_positive, default=int(rules.PROOF_SECONDS), metavar="N", help="default: %(default)s"
     )
-    _add_box(parser)
+    _add_sandbox(parser)
     parser.add_argument("--json", action="store_true", help="print the figures to standard output")
 
 
@@ -270,9 +278,37 @@ def _prove(args: argparse.Namespace) -> int:
     amount = prove.Amount(args.all, args.bytes, args.seconds)
     result = prove.prove(args.artifact, data, amount, args.device, isolated=not args.no_sandbox)
     known = prove.read_record(args.artifact)
-    record.write({**known, "proof": result}, record.path_of(args.artifact, ".score.json"))
+    record.write({**known, "proof": result}, beside(args.artifact, ".score.json"))
     _print(result, prove.table(result), args.json)
     return _exit_code(result)
+
+
+def _add_doctor(commands: "Commands[argparse.ArgumentParser]") -> None:
+    parser = add_command(
+        commands,
+        "doctor",
+        "say whether scores on this machine count",
+        "Try everything that a counting score needs of this machine: what holds, what does not, and the remedy.",
+        "pgolf doctor\n\nexit codes: 0 a score on this machine counts, 3 it does not",
+        _doctor,
+    )
+    parser.add_argument("--device", default="auto", help="cpu, cuda or cuda:N (default: what is there)")
+    parser.add_argument("--json", action="store_true", help="print the checks to standard output")
+
+
+def _doctor(args: argparse.Namespace) -> int:
+    """Print each check; the exit code says whether all that a score needs hold."""
+    with lock.hold():
+        checks = probe.report(find_device(args.device))
+    if args.json:
+        print(json.dumps([asdict(check) for check in checks], indent=2))
+    else:
+        for check in checks:
+            word = "ok" if check.holds else "MISSING" if check.needed else "missing"
+            print(f"{word:<8} {check.name:<13} {check.reason}")
+            if not check.holds:
+                print(f"{'':<8} {'':<13} {check.remedy}")
+    return 0 if all(check.holds for check in checks if check.needed) else EnvironmentBroken.exit_code
 
 
 def _positive(text: str) -> int:

@@ -58,11 +58,11 @@ CODE_EVERY = 64  # steps
 SPOT_CHECK_TOKENS = 1000
 SPOT_CHECK_NATS = 0.1  # beyond what bf16 rounds (docs/security.md)
 CODED_TOKENS = 1 << 28  # most tokens in one file, so that a hostile one ends
-CODING_SECONDS = 600.0  # most that compressing or decompressing takes,
-CODING_TOKEN_SECONDS = 0.1  # and for each token so many more
+CODING_SECONDS = 600.0  # time limit of compressing or decompressing: a fixed part
+CODING_TOKEN_SECONDS = 0.1  # and a part per token
 PROOF_SECONDS = 60.0  # what `pgolf prove` spends on compressing
-PROOF_TOLERANCE = 1e-3  # how much longer than the recorded code length the code may be,
-PROOF_TOLERANCE_BITS = 64  # and by how many bits more
+PROOF_TOLERANCE = 1e-3  # allowed excess over the recorded code length: relative
+PROOF_TOLERANCE_BITS = 64  # and in bits
 
 
 # The sandbox (see `sandbox`).

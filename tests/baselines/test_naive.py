@@ -25,10 +25,10 @@ from pgolf.data.loader import batches
 from pgolf.data.shards import read_shard, write_shard
 from pgolf.errors import EnvironmentBroken, UsageError
 from pgolf.names import beside
-from trainers import finish, lines, load, losses, restore_signals, start, unpack, wait_for_steps
+from trainers import LINUX_ONLY, finish, lines, load, losses, restore_signals, start, unpack, wait_for_steps
 
 NAIVE = ROOT / "baselines" / "naive"
-MODULES = ("model", "quant", "optim", "team", "runlog", "command", "loop", "predict", "train")
+MODULES = ("model", "cache", "quant", "optim", "team", "runlog", "command", "loop", "predict", "train")
 TINY = ["context=64", "layers=3", "dim=32", "heads=4", "kv_heads=2", "batch_tokens=512", "warmup_steps=2"]
 TINY += ["compile=0", "log_every=1"]
 TRAINER = NAIVE / "train.py"
@@ -226,9 +226,9 @@ def test_artifact_and_log_of_a_timed_run(naive: Any, dataset: Path, tmp_path: Pa
     assert steps[-1]["seconds"] < last["seconds"] < 4.5  # half a second for a busy machine
     assert out.with_suffix(".png").read_bytes().startswith(b"\x89PNG")
     folder = unpack(out, tmp_path / "unpacked")
-    model = naive.predict.load(folder, torch.device("cpu"))
-    logits = model(torch.ones(2, 10, dtype=torch.long))
-    assert logits.shape == (2, 10, json.loads((folder / "submission.json").read_text())["vocab_size"])
+    predictor = naive.predict.load(folder, torch.device("cpu"), 3, 20)
+    logits = predictor.step(torch.ones(2, dtype=torch.long), torch.tensor([0, 2]))
+    assert logits.shape == (2, json.loads((folder / "submission.json").read_text())["vocab_size"])
     assert logits.isfinite().all()
 
 
@@ -360,9 +360,9 @@ def test_results_are_complete_before_the_picture(
     found: list[Any] = []
     plot = naive.runlog.Log.plot
 
-    def plot_later(log: Any, path: Path) -> None:
+    def plot_later(log: Any, path: Path) -> str | None:
         found.extend([lines(tmp_path / "a.jsonl")[-1], (tmp_path / "a.zst").stat().st_size, path.name])
-        plot(log, path)
+        return plot(log, path)
 
     monkeypatch.setattr(naive.runlog.Log, "plot", plot_later)
     monkeypatch.setitem(sys.modules, "matplotlib.figure", None)  # as if it were not installed
@@ -371,15 +371,23 @@ def test_results_are_complete_before_the_picture(
     assert (last["steps"], last["artifact_bytes"], picture) == (2, size, "a.png")
     printed = capfd.readouterr()
     assert "score it with" in printed.out
-    assert printed.err.count("\n") == 1 and "no picture of the loss" in printed.err
+    assert printed.err.count("\n") == 1 and "a.png: no picture" in printed.err
     assert not (tmp_path / "a.png").exists()
+
+
+def test_a_picture_that_cannot_be_written_is_one_line(naive: Any, tmp_path: Path) -> None:
+    fault = naive.runlog.Log(None, 1, 1.0, 1, 1).plot(tmp_path / "missing" / "a.png")
+    assert (
+        fault
+        == f"{tmp_path}/missing/a.png: no picture ([Errno 2] No such file or directory: '{tmp_path}/missing/a.png')"
+    )
 
 
 @pytest.mark.parametrize("name", ["$x^", "a_{", "\udcff", "\u57fa\u7ebf"])
 def test_any_name_has_a_picture(name: str, naive: Any, tmp_path: Path, capfd: Any) -> None:
     log = naive.runlog.Log(None, 1, 1.0, 1, 1)
     log.step(1, 2.0, 1.0, 1.0)
-    log.plot(tmp_path / f"{name}.png")
+    assert log.plot(tmp_path / f"{name}.png") is None
     assert (tmp_path / f"{name}.png").read_bytes().startswith(b"\x89PNG")
     assert capfd.readouterr().err == ""
 
@@ -522,36 +530,6 @@ def test_half_of_torchruns_environment_is_one_sentence(
     assert naive.train.main(options(dataset, Path("a.zst"))) == code
     error = capfd.readouterr().err
     assert sentence in error and error.count("\n") == 1
-
-
-LINUX_ONLY = """
-import mmap, os, resource, runpy, select, signal, socket, sys
-
-for name in (
-    "sched_getaffinity sched_setaffinity sched_setscheduler memfd_create pidfd_open eventfd splice copy_file_range "
-    "posix_fadvise posix_fallocate getxattr setxattr listxattr getrandom pipe2 fdatasync getresuid setresuid unshare "
-    "setns O_PATH O_TMPFILE O_DIRECT MFD_CLOEXEC"
-).split():
-    vars(os).pop(name, None)
-for module, names in (
-    (signal, "sigtimedwait sigwaitinfo pidfd_send_signal SIGRTMIN SIGRTMAX SIGPWR SIGSTKFLT SIGPOLL"),
-    (resource, "prlimit RLIMIT_RTPRIO RLIMIT_NICE RLIMIT_MSGQUEUE RLIMIT_SIGPENDING"),
-    (mmap, "MAP_POPULATE MADV_HUGEPAGE"),
-    (select, "epoll"),
-    (socket, "SO_PEERCRED AF_NETLINK"),
-):
-    for name in names.split():
-        vars(module).pop(name, None)
-
-def refuse(event, args):
-    if event == "open" and str(args[0]).startswith(("/proc/", "/sys/", "/dev/shm")):
-        raise RuntimeError(f"opened {args[0]}")
-
-sys.addaudithook(refuse)
-sys.argv = sys.argv[1:]
-sys.path[0] = os.path.dirname(sys.argv[0])
-runpy.run_path(sys.argv[0], run_name="__main__")
-"""
 
 
 @pytest.mark.parametrize("trainer", [TRAINER, NAIVE.parent / "golf" / "train.py"])

@@ -2,7 +2,6 @@
 
 import argparse
 import json
-import os
 import sys
 from pathlib import Path
 from time import monotonic
@@ -16,6 +15,7 @@ from pgolf.data.transforms import TRANSFORMS
 from pgolf.data.vocabulary import NORMALIZATIONS
 from pgolf.errors import UsageError
 from pgolf.files import printable
+from pgolf.machine import cores
 
 
 def add_parser(commands: "Commands[argparse.ArgumentParser]") -> None:
@@ -99,8 +99,7 @@ def _add_demo(commands: "Commands[argparse.ArgumentParser]") -> None:
 
 
 def _add_common(parser: argparse.ArgumentParser) -> None:
-    cores = len(os.sched_getaffinity(0))
-    parser.add_argument("--workers", type=int, default=cores, metavar="N", help="processes (default: one per core)")
+    parser.add_argument("--workers", type=int, default=cores(), metavar="N", help="processes (default: one per core)")
     parser.add_argument("--json", action="store_true", help="print a summary for programs")
 
 

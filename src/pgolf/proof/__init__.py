@@ -1,1 +1,1 @@
-"""A score is a code length: here is the code, and the decoder."""
+"""Compression with a submission's predictor, and proof of a score by decompression."""

@@ -26,11 +26,11 @@ from pgolf import rules
 from pgolf.artifact import Artifact, Manifest
 from pgolf.data.dataset import text_digest
 from pgolf.errors import EnvironmentBroken, Refused, UsageError
+from pgolf.machine import cores
 from pgolf.sandbox.wire import Ids, WireError
 from pgolf.score import schedule, tokenization
 from pgolf.score.likelihood import Floats
 from pgolf.score.predictors import Predictor
-from pgolf.score.record import cores
 from pgolf.score.schedule import Index, Targets
 
 MAGIC = b"PGZ\x02"  # the last byte is the version of the format
@@ -272,13 +272,13 @@ def judged() -> Iterator[None]:
     try:
         yield
     except TimeoutError:
-        raise Refused("the submission took longer than coding so many tokens may take (rules.py)") from None
+        raise Refused("the submission took longer than the limit for this number of tokens (rules.py)") from None
     except WireError as error:
         raise Refused(f"the submission broke the wire protocol: {error}") from None
 
 
 def coding_seconds(tokens: int) -> float:
-    """Most that loading, and coding so many tokens, may take."""
+    """Time limit in seconds for loading and coding `tokens` tokens."""
     return rules.CODING_SECONDS + rules.CODING_TOKEN_SECONDS * tokens
 
 

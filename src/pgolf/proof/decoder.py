@@ -10,15 +10,17 @@ from pgolf import artifact, rules
 from pgolf.errors import PgolfError
 from pgolf.proof import compression
 from pgolf.sandbox import lock
+from pgolf.score.devices import one_thread
 
 
 def main() -> int:
     """Arguments: artifact, device, 1 for the sandbox. The compressed file comes on standard input."""
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # an exception, so that the sandbox is torn down
+    for number in (signal.SIGTERM, signal.SIGHUP):  # an exception, so that the sandbox is torn down
+        signal.signal(number, lambda got, _: sys.exit(128 + got))
     path, device, isolated = sys.argv[1:]
     packet = compression.Packet.decode(sys.stdin.buffer.read(), "standard input")
     try:
-        with lock.hold(), compression.judged():
+        with lock.hold(), one_thread(device), compression.judged():
             read = artifact.read(Path(path), rules.ARTIFACT_BYTES)
             segments = compression.decode(read, packet, device, isolated == "1")
     except PgolfError as error:

@@ -1,7 +1,7 @@
 """`pgolf prove`: a score is a code length, shown by compressing the text to that length and getting it back.
 
 The first steps of the schedule that the scorer walked are walked again and coded; then another process, whose
-predictor sits in another sandbox, decodes them. It is told nothing but the artifact and the compressed file, so a
+predictor sits in another sandbox, decodes them. It receives only the artifact and the compressed file, so a
 predictor that used future tokens while it was scored has none to use.
 """
 
@@ -24,14 +24,15 @@ from pgolf import artifact, rules
 from pgolf.artifact import Artifact
 from pgolf.data.dataset import open_dataset
 from pgolf.errors import EnvironmentBroken, Refused, UsageError
+from pgolf.names import beside
 from pgolf.proof import compression
 from pgolf.proof.compression import Packet
 from pgolf.sandbox import lock
 from pgolf.sandbox.box import check_hidden
-from pgolf.sandbox.probe import check_isolation
+from pgolf.sandbox.probe import isolation
 from pgolf.sandbox.wire import Ids
 from pgolf.score import record, schedule, tokenization
-from pgolf.score.devices import find_device
+from pgolf.score.devices import find_device, one_thread
 from pgolf.score.schedule import Targets
 
 _PR_SET_PDEATHSIG = 1  # linux/prctl.h
@@ -41,7 +42,7 @@ Proof = dict[str, Any]
 
 @dataclass(frozen=True)
 class Amount:
-    """How much to prove: everything, the first steps with so many bytes of text, or what so many seconds allow."""
+    """How much to prove: all steps, about N bytes of text, or N seconds of coding."""
 
     everything: bool = False
     bytes: int | None = None
@@ -85,7 +86,7 @@ def prove(path: Path, data: Path, amount: Amount, device: str = "auto", isolated
 
 def read_record(path: Path) -> record.Record:
     """The record of the artifact at `path`. Raises UsageError when there is none of this very artifact."""
-    place = record.path_of(path, ".score.json")
+    place = beside(path, ".score.json")
     digest = artifact.read(path, rules.ARTIFACT_BYTES).sha256
     try:
         found: record.Record = json.loads(place.read_text(encoding="utf-8"))
@@ -108,8 +109,8 @@ def _prove(
     texts = text.documents[: scored["documents"]]
     if text.sha256 != scored["data"]["sha256"] or sum(map(len, texts)) != scored["bytes"]:
         raise UsageError(f"{data}: is not the text of the record; prove it on {scored['data']['name']}")
-    with lock.hold(), compression.judged():
-        proof["isolation"] = check_isolation(device).description if isolated else "none"
+    with lock.hold(), one_thread(device), compression.judged():
+        proof["isolation"] = isolation().description if isolated else "none"
         if isolated:
             check_hidden(dataset.root)
         limit = nullcontext(time.monotonic() + compression.coding_seconds(0))
@@ -138,7 +139,7 @@ def _prove(
 
 
 def _more(scored: record.Record, amount: Amount) -> Any:
-    """Whether to code another step: whole groups of `rules.CODE_EVERY`, for the record knows only their ends."""
+    """Whether to code another step. Stops only at multiples of `rules.CODE_EVERY`, where the record has the bits."""
     started: list[float] = []
     tokens = math.inf if amount.bytes is None else amount.bytes * scored["tokens"] / scored["bytes"]
 
@@ -219,8 +220,9 @@ def _decode(path: Path, packet: Packet, device: str, isolated: bool) -> Ids:
 
 
 def _end_with_parent() -> None:
-    """In the child: let the kernel end it with its parent, however that ends."""
-    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
+    """In the child: let the kernel, where it is Linux, end it with its parent, however that ends."""
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
 
 
 def table(proof: Proof) -> str:

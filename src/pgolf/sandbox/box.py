@@ -38,7 +38,7 @@ _BOOT = (
     "from pgolf.sandbox.guest import main; main()"
 )
 _DESCRIPTORS = 200  # the sandbox's descriptors have numbers from here on, whatever else this process has open
-_FILES = 1024  # open files a process: bounds what lies in the buffers of pipes and sockets
+_FILES = 1024  # open files per process: bounds what lies in the buffers of pipes and sockets
 _LEAST = {  # limits that a shell may hand on, and how high each has to be; 0: there may be none
     "RLIMIT_AS": "memory",
     "RLIMIT_DATA": "memory",
@@ -70,7 +70,9 @@ class Worker:
         packages: Sequence[str] = (),
         compiler: bool = False,
     ) -> None:
-        """Start `role` with `members` as its files; returns when its own imports are done, before theirs.
+        """Start `role` with `members` as its files; returns when the guest's imports are done.
+
+        No code of the submission has been imported by then.
 
         Its channel has no deadline yet. `device` is "cpu", "cuda" (all GPUs) or "cuda:N". `config` is
         handed to the guest. `packages` are the packages that the submission declares, `compiler` says whether it may
@@ -110,12 +112,12 @@ class Worker:
             stack.callback(self._join)
             stack.callback(ours.close)  # with it end the descriptors that wait in it, and the reader with them
             stack.callback(self._kill)
-            self._group.started(self._process.pid)
             self._threads = [threading.Thread(target=target, daemon=True) for target in (self._read, self._watch)]
             for thread in self._threads:
                 thread.start()
             self.channel = Channel(ours, time.monotonic() + rules.START_SECONDS)
             self._await_start(isolated)
+            self._group.started(self._process.pid)
             self.channel.deadline = None
             self._stack = stack.pop_all()
 
@@ -189,7 +191,7 @@ class Worker:
             self.copied,
             files(members),
             files({"": program})[""] if program else None,
-            files(bubblewrap.static_proc()),
+            files(bubblewrap.static_proc(memory_limit())),
             bubblewrap.variables(device),
             cuda,
             bubblewrap.gpu_nodes(device) if cuda else [],
@@ -249,7 +251,7 @@ class Worker:
             raise EnvironmentBroken(f"the machine was suspended for {slept:.0f} s during the run; run it again")
 
     def _explain(self, error: WireError) -> str:
-        """One line for a worker that failed: a limit it hit, how it ended, or its own words made harmless."""
+        """One line for a worker that failed: a limit it hit, how it ended, or its own message, escaped."""
         gone = str(error) == _GONE
         if gone:
             with contextlib.suppress(subprocess.TimeoutExpired):
@@ -268,7 +270,7 @@ class Worker:
         return f"{self.role}: {words[:_WORDS]}"
 
     def _kill(self) -> None:
-        """Kill every process of the sandbox; its own init, which hostile code lives beside, is not relied upon."""
+        """Kill every process of the sandbox from outside; its init runs beside hostile code and is not trusted."""
         self._closing.set()
         self._kill_all()
 
@@ -316,7 +318,7 @@ class Worker:
         self._stop(f"printed more than {rules.WORKER_OUTPUT_BYTES:,} bytes")
 
     def _watch(self) -> None:
-        """Where the kernel does not keep the limits, look after them from outside, as far as that goes."""
+        """Watchdog: enforce the limits from outside where the kernel does not. Best effort."""
         while not self._group.enforced and not self._closing.wait(_WATCH_SECONDS) and self._process.poll() is None:
             pids = _descendants(self._process.pid)
             if sum(map(_proportional_bytes, pids)) > memory_limit():

@@ -23,7 +23,7 @@ RANDOM = HARNESS / "random"
 
 _NAMESPACES = (
     *("--unshare-all", "--unshare-user", "--disable-userns", "--die-with-parent", "--new-session"),
-    *("--cap-drop", "ALL", "--uid", "65534", "--gid", "65534", "--hostname", "box"),
+    *("--cap-drop", "ALL", "--uid", "65534", "--gid", "65534", "--hostname", "sandbox"),
 )
 _OWN_PROC = {"self", "thread-self", "mounts", "net"}  # links to what is the process's own
 _DRIVER_PROC = {"driver", "devices", "modules"}  # what the GPU's driver reads
@@ -85,7 +85,7 @@ def command(
 
 
 def _dev() -> list[str]:
-    """A /dev without device files: those are the host's, and whoever owns one can mark it, or break it for all."""
+    """A /dev without device files: those are the host's, and their owner could mark or break them."""
     line = ["--tmpfs", "/dev", "--dir", "/dev/shm", "--symlink", "/tmp/null", "/dev/null"]
     line += ["--symlink", str(RANDOM), "/dev/random", "--symlink", str(RANDOM), "/dev/urandom"]
     for name, target in _STREAMS.items():
@@ -105,7 +105,7 @@ def harness_files() -> dict[Path, bytes]:
 
 
 def _proc(empty: Path, static: Mapping[str, int], cuda: bool) -> list[str]:
-    """Cover what /proc tells of the machine: all but the processes' own folders."""
+    """Hide what /proc says about the machine, except the processes' own folders."""
     line: list[str] = ["--tmpfs", "/proc/1", "--remount-ro", "/proc/1"]  # bubblewrap's own
     for path in sorted(Path("/proc").iterdir()):
         name = path.name
@@ -154,13 +154,15 @@ def variables(device: str) -> dict[str, str]:
     return given
 
 
-def static_proc() -> dict[str, bytes]:
-    """Files of /proc that programs read, without what changes in them."""
-    try:
+def static_proc(memory_bytes: int) -> dict[str, bytes]:
+    """Files of /proc that programs read, without what changes in them; the memory is what the sandbox may use."""
+    names = ("MemTotal", "MemFree", "MemAvailable")
+    memory = "".join(f"{name}: {memory_bytes // 1024} kB\n" for name in names)
+    with contextlib.suppress(OSError):
         lines = Path("/proc/cpuinfo").read_bytes().splitlines(keepends=True)
-    except OSError:
-        return {}
-    return {"cpuinfo": b"".join(line for line in lines if not line.startswith((b"cpu MHz", b"bogomips")))}
+        processors = b"".join(line for line in lines if not line.startswith((b"cpu MHz", b"bogomips")))
+        return {"cpuinfo": processors, "meminfo": memory.encode()}
+    return {}
 
 
 def why_not(printed: str) -> str:

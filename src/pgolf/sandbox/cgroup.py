@@ -6,6 +6,7 @@ systemd. Where none can be made, the group is empty and nothing is enforced by t
 
 import contextlib
 import errno
+import itertools
 import os
 import re
 import shutil
@@ -20,6 +21,7 @@ from pathlib import Path
 ROOT = Path("/sys/fs/cgroup")
 
 _PREFIX = "pgolf-"
+_NUMBERS = itertools.count()
 _END_SECONDS = 30.0  # a dying process may first have to free millions of files
 
 
@@ -30,15 +32,17 @@ class Cgroup:
     folders: tuple[Path, ...] = ()
     command: list[str] = field(default_factory=list)
     """What to put before the command that is to run in the group."""
+    without_swap: bool = False
+    """Whether the limit on memory covers swap."""
 
     @staticmethod
     def create(name: str, memory_bytes: int, processes: int) -> "Cgroup":
         """A group with both limits and no swap, or an empty one."""
-        label = f"{_PREFIX}{os.getpid()}-{name}"
+        label = f"{_PREFIX}{os.getpid()}-{name}-{next(_NUMBERS)}"
         if (ROOT / "cgroup.controllers").exists():
             limits: dict[str, object] = {"memory.max": memory_bytes, "pids.max": processes}
             extra: dict[str, object] = {"memory.swap.max": 0, "memory.oom.group": 1}
-            for parent in (_own(), ROOT):
+            for parent in (ROOT, _own()):
                 if group := _make({parent / label: limits}, extra):
                     return group
             return _scope(label, memory_bytes, processes)
@@ -67,17 +71,11 @@ class Cgroup:
 
     def started(self, pid: int) -> None:
         """Note where a scope's processes are, once its first one runs."""
-        if self.command and not self.folders:
+        if self.command[:1] == _SCOPE[:1]:
             with contextlib.suppress(OSError):
-                self.folders = (ROOT / Path(f"/proc/{pid}/cgroup").read_text().rpartition("::/")[2].strip(),)
-
-    def without_swap(self) -> bool:
-        """Whether the group's limit on memory covers swap."""
-        scope = self.command[:1] == _SCOPE[:1]
-        files = [
-            folder / name for folder in self.folders for name in ("memory.swap.max", "memory.memsw.limit_in_bytes")
-        ]
-        return scope or any(file.exists() and file.read_text().strip() != "max" for file in files)
+                folder = ROOT / Path(f"/proc/{pid}/cgroup").read_text().rpartition("::/")[2].strip()
+                if folder.name.startswith(_PREFIX):  # and never the group of anything else, which would be killed
+                    self.folders = (folder,)
 
     def oom_killed(self) -> bool:
         """Whether the kernel killed a process of the group for its memory."""
@@ -105,19 +103,21 @@ class Cgroup:
 
 def _make(folders: Mapping[Path, Mapping[str, object]], extra: Mapping[str, object]) -> Cgroup | None:
     """Make groups with their limits; None when this user may not. Of `extra`, what the kernel knows is set."""
-    group = Cgroup(tuple(folders))
+    group = Cgroup()
     try:
         for folder, limits in folders.items():
             _remove_stale(folder.parent)
             if "memory.max" in limits:
                 _enable(folder.parent)
             folder.mkdir()
+            group.folders += (folder,)
             for name, value in limits.items():
                 (folder / name).write_text(str(value))
             for name, value in extra.items():
                 with contextlib.suppress(OSError):
                     if (folder / name).exists():
                         (folder / name).write_text(str(value))
+                        group.without_swap |= name in ("memory.swap.max", "memory.memsw.limit_in_bytes")
     except OSError:
         group.remove(0)
         return None
@@ -136,9 +136,11 @@ def _enable(parent: Path) -> None:
     except OSError as error:
         if error.errno != errno.EBUSY:
             raise
-        leaf = parent / f"{_PREFIX}{os.getpid()}-scorer"
+        leaf = parent / f"{_PREFIX}main"
         leaf.mkdir(exist_ok=True)
-        (leaf / "cgroup.procs").write_text(str(os.getpid()))
+        for pid in (parent / "cgroup.procs").read_text().split():
+            with contextlib.suppress(OSError):
+                (leaf / "cgroup.procs").write_text(pid)
         control.write_text("+memory +pids")
 
 
@@ -147,9 +149,8 @@ def _scope(label: str, memory_bytes: int, processes: int) -> Cgroup:
     if not _systemd_works():
         return Cgroup()
     limits = {"MemoryMax": memory_bytes, "MemorySwapMax": 0, "TasksMax": processes}
-    return Cgroup(
-        (), [*_SCOPE, f"--unit={label}-{time.monotonic_ns()}", *(f"-p{k}={v}" for k, v in limits.items()), "--"]
-    )
+    settings = [f"-p{name}={value}" for name, value in limits.items()]
+    return Cgroup((), [*_SCOPE, f"--unit={label}-{time.monotonic_ns()}", *settings, "--"], without_swap=True)
 
 
 _SCOPE = ["systemd-run", "--user", "--scope", "--quiet", "--collect"]

@@ -1,10 +1,11 @@
-"""What a sandbox can read of this machine: as little as its role needs, file by file.
+"""The files a sandbox can read: as few as its role needs.
 
 That is the interpreter, the standard library, the packages that the submission declared with what they require, and
 the shared libraries that all of these load; a compiler where one is declared. `private_copy` copies it.
 """
 
 import contextlib
+import importlib.machinery
 import importlib.metadata
 import importlib.util
 import os
@@ -18,7 +19,7 @@ from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 
-from packaging.requirements import Requirement
+from packaging.requirements import InvalidRequirement, Requirement
 from packaging.utils import canonicalize_name
 
 from pgolf.errors import EnvironmentBroken
@@ -32,6 +33,7 @@ ROLE_PACKAGES = {
 _OPTIONAL = {"tokenizers"}
 _NOT_IMPORTED = {"huggingface-hub"}  # tokenizers requires it to download models
 _TESTED = {"numpy", "scipy", "sympy", "networkx", "mpmath"}  # their tests are large, and nothing imports them
+_COMPILER_PROGRAMS = ("sh", "g++", "gcc", "c++", "cc", "as", "ld", "which", "openssl")  # torch.compile starts the last
 _STDLIB_SKIPPED = {"site-packages", "dist-packages", "test", "tests", "idlelib", "tkinter", "turtledemo", "ensurepip"}
 _STDLIB_SKIPPED |= {"lib2to3", "__pycache__"}
 _COMPILED = f".{sys.implementation.cache_tag}.pyc"
@@ -145,17 +147,22 @@ def _closure(declared: Sequence[str]) -> dict[str, bool]:
     done = set(waiting)
     while waiting:
         name, extra = waiting.pop()
-        with contextlib.suppress(importlib.metadata.PackageNotFoundError):
-            for line in importlib.metadata.requires(name) or ():
-                required = Requirement(line)
-                child = canonicalize_name(required.name)
-                if child in _NOT_IMPORTED or (required.marker and not required.marker.evaluate({"extra": extra})):
-                    continue
-                found.setdefault(child, False)
-                new = {(child, part) for part in ("", *required.extras)} - done
-                waiting += new
-                done |= new
+        for required in _requirements(name):
+            child = canonicalize_name(required.name)
+            if child in _NOT_IMPORTED or (required.marker and not required.marker.evaluate({"extra": extra})):
+                continue
+            found.setdefault(child, False)
+            new = {(child, part) for part in ("", *required.extras)} - done
+            waiting += new
+            done |= new
     return found
+
+
+def _requirements(name: str) -> Iterator[Requirement]:
+    distribution = _distribution(name)
+    for line in (distribution and distribution.requires) or ():
+        with contextlib.suppress(InvalidRequirement):  # of an old package; what it needs has to be declared
+            yield Requirement(line)
 
 
 def _add_package(files: _Files, name: str, required: bool, headers: bool) -> Path | None:
@@ -171,23 +178,39 @@ def _add_package(files: _Files, name: str, required: bool, headers: bool) -> Pat
 
 def _package_files(name: str) -> tuple[Path | None, list[Path]]:
     """A package's folder on sys.path and its files: by its own list, or all below where its module is found."""
-    modules = [name.replace("-", "_")]
-    with contextlib.suppress(importlib.metadata.PackageNotFoundError):
-        distribution = importlib.metadata.distribution(name)
+    module = name.replace("-", "_")
+    if distribution := _distribution(name):
         folder = Path(str(distribution.locate_file("")))
         paths = [folder / file for file in distribution.files or ()]
         if any(path.suffix in (".py", ".so") for path in paths):  # an editable package lists none
             return folder, paths
-        modules = (distribution.read_text("top_level.txt") or modules[0]).split()
-    with contextlib.suppress(ImportError, ValueError):
-        for spec in filter(None, map(importlib.util.find_spec, modules)):
-            if spec.submodule_search_locations:
-                home = Path(next(iter(spec.submodule_search_locations)))
-                metadata = home.parent.glob(f"{modules[0]}-*.dist-info/*")
-                return home.parent, [*_tree(home), *_tree(home.with_name(f"{home.name}.libs")), *metadata]
-            if spec.origin and Path(spec.origin).is_file():
-                return Path(spec.origin).parent, [Path(spec.origin)]
-    return None, []
+        for top in (distribution.read_text("top_level.txt") or module).split():
+            with contextlib.suppress(ImportError, ValueError):
+                if found := _module_files(importlib.util.find_spec(top)):
+                    return found
+    return _module_files(importlib.machinery.PathFinder.find_spec(module, _search())) or (None, [])
+
+
+def _module_files(spec: importlib.machinery.ModuleSpec | None) -> tuple[Path, list[Path]] | None:
+    """The same for a module; not for a folder without __init__.py, which may be any folder of that name."""
+    if spec is None or spec.origin is None or not Path(spec.origin).is_file():
+        return None
+    origin = Path(spec.origin)
+    if not spec.submodule_search_locations:
+        return origin.parent, [origin]
+    home = origin.parent
+    metadata = home.parent.glob(f"{home.name}-*.dist-info/*")
+    return home.parent, [*_tree(home), *_tree(home.with_name(f"{home.name}.libs")), *metadata]
+
+
+def _distribution(name: str) -> importlib.metadata.Distribution | None:
+    return next(iter(importlib.metadata.distributions(name=name, path=_search())), None)
+
+
+def _search() -> list[str]:
+    """Where packages may lie: all of sys.path but the working directory, which may hold the text."""
+    here = Path.cwd()
+    return [path for path in sys.path if path and Path(path).exists() and Path(path).resolve() != here]
 
 
 def _needed(name: str, path: Path, headers: bool) -> bool:
@@ -209,16 +232,17 @@ def _add_compiler(files: _Files) -> None:
     """g++ with the programs that it starts, headers, and what it links with."""
     if not (compiler := shutil.which("g++")):
         raise EnvironmentBroken("the submission declares a compiler, and g++ is not here; apt install g++")
-    programs = [shutil.which(name) for name in ("sh", "g++", "gcc", "c++", "cc", "as", "ld")]
+    programs = [shutil.which(name) for name in _COMPILER_PROGRAMS]
     files.add_all(Path(program) for program in programs if program)
     for name in ("cc1plus", "cc1", "collect2"):
         files.add(Path(_run(compiler, f"-print-prog-name={name}").strip()))
     library = Path(_run(compiler, "-print-file-name=libgcc.a").strip()).parent
     files.add_all(path for path in library.iterdir() if re.search(r"\.(o|a|so|spec)$", path.name))
     searched = _run(compiler, "-E", "-x", "c++", "-v", "/dev/null").partition("search starts here:\n")[2]
+    others = {"node", *(path.name for path in Path("/usr/include").glob("llvm*"))}  # large, and of other compilers
     for line in (*searched.splitlines(), f" {sysconfig.get_path('include')}"):
         if line.startswith(" "):
-            files.add_all(_tree(Path(line.strip())))
+            files.add_all(_tree(Path(line.strip()), others))
     system = Path(_run(compiler, "-print-file-name=crt1.o").strip()).parent
     for name in ("c", "m", "mvec", "pthread", "dl", "rt", "util"):
         files.add_all(path for kind in (".so", ".a", "_nonshared.a") for path in system.glob(f"lib{name}{kind}"))

@@ -1,8 +1,7 @@
-"""The guest: runs a submission's code inside the sandbox and answers the scorer.
+"""The guest: runs a submission's code inside the sandbox and submits its results.
 
 It is started with one JSON argument (see `box.Worker`) and plays one role: `encode` turns texts into ids, `decode`
-turns ids into texts, `predict` turns tokens into logits. Nothing here is trusted by the scorer; this is only the
-honest way to answer it.
+turns ids into texts, `predict` turns tokens into logits. The scorer trusts nothing here.
 """
 
 import importlib
@@ -44,7 +43,7 @@ def main() -> None:
     except BaseException as error:
         traceback.print_exc()
         channel.send(Kind.FAILED, _describe(error, root).encode("utf-8", "replace")[: wire.MESSAGE_BYTES])
-        while channel.socket.recv(1 << 16):  # what the scorer has still to say, before it hears this
+        while channel.socket.recv(1 << 16):  # read what the scorer is still sending, so that it can receive the failure
             pass
 
 
@@ -148,7 +147,7 @@ def _predict(channel: Channel, root: Path, config: dict[str, Any]) -> None:
     if config["form"] == "window":
         module = predict.load(root, device)
         channel.send(Kind.READY)
-        _answer_windows(channel, ring, module, device)
+        _serve_windows(channel, ring, module, device)
     predictor = predict.load(root, device, config["lanes"], config["count"])
     plan = int(getattr(predictor, "plan", 0))
     if not 0 <= plan < 1 << 8 * wire.PLAN_BYTES:
@@ -157,10 +156,10 @@ def _predict(channel: Channel, root: Path, config: dict[str, Any]) -> None:
     plan = int.from_bytes(channel.receive(Kind.PLAN, wire.PLAN_BYTES), "little")
     if hasattr(predictor, "plan"):
         predictor.plan = plan
-    _answer_steps(channel, ring, predictor, device)
+    _serve_steps(channel, ring, predictor, device)
 
 
-def _answer_steps(channel: Channel, ring: Ring, predictor: Any, device: Any) -> None:
+def _serve_steps(channel: Channel, ring: Ring, predictor: Any, device: Any) -> None:
     """Step form: predictor.step(ids (B,), lane (B,)) -> logits (B, V) of the token after each."""
     import torch
 
@@ -173,7 +172,7 @@ def _answer_steps(channel: Channel, ring: Ring, predictor: Any, device: Any) -> 
         _submit(channel, ring, step.number, logits)
 
 
-def _answer_windows(channel: Channel, ring: Ring, module: Any, device: Any) -> None:
+def _serve_windows(channel: Channel, ring: Ring, module: Any, device: Any) -> None:
     """Window form: module(ids (B, T)) -> logits (B, T, V)."""
     import torch
 

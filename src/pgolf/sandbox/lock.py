@@ -22,6 +22,10 @@ _POLL_SECONDS = 0.1
 _NOTE_BYTES = 256
 
 
+class Held(EnvironmentBroken):
+    """Somebody else holds the lock."""
+
+
 def path() -> Path:
     """The file: of the machine for root, of the user for others."""
     return Path(os.environ[_VARIABLE]) if os.environ.get(_VARIABLE) else _standard()
@@ -39,7 +43,7 @@ def reaches_machine() -> bool:
 
 @contextlib.contextmanager
 def hold(seconds: float | None = None, say: Callable[[str], None] | None = None) -> Iterator[None]:
-    """Hold the lock. Waits for it, `rules.LOCK_SECONDS` unless given, and tells `say` (stderr) for whom.
+    """Hold the lock. Waits `rules.LOCK_SECONDS` unless given; `say` (default: stderr) is told the holder.
 
     Raises EnvironmentBroken when the time is over or the file is not a regular file of this user or root.
     """
@@ -49,7 +53,7 @@ def hold(seconds: float | None = None, say: Callable[[str], None] | None = None)
     while (descriptor := _take(file)) is None:
         holder = _holder(file)
         if time.monotonic() >= until:
-            raise EnvironmentBroken(f"{file}: the lock is still held by {holder}; wait until it ends, or end it")
+            raise Held(f"{file}: the lock is still held by {holder}; wait until it ends, or end it")
         if not said:
             (say or _say)(f"pgolf: waiting for {holder} on {file}")
             said = True
@@ -66,7 +70,7 @@ def hold(seconds: float | None = None, say: Callable[[str], None] | None = None)
 
 
 def _standard() -> Path:
-    if os.geteuid() == 0:
+    if os.geteuid() == 0 and Path("/run").is_dir():
         return Path("/run/pgolf.lock")
     folder = os.environ.get("XDG_RUNTIME_DIR")
     return Path(folder, "pgolf.lock") if folder and Path(folder).is_dir() else Path.home() / ".cache" / "pgolf" / "lock"

@@ -1,8 +1,8 @@
 """The private copy: fresh files for each sandbox, so that nothing about them can tell of an earlier one.
 
-Which pages of a file the machine holds in memory, who has locked it, who waits on it: through all of these two
-processes that can only read a file still talk. So no inode that a sandbox can reach was ever within reach of
-another one. Binds, overlays and hard links share inodes or pages and will not do.
+Through page residency, locks and waiters, two processes that can only read a file can still communicate. So no
+sandbox can reach an inode that an earlier one could reach. Binds, overlays and hard links share inodes or pages and
+will not do.
 """
 
 import contextlib

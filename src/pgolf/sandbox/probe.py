@@ -2,8 +2,9 @@
 
 import contextlib
 import os
+import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -15,6 +16,7 @@ from pgolf.sandbox.cgroup import Cgroup
 from pgolf.sandbox.wire import Kind
 
 _SECONDS = 120.0
+_OPTIONAL = ("swap", "/dev/shm", "compiler")
 
 
 @dataclass(frozen=True)
@@ -26,7 +28,6 @@ class Isolation:
     memory_enforced: bool
     """Whether the kernel keeps the limits on memory and processes."""
     seccomp: bool
-    private_copy: bool
     lock_standard: bool
     """Whether the lock is the one that every scorer takes."""
     lock_reaches_machine: bool
@@ -39,7 +40,6 @@ class Isolation:
         found = {
             "the kernel does not keep the limits on memory and processes": self.memory_enforced,
             "there is no seccomp filter for this processor": self.seccomp,
-            "the sandbox shares files with earlier ones": self.private_copy or fresh_machine,
             "the lock is not the machine's": self.lock_standard or fresh_machine,
             "this is a container, and others on the machine do not see its lock": self.lock_reaches_machine
             or fresh_machine,
@@ -58,19 +58,22 @@ class Check:
     remedy: str
     """What to do about it; empty when it holds."""
 
+    @property
+    def needed(self) -> bool:
+        """Whether an eligible score needs it. Otherwise it costs time, or only some submissions fail without it."""
+        return self.name not in _OPTIONAL
+
 
 @cache
 def isolation(seconds: float = 0.0) -> Isolation:
     """The isolation that is in force, without trying it. Raises EnvironmentBroken when there is no bubblewrap."""
     bubblewrap.program(os.environ.get("PATH"))
-    group = Cgroup.create("probe", box.memory_limit(), rules.WORKER_PROCESSES)
-    group.remove()
+    group = _group()
     parts = ["bubblewrap", group.version, "seccomp" if seccomp.program() else "no seccomp", "private copy"]
     return Isolation(
         description=", ".join(parts),
         memory_enforced=group.enforced,
         seccomp=seccomp.program() is not None,
-        private_copy=True,
         lock_standard=lock.is_standard(),
         lock_reaches_machine=lock.reaches_machine(),
         seconds=seconds,
@@ -102,43 +105,21 @@ def check_isolation(device: str = "cpu", compiler: bool = False) -> Isolation:
     return Isolation(**{**found.__dict__, "seconds": round(time.monotonic() - start, 3)})
 
 
-def report(device: str = "cpu") -> list[Check]:
-    """Everything that an eligible score needs of this machine."""
-    checks = [
-        _tried("sandbox", lambda: f"works, {check_isolation(device).description}"),
-        _memory_limit(),
-        _check(
-            "seccomp",
-            seccomp.program() is not None,
-            f"the filter knows the processor {os.uname().machine}",
-            f"no filter for the processor {os.uname().machine}",
-            "score on x86-64 or aarch64",
-        ),
-        _tried("private copy", _copy_place),
-        _shared_memory(),
-        _check(
-            "lock",
-            lock.is_standard(),
-            f"{lock.path()} is every scorer's",
-            f"PGOLF_LOCK names another lock, {lock.path()}",
-            "unset PGOLF_LOCK",
-        ),
-        _check(
-            "machine",
-            lock.reaches_machine(),
-            "this is no container",
-            "this is a container, and the lock does not reach the others on the machine",
-            "score on the machine itself, or in a fresh virtual machine with --fresh-machine",
-        ),
-        _swap(),
-        _tried("shell limits", box.check_limits),
-        _tried("compiler", lambda: f"g++ works inside, {check_isolation(device, compiler=True).description}"),
-    ]
-    return checks
-
-
-def _check(name: str, holds: bool, good: str, bad: str, remedy: str) -> Check:
-    return Check(name, holds, good if holds else bad, "" if holds else remedy)
+def report(device: str = "cpu", names: Sequence[str] = ()) -> list[Check]:
+    """Everything that an eligible score needs of this machine, or of that what is in `names`."""
+    checks = {
+        "sandbox": lambda: f"works, {check_isolation(device).description}",
+        "memory limit": _memory_limit,
+        "swap": _swap,
+        "seccomp": _filter,
+        "private copy": _copy,
+        "/dev/shm": _shared_memory,
+        "lock": _lock,
+        "machine": _machine,
+        "shell limits": box.check_limits,
+        "compiler": lambda: _compiles(device),
+    }
+    return [_tried(name, attempt) for name, attempt in checks.items() if not names or name in names]
 
 
 def _tried(name: str, attempt: Callable[[], str]) -> Check:
@@ -147,61 +128,86 @@ def _tried(name: str, attempt: Callable[[], str]) -> Check:
         return Check(name, True, attempt(), "")
     except EnvironmentBroken as error:
         reason, _, remedy = str(error).rpartition("; ")
-        return Check(name, False, reason or str(error), remedy if reason else "see the reason")
+        return Check(name, False, reason, remedy) if reason else Check(name, False, str(error), "see the reason")
 
 
-def _memory_limit() -> Check:
+def _memory_limit() -> str:
+    group = _group()
+    if not group.enforced:
+        raise EnvironmentBroken(
+            "this user may make no control group, so nothing keeps the limits on memory and processes; score as root, "
+            "or in a login session of systemd with cgroup v2 (`systemd-run --user --scope true` tries it)"
+        )
+    return f"the kernel keeps it ({group.version}, {box.memory_limit() / 1024**3:.1f} GiB)"
+
+
+def _swap() -> str:
+    swaps: list[str] = []
+    with contextlib.suppress(OSError):
+        swaps = Path("/proc/swaps").read_text().splitlines()[1:]
+    if swaps and not _group().without_swap:
+        raise EnvironmentBroken("a sandbox can use swap beyond its memory limit; swapoff -a while scoring")
+    return "a sandbox cannot use any"
+
+
+def _group() -> Cgroup:
+    """A group as a worker gets it, already removed."""
     group = Cgroup.create("probe", box.memory_limit(), rules.WORKER_PROCESSES)
     group.remove()
-    return _check(
-        "memory limit",
-        group.enforced,
-        f"the kernel keeps it ({group.version}, {box.memory_limit() / 1024**3:.1f} GiB)",
-        "this user may make no control group, so nothing keeps the limits on memory and processes",
-        "score as root, or in a login session of systemd with cgroup v2 (`systemd-run --user --scope true` tries it)",
-    )
+    return group
 
 
-def _copy_place() -> str:
+def _filter() -> str:
+    if seccomp.program() is None:
+        raise EnvironmentBroken(f"no filter for the processor {os.uname().machine}; score on x86-64 or aarch64")
+    return f"the filter knows the processor {os.uname().machine}"
+
+
+def _compiles(device: str) -> str:
+    check_isolation(device, compiler=True)
+    return "g++ works in a sandbox that declares it"
+
+
+def _copy() -> str:
     wanted = environment.listing("predict")
     with private_copy.private_copy(wanted) as made:
         return f"{wanted.bytes / 1e6:,.0f} MB in {made.root.parent}, {made.seconds:.1f} s"
 
 
-def _shared_memory() -> Check:
+def _shared_memory() -> str:
     place = private_copy.base(environment.listing("predict").bytes)
-    return _check(
-        "/dev/shm",
-        place == Path("/dev/shm"),
-        "has room for the private copy",
-        f"cannot hold the private copy, which goes to {place} and takes longer",
-        "mount a tmpfs of 4 GB on /dev/shm (Docker: --shm-size=4g), without noexec",
-    )
+    if place != Path("/dev/shm"):
+        raise EnvironmentBroken(
+            f"cannot hold the private copy, which goes to {place} and takes longer; mount a tmpfs of 4 GB there "
+            "(Docker: --shm-size=4g), without noexec"
+        )
+    return "has room for the private copy"
 
 
-def _swap() -> Check:
-    swaps = []
-    with contextlib.suppress(OSError):
-        swaps = Path("/proc/swaps").read_text().splitlines()[1:]
-    group = Cgroup.create("probe", box.memory_limit(), rules.WORKER_PROCESSES)
-    kept = group.without_swap()
-    group.remove()
-    return _check(
-        "swap",
-        not swaps or kept,
-        "a sandbox cannot use any",
-        "a sandbox can use swap beyond its memory limit",
-        "swapoff -a while scoring",
-    )
+def _lock() -> str:
+    if not lock.is_standard():
+        raise EnvironmentBroken(f"PGOLF_LOCK names another lock than every scorer's, {lock.path()}; unset PGOLF_LOCK")
+    with contextlib.suppress(lock.Held), lock.hold(0, lambda _: None):
+        pass
+    return f"{lock.path()} is every scorer's"
 
 
-def main() -> int:
-    """One line for each check that fails; always 0, since it is advice."""
-    for check in report():
-        if not check.holds:
-            print(f"{check.name}: {check.reason}; {check.remedy}")
-    return 0
+def _machine() -> str:
+    if not lock.reaches_machine():
+        raise EnvironmentBroken(
+            "this is a container, and the lock does not reach other ones on the machine; score on the machine itself, "
+            "or in a fresh virtual machine with --fresh-machine"
+        )
+    return "this is no container"
+
+
+def main(names: Sequence[str] = ()) -> int:
+    """Print a line for each check that fails, of all or of those named. Exit code 3 if one of those named does."""
+    failing = [check for check in report(names=names) if not check.holds]
+    for check in failing:
+        print(f"{check.name}: {check.reason}" + (f"; {check.remedy}" if check.remedy else ""))
+    return EnvironmentBroken.exit_code if names and failing else 0
 
 
 if __name__ == "__main__":
-    raise SystemExit(main())
+    raise SystemExit(main(sys.argv[1:]))

@@ -1,7 +1,7 @@
 """A small seccomp filter: system calls that an honest predictor never makes and an exploit often does.
 
-The sandbox stands without it (its files are its own, namespaces hide the rest); it takes kernel code out of the reach
-of hostile code. Classic BPF, as described in seccomp(2).
+The sandbox stands without it (its files are its own, namespaces hide the rest); it reduces the kernel code that
+hostile code can reach. Classic BPF, as described in seccomp(2).
 """
 
 import platform
@@ -30,7 +30,7 @@ DENIED = {  # numbers on x86-64 and aarch64; None: there is no such call
     # Other processes, and the kernel.
     "ptrace": (101, 117), "process_vm_readv": (310, 270), "process_vm_writev": (311, 271), "kcmp": (312, 272),
     "pidfd_getfd": (438, 438), "perf_event_open": (298, 241), "bpf": (321, 280), "userfaultfd": (323, 282),
-    "syslog": (103, 116), "sysinfo": (99, 179), "personality": (135, 92), "acct": (163, 89), "reboot": (169, 142),
+    "syslog": (103, 116), "personality": (135, 92), "acct": (163, 89), "reboot": (169, 142),
     "init_module": (175, 105), "finit_module": (313, 273), "delete_module": (176, 106), "kexec_load": (246, 104),
     "kexec_file_load": (320, 294), "add_key": (248, 217), "request_key": (249, 218), "keyctl": (250, 219),
     "settimeofday": (164, 170), "clock_settime": (227, 112), "clock_adjtime": (305, 266), "adjtimex": (159, 171),

@@ -15,6 +15,7 @@ import mmap
 import os
 import socket
 import struct
+import tempfile
 import time
 from dataclasses import dataclass
 from enum import IntEnum
@@ -206,6 +207,10 @@ class Ring:
     def create(slot_bytes: int) -> "Ring":
         """A new ring. Sealed, because a worker that shrank the file would crash the scorer on its next read."""
         slot_bytes += -slot_bytes % mmap.PAGESIZE
+        if not hasattr(os, "memfd_create"):  # no Linux, so no sandbox either
+            with tempfile.TemporaryFile() as file:
+                os.ftruncate(file.fileno(), SLOTS * slot_bytes)
+                return Ring(os.dup(file.fileno()), slot_bytes)
         fd = os.memfd_create("pgolf-logits", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
         os.ftruncate(fd, SLOTS * slot_bytes)
         fcntl.fcntl(fd, fcntl.F_ADD_SEALS, fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW | fcntl.F_SEAL_SEAL)

@@ -1,1 +1,1 @@
-"""The judge: what a score is, and nothing that the submission says about it."""
+"""The scorer: from an artifact and a text to a record."""

@@ -2,6 +2,7 @@
 
 import sys
 
-from pgolf.cli import main
+from pgolf.__main__ import main
 
-sys.exit(main(["score", *sys.argv[1:]]))
+if __name__ == "__main__":
+    sys.exit(main(["score", *sys.argv[1:]]))

@@ -1,6 +1,8 @@
 """Where a predictor runs."""
 
 import re
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 import torch
 
@@ -19,3 +21,14 @@ def find_device(device: str) -> str:
     if int(match[1] or 0) >= count:
         raise UsageError(f"device {device} is not here: torch {torch.__version__} sees {count} GPUs")
     return device
+
+
+@contextmanager
+def one_thread(device: str) -> Iterator[None]:
+    """On a CPU let this process compute in one thread, so that it does not fight with the predictor for the cores."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1 if device == "cpu" else threads)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)

@@ -1,4 +1,4 @@
-"""From logits to log-loss: the only place where a probability is made."""
+"""Log-loss from logits. No other module computes it for a score."""
 
 import numpy as np
 import numpy.typing as npt

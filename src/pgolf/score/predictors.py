@@ -24,7 +24,7 @@ class Predictor:
     """A context manager: entering starts the sandbox, leaving kills it. `load` comes before anything else."""
 
     def __init__(self, artifact: Artifact, count: int, device: str, isolated: bool) -> None:
-        """`count`: the number of documents or tokens that the step form's `load` is told (see `schedule.count`)."""
+        """`count`: the number of documents or tokens passed to the step form's `load` (see `schedule.count`)."""
         manifest = artifact.manifest
         self.width = manifest.vocab_size
         self.device = device
@@ -32,7 +32,7 @@ class Predictor:
         self.seconds = {"predictor": 0.0, "wire": 0.0}
         most = manifest.lanes if manifest.form == "step" else max(manifest.context, window_tokens(self.width))
         self.ring = Ring.create(4 * self.width * most)
-        told = {"lanes": manifest.lanes, "count": count} if manifest.form == "step" else {}
+        arguments = {"lanes": manifest.lanes, "count": count} if manifest.form == "step" else {}
         try:
             self.worker = Worker(
                 "predict",
@@ -40,7 +40,7 @@ class Predictor:
                 isolated=isolated,
                 device=device,
                 ring=self.ring,
-                config={"form": manifest.form, **told},
+                config={"form": manifest.form, **arguments},
                 packages=manifest.packages,
                 compiler=manifest.compiler,
             )
@@ -64,7 +64,7 @@ class Predictor:
     def load(self, plan: int | None = None) -> int | None:
         """Wait until the predictor is loaded; returns the plan that it follows, or None in the window form.
 
-        `plan`: what the predictor of an encoder reported; None: whatever this one reports.
+        `plan`: what the predictor of an encoder reported; None: use the plan that this predictor reports.
         """
         ready = self.worker.receive(Kind.READY, wire.PLAN_BYTES)
         if not ready:
@@ -88,7 +88,7 @@ class Predictor:
         self._send(Kind.WINDOWS, message.encode())
 
     def receive(self, rows: int) -> Tensor:
-        """A private copy, on this device, of the logits (rows, V) of the first outstanding submission."""
+        """A private copy, on this device, of the logits (rows, V) of the oldest outstanding step or batch."""
         start = time.monotonic()
         number = self.received
         try:

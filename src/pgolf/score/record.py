@@ -1,8 +1,7 @@
-"""The record of a score: JSON that says what the number rests on. Written whole or not at all."""
+"""The record of a score: JSON that says what the number rests on. Written atomically."""
 
 import importlib.metadata
 import json
-import os
 import platform
 from pathlib import Path
 from typing import Any
@@ -11,7 +10,8 @@ import torch
 
 import pgolf
 from pgolf import rules
-from pgolf.files import write_atomically
+from pgolf.files import printable, write_atomically
+from pgolf.machine import cores
 
 Record = dict[str, Any]
 
@@ -37,6 +37,7 @@ def new(path: Path, track: str | None, device: str) -> Record:
         "artifact": {"sha256": None, "bytes": path.stat().st_size},
         "data": None,
         "isolation": None,
+        "fresh_machine": False,
         "seconds": {},
         "margin": None,
         "plan": None,
@@ -48,7 +49,7 @@ def new(path: Path, track: str | None, device: str) -> Record:
 
 
 def environment(device: str) -> dict[str, Any]:
-    """Versions and hardware that may move a score in its last digits."""
+    """Versions and hardware that may change the last digits of a score."""
     return {
         "pgolf": pgolf.__version__,
         "python": platform.python_version(),
@@ -63,18 +64,8 @@ def environment(device: str) -> dict[str, Any]:
     }
 
 
-def cores() -> int:
-    """Processor cores that this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-
-
-def path_of(artifact: Path, kind: str) -> Path:
-    """Where what is derived from an artifact stands: beside it, its name without .zst and with `kind` appended."""
-    return artifact.with_name(artifact.name.removesuffix(".zst") + kind)
-
-
 def write(record: Record, path: Path) -> None:
-    """Write `record` as JSON under `path`, whole or not at all."""
+    """Write `record` as JSON under `path`, atomically."""
     rounded = {**record, "seconds": {name: round(value, 3) for name, value in record["seconds"].items()}}
     if record.get("margin") is not None:
         rounded["margin"] = round(record["margin"], 3)
@@ -92,7 +83,7 @@ def table(record: Record) -> str:
         "submission": f"{record['submission']['name']} by {record['submission']['author']}, track {limits.name}",
         "artifact": f"{record['artifact']['bytes']:,} of {limits.artifact_bytes:,} bytes, "
         f"sha256 {record['artifact']['sha256'][:16]}",
-        "text": f"{record['data']['name']}: {record['documents']:,} documents, {record['bytes']:,} bytes",
+        "text": f"{printable(record['data']['name'])}: {record['documents']:,} documents, {record['bytes']:,} bytes",
         "tokens": f"{record['tokens']:,} scored, {record['bytes'] / record['tokens']:.3f} bytes per token",
         "seconds": f"{sum(seconds.values()):.1f} of {limits.eval_seconds:g} ({phases})",
         "isolation": record["isolation"],

@@ -1,8 +1,7 @@
 """The schedule of the step form: which lane is shown which token when. Scorer, compressor and decoder share it.
 
-Each active lane shows one token, the logits of what follows it in each lane come back, and only then the tokens that
-do follow enter. So what is shown at a step depends on tokens that have been scored, on the number of documents or
-tokens, and on the manifest, and on nothing else.
+In each step every active lane shows one token, the predictor returns logits of the next one, and only then are the
+true next tokens shown. So a step depends on scored tokens, the number of documents or tokens, and the manifest alone.
 """
 
 from collections.abc import Generator, Sequence
@@ -97,5 +96,5 @@ class Targets:
 
 
 def count(manifest: Manifest, documents: int, tokens: int) -> int:
-    """The one number about the text that a predictor is told: of its documents, or in the layout "parts" of tokens."""
+    """The one number about the text that `load` receives: documents, or tokens in the layout "parts"."""
     return tokens if manifest.layout == "parts" else documents

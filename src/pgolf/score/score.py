@@ -10,8 +10,7 @@ a sandbox and only ever returns logits over its whole vocabulary, before it is s
 import importlib.metadata
 import math
 import time
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -23,13 +22,13 @@ from pgolf import rules
 from pgolf.artifact import Artifact, Manifest, read
 from pgolf.data.dataset import CanonicalText, Dataset, open_dataset
 from pgolf.errors import EnvironmentBroken, Refused, UsageError
-from pgolf.sandbox import lock
+from pgolf.sandbox import lock, probe
 from pgolf.sandbox.box import check_hidden
-from pgolf.sandbox.probe import Isolation, check_isolation
+from pgolf.sandbox.probe import Isolation
 from pgolf.sandbox.wire import Ids, WireError
 from pgolf.score import record, schedule, tokenization, windows
 from pgolf.score.deadline import Clock
-from pgolf.score.devices import find_device
+from pgolf.score.devices import find_device, one_thread
 from pgolf.score.likelihood import Floats, log_losses
 from pgolf.score.predictors import Predictor
 from pgolf.score.schedule import Targets
@@ -43,10 +42,10 @@ class Options:
     """None: the artifact's own."""
     device: str = "auto"
     documents: int | None = None
-    """Only the first so many."""
+    """Score only the first N documents."""
     isolated: bool = True
     fresh_machine: bool = False
-    """The operator's word that no other sandbox runs, or ran, on this machine."""
+    """The operator states that nothing else runs, or ran, on this machine."""
 
 
 def score(path: Path, data: Path, options: Options = Options()) -> record.Record:
@@ -93,8 +92,9 @@ def _score(result: record.Record, path: Path, data: Path, options: Options, devi
     result["submission"] = {"name": manifest.name, "author": manifest.author}
     result["artifact"] = {"sha256": artifact.sha256, "bytes": artifact.size}
     _check_packages(manifest.packages)
-    isolation = check_isolation(device) if options.isolated else None
+    isolation = probe.isolation() if options.isolated else None
     result["isolation"] = isolation.description if isolation else "none"
+    result["fresh_machine"] = options.fresh_machine
     dataset = open_dataset(data)
     if options.isolated:
         check_hidden(dataset.root)
@@ -199,17 +199,6 @@ def step_through(
             bits.append(round(spent, 2))
         done(len(at))
     return nll, number, bits
-
-
-@contextmanager
-def one_thread(device: str) -> Iterator[None]:
-    """On a CPU let this process compute in one thread, so that it does not fight with the predictor for the cores."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1 if device == "cpu" else threads)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(threads)
 
 
 def _check_packages(packages: Sequence[str]) -> None:

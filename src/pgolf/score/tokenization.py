@@ -65,7 +65,7 @@ def decode(
 ) -> list[bytes]:
     """The text of each document, from a fresh sandbox that receives nothing but the ids.
 
-    `sizes`: bytes that each text has, or at most has. Raises Refused when the sandbox sends more than twice as much.
+    `sizes`: upper bound on the bytes of each text. Raises Refused when the sandbox sends more than twice as much.
     """
     if artifact.manifest.tokenizer == "bytes" and artifact.manifest.transform is None:
         for number, ids in enumerate(encoded):

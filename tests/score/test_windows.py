@@ -4,7 +4,6 @@ import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pgolf.artifact import Manifest
 from pgolf.score import windows
 
 lengths = st.lists(st.integers(0, 40), min_size=1, max_size=12)
@@ -35,23 +34,3 @@ def test_stream_costs_each_document_its_ids_and_one_end() -> None:
     stream, boundaries = windows.stream([np.array([7, 8], dtype=np.int32), np.array([], dtype=np.int32)], bos=1)
     assert stream.tolist() == [1, 7, 8, 1, 1]
     assert boundaries.tolist() == [0, 3, 4]
-
-
-@given(st.integers(1, 80), st.integers(1, 16), st.data())
-def test_window_of_a_row_is_known_without_the_end(tokens: int, context: int, data: st.DataObject) -> None:
-    """`window_start` agrees with the plan, which knows how long the segment is."""
-    stride = data.draw(st.integers(1, context))
-    plan = windows.plan(np.array([0, tokens]), "document", context, stride)
-    for start, length, first in zip(plan.start, plan.length, plan.first, strict=True):
-        assert {windows.window_start(row, context, stride) for row in range(start + first, start + length)} == {start}
-
-
-def test_separate_plan_keeps_documents_apart() -> None:
-    """Windows begin with a document, and a round holds pieces of one only."""
-    fields = {"name": "t", "author": "t", "track": "laptop", "vocab_size": 9, "bos": 1, "tokenizer": "bytes"}
-    documents = [np.full(size, 5, dtype=np.int32) for size in (3, 0, 9)]
-    simple = windows.Plan.separate(Manifest(**fields, context=4), documents)  # type: ignore[arg-type]
-    assert simple.rounds[0].start.tolist() == [0, 4, 5, 9, 13]
-    assert simple.rounds[0].length.tolist() == [4, 1, 4, 4, 2]
-    streaming = windows.Plan.separate(Manifest(**fields, form="streaming", round=64), documents)  # type: ignore[arg-type]
-    assert [(r.start.tolist(), r.length.tolist()) for r in streaming.rounds] == [([0], [4]), ([4], [1]), ([5], [10])]

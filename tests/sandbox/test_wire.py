@@ -12,7 +12,7 @@ from conftest import damaged
 from pgolf.sandbox import wire
 from pgolf.sandbox.wire import Channel, Dtype, Kind, Ring, WireError
 
-PARSERS = (wire.decode_texts, wire.decode_tokens, wire.Batch.decode, wire.Rows.decode, wire.Round.decode)
+PARSERS = (wire.decode_texts, wire.decode_tokens, wire.Step.decode, wire.WindowBatch.decode, wire.Logits.decode)
 
 
 @given(st.lists(st.binary(max_size=30), max_size=8))
@@ -28,16 +28,15 @@ def test_tokens_round_trip(documents: list[list[int]]) -> None:
     assert [ids.tolist() for ids in back] == documents
 
 
-def test_batch_and_rows_round_trip() -> None:
+def test_headers_round_trip() -> None:
     """Headers carry their numbers."""
-    first, ids = np.array([0, 2, 1], dtype=np.int32), np.arange(12, dtype=np.int32).reshape(3, 4)
-    batch = wire.Batch.decode(wire.Batch(3, 1, 2, first, ids).encode())
-    assert (batch.number, batch.slot, batch.count) == (3, 1, 2)
-    assert (batch.first.tolist(), batch.ids.tolist()) == (first.tolist(), ids.tolist())
-    asked = wire.Round.decode(wire.Round(wire.Wanted.LAST, [ids[0], ids[1, :0]]).encode())
-    assert (asked.wanted, [d.tolist() for d in asked.documents]) == (wire.Wanted.LAST, [ids[0].tolist(), []])
-    rows = wire.Rows(9, 0, 5, 7, Dtype.BFLOAT16)
-    assert wire.Rows.decode(rows.encode()) == rows
+    lane, ids = np.array([0, 2, 5], dtype=np.int32), np.arange(12, dtype=np.int32).reshape(3, 4)
+    step = wire.Step.decode(wire.Step(7, lane, ids[:, 1]).encode())
+    assert (step.number, step.lane.tolist(), step.ids.tolist()) == (7, lane.tolist(), ids[:, 1].tolist())
+    batch = wire.WindowBatch.decode(wire.WindowBatch(3, 1, 2, ids).encode())
+    assert (batch.number, batch.first, batch.count, batch.ids.tolist()) == (3, 1, 2, ids.tolist())
+    logits = wire.Logits(9, 5, 7, Dtype.BFLOAT16)
+    assert wire.Logits.decode(logits.encode()) == logits
 
 
 IDS = st.integers(-(2**31), 2**31 - 1)
@@ -49,19 +48,24 @@ def array(values: list[int]) -> wire.Ids:
 
 
 @st.composite
-def batches(draw: st.DrawFn) -> wire.Batch:
-    b, t = draw(st.integers(0, 4)), draw(st.integers(0, 5))
-    first = draw(st.lists(IDS, min_size=b, max_size=b))
+def steps(draw: st.DrawFn) -> wire.Step:
+    lanes = draw(st.integers(0, 6))
+    lane, ids = (array(draw(st.lists(IDS, min_size=lanes, max_size=lanes))) for _ in range(2))
+    return wire.Step(draw(NUMBERS), lane, ids)
+
+
+@st.composite
+def batches(draw: st.DrawFn) -> wire.WindowBatch:
+    b, t = draw(st.integers(1, 4)), draw(st.integers(1, 5))
     ids = draw(st.lists(IDS, min_size=b * t, max_size=b * t))
-    return wire.Batch(draw(NUMBERS), draw(NUMBERS), draw(NUMBERS), array(first), array(ids).reshape(b, t))
+    return wire.WindowBatch(draw(NUMBERS), draw(NUMBERS), draw(NUMBERS), array(ids).reshape(b, t))
 
 
-ROUNDS = st.builds(wire.Round, st.sampled_from(wire.Wanted), st.lists(st.lists(IDS, max_size=9).map(array), max_size=5))
-ROWS = st.builds(wire.Rows, NUMBERS, NUMBERS, NUMBERS, NUMBERS, st.sampled_from(Dtype))
+LOGITS = st.builds(wire.Logits, NUMBERS, NUMBERS, NUMBERS, st.sampled_from(Dtype))
 
 
-@given(st.one_of(batches(), ROUNDS, ROWS), st.data())
-def test_a_message_has_one_spelling(message: wire.Batch | wire.Round | wire.Rows, data: st.DataObject) -> None:
+@given(st.one_of(steps(), batches(), LOGITS), st.data())
+def test_a_message_has_one_spelling(message: wire.Step | wire.WindowBatch | wire.Logits, data: st.DataObject) -> None:
     """Encoded and decoded it is the same; damaged bytes are another message, spelled like that, or a WireError."""
     payload = message.encode()
     assert type(message).decode(payload).encode() == payload
@@ -100,23 +104,23 @@ def test_channel_refuses_what_it_did_not_ask_for() -> None:
     channel, other = pair()
     other.sendall(bytes([Kind.TOKENS]) + bytes(4))
     with pytest.raises(WireError, match="kind 4"):
-        channel.receive(Kind.ROWS, 20)
-    other.sendall(bytes([Kind.ROWS]) + (2**32 - 1).to_bytes(4, "little"))
+        channel.receive(Kind.LOGITS, 20)
+    other.sendall(bytes([Kind.LOGITS]) + (2**32 - 1).to_bytes(4, "little"))
     with pytest.raises(WireError, match="at most 20"):
-        channel.receive(Kind.ROWS, 20)
+        channel.receive(Kind.LOGITS, 20)
     other.sendall(bytes([Kind.FAILED]) + (2**32 - 1).to_bytes(4, "little") + b"x" * wire.MESSAGE_BYTES)
     with pytest.raises(WireError, match="xxx"):
-        channel.receive(Kind.ROWS, 20)
+        channel.receive(Kind.LOGITS, 20)
     other.sendall(bytes([Kind.FAILED]) + bytes(4))
     with pytest.raises(WireError, match="without a word"):
-        channel.receive(Kind.ROWS, 20)
+        channel.receive(Kind.LOGITS, 20)
     other.close()
     with pytest.raises(WireError, match="gone"):
-        channel.receive(Kind.ROWS, 20)
+        channel.receive(Kind.LOGITS, 20)
     channel, other = pair(0.2)
-    other.sendall(b"\x06")
+    other.sendall(b"\x07")
     with pytest.raises(TimeoutError):
-        channel.receive(Kind.ROWS, 20)
+        channel.receive(Kind.LOGITS, 20)
 
 
 def test_ring_cannot_be_shrunk_and_slots_are_bounded() -> None:
