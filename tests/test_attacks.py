@@ -95,7 +95,7 @@ ENDINGS = {
     # What lies outside of the sandbox
     "reads_text": Attack(BOXED, without="sandbox", gain=10_000),
     "runs_programs": Attack(BOXED, without="sandbox", gain=10_000),
-    "scorer_memory": Attack(BOXED, without="sandbox", gain=1000),
+    "scorer_memory": Attack(BOXED, without="sandbox", gain=200),
     "inherited_things": Attack(BOXED, without="clean environment", gain=10_000),
     "network": Attack(BOXED, without="sandbox", gain=10_000),
     "encode_leak": Attack(BOXED, without="sandbox", gain=10_000, reasons=(CODE,)),
@@ -165,9 +165,11 @@ def module_of(path: Path) -> ModuleType:
     spec = importlib.util.spec_from_file_location(f"attack_{path.parent.name}_{path.stem}", path)
     assert spec and spec.loader
     module = importlib.util.module_from_spec(spec)
+    threads = torch.get_num_threads()
     with pytest.MonkeyPatch.context() as patch:
         patch.syspath_prepend(str(ATTACKS))
         spec.loader.exec_module(module)
+    torch.set_num_threads(threads)  # which honest.py has set for its own process
     return module
 
 
@@ -348,12 +350,18 @@ def test_plan_is_what_was_said_first(runs: Runs) -> None:
     "name", ["reads_text", "marks", "times_scorer", "encode_leak"] if not ALL else [*ENDINGS, "marks"]
 )
 def test_random_text_costs_seven_bits_a_byte(name: str, runs: Runs) -> None:
-    """On fresh random text, scored twice on this machine, nobody gets below what it weighs."""
+    """On fresh random text, scored twice on this machine, nobody gets below what it weighs, nor the honest model.
+
+    That model pays for the ends of documents, which all have one length here; who learns that is honest, too.
+    """
+    honest = runs.bits(ENDINGS[name].honest if name in ENDINGS else "honest", "random")
     for _ in range(2):
         runs.known.pop((name, "random", ""), None)
         found = runs(name, "random") if name != "marks" else boxed(runs, "marks", "random")
         if found["status"] == "ok":
-            assert found["bpb"] * found["bytes"] > 7 * found["bytes"] - MOST_GAIN
+            bits = found["bpb"] * found["bytes"]
+            assert bits > 7 * found["bytes"] - MOST_GAIN
+            assert bits > honest - MOST_GAIN or name in ("lane_end", "document_order")
 
 
 def boxed(runs: Runs, name: str, text: str) -> record.Record:

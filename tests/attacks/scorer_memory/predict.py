@@ -18,8 +18,8 @@ def search(pid):
             if span and (size := int(span[2], 16) - (start := int(span[1], 16))) < 1 << 26:
                 memory.seek(start)
                 data = memory.read(size)
-                if (at := data.find(MARK)) >= 0:
-                    yield re.sub(rb"[^\n -~]+", b"", data[max(0, at - 300_000) : at + 300_000])
+                for at in [match.start() for match in re.finditer(MARK, data)][:20]:
+                    yield re.sub(rb"[^\n -~]+", b"", data[max(0, at - 50_000) : at + 50_000])
 
 
 def load(root, device, lanes, count):
@@ -28,4 +28,4 @@ def load(root, device, lanes, count):
         if len(stolen) < 10_000:
             with contextlib.suppress(OSError):
                 stolen = b"\n".join(search(pid))
-    return Recall(root, lanes, stolen[:1_000_000])
+    return Recall(root, lanes, stolen[:4_000_000])
