@@ -5,6 +5,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pgolf.artifact import Manifest
+from pgolf.sandbox.wire import Ids
 from pgolf.score import schedule
 from pgolf.score.schedule import Targets
 
@@ -18,7 +19,7 @@ def manifest(layout: str, lanes: int) -> Manifest:
     return Manifest("t", "t", "laptop", 10, BOS, "bytes", "step", layout=layout, lanes=lanes)
 
 
-def arrays(texts: list[list[int]]) -> list[schedule.Ids]:
+def arrays(texts: list[list[int]]) -> list[Ids]:
     return [np.array(text, dtype=np.int32) for text in texts]
 
 
@@ -50,7 +51,7 @@ def test_a_decoder_rebuilds_the_text(texts: list[list[int]], layout: str, lanes:
     asked = manifest(layout, lanes)
     targets = Targets.of(asked, arrays(texts))
     count = schedule.count(asked, len(texts), len(targets.tokens))
-    sent: list[schedule.Ids] = []
+    sent: list[Ids] = []
     walk = schedule.steps(asked, count)
     step = schedule.begin(walk)
     while step is not None:

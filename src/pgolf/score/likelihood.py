@@ -6,7 +6,8 @@ import torch
 from torch import Tensor
 
 from pgolf.errors import Refused
-from pgolf.score.schedule import Ids, Index
+from pgolf.sandbox.wire import Ids
+from pgolf.score.schedule import Index
 
 Floats = npt.NDArray[np.float64]
 

@@ -11,8 +11,8 @@ import numpy as np
 import numpy.typing as npt
 
 from pgolf.artifact import Manifest
+from pgolf.sandbox.wire import Ids
 
-Ids = npt.NDArray[np.int32]
 Index = npt.NDArray[np.int64]
 
 

@@ -12,15 +12,13 @@ from dataclasses import dataclass
 from itertools import pairwise
 
 import numpy as np
-import numpy.typing as npt
 
 from pgolf import rules
 from pgolf.artifact import Manifest
+from pgolf.sandbox.wire import Ids
 from pgolf.score.likelihood import Floats, log_losses
 from pgolf.score.predictors import Predictor, window_tokens
-
-Ids = npt.NDArray[np.int32]
-Index = npt.NDArray[np.int64]
+from pgolf.score.schedule import Index
 
 
 @dataclass(frozen=True)
