@@ -45,6 +45,7 @@ from stub import Stub
 from conftest import write_dataset
 from pgolf import artifact, rules
 from pgolf.errors import EnvironmentBroken, Refused
+from pgolf.names import beside
 from pgolf.sandbox import box, lock, probe, wire
 from pgolf.score import likelihood, predictors, record, score, tokenization
 from pgolf.score.score import Options
@@ -405,10 +406,13 @@ def test_channel_is_real(channel: str, tmp_path: Path) -> None:
             pytest.skip(f"this machine has no {channel}")
         return done.stdout.strip()
 
-    use(message.hex())
-    heard = bytes.fromhex(use(""))
-    right = sum((a ^ b ^ 255).bit_count() for a, b in zip(heard, message, strict=False))
-    CHANNELS.forget()
+    right, heard = 0, b"nothing"
+    for _ in range(3):  # others on this machine disturb some of them
+        if right < 0.9 * 8 * len(heard):
+            use(message.hex())
+            heard = bytes.fromhex(use(""))
+            right = sum((a ^ b ^ 255).bit_count() for a, b in zip(heard, message, strict=False))
+            CHANNELS.forget()
     assert right > 0.9 * 8 * len(heard) >= 0.9 * 8 * 14
 
 
@@ -494,7 +498,7 @@ def test_failed_probe_is_no_refusal(runs: Runs, monkeypatch: pytest.MonkeyPatch)
     def broken(*arguments: Any, **options: Any) -> None:
         raise EnvironmentBroken("bubblewrap cannot make a sandbox here")
 
-    monkeypatch.setattr(score, "check_isolation", broken)
+    monkeypatch.setattr(probe, "isolation", broken)
     found = score.score(runs.artifact("honest"), runs.text("english"), Options(device="cpu"))
     assert found["status"] == "failed" and "bubblewrap" in found["reason"]
 
@@ -667,7 +671,7 @@ def test_prepared_name_is_never_written_through(name: str, kind: str, tmp_path: 
         os.mkfifo(place)
     result = record.new(victim, None, "cpu")
     with suppress(OSError, EnvironmentBroken):
-        record.write(result, record.path_of(tmp_path / "artifact.zst", ".score.json"))
+        record.write(result, beside(tmp_path / "artifact.zst", ".score.json"))
     assert victim.read_text() == "mine"
 
 

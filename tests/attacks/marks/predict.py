@@ -35,6 +35,6 @@ def load(root, device, lanes, count):
     for _, read in CHANNELS.values():
         with contextlib.suppress(OSError, StopIteration):
             mark = read(BOARD)
-            if mark.isascii() and any(mark):
+            if mark.isascii() and any(mark) and len(mark) > len(predictor.told):
                 predictor.told = mark
     return predictor
