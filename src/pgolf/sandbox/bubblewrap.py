@@ -140,6 +140,7 @@ def variables(device: str) -> dict[str, str]:
     """The sandbox's environment: nothing of this process's own, but which GPUs to use."""
     given = {"PATH": "/usr/bin:/bin", "HOME": "/tmp", "TMPDIR": "/tmp", "LANG": "C.UTF-8", "USER": "nobody"}
     given["PYTHONDONTWRITEBYTECODE"] = "1"
+    given["THP_MEM_ALLOC_ENABLE"] = "1"  # torch: large pages for large tensors, where the kernel grants them
     visible = os.environ.get("CUDA_VISIBLE_DEVICES", "")
     if device.startswith("cuda:"):
         index = int(device.removeprefix("cuda:"))

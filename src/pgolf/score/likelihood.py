@@ -11,7 +11,7 @@ from pgolf.score.schedule import Index
 
 Floats = npt.NDArray[np.float64]
 
-_CHUNK = 1 << 18  # logits; a CPU does them in pieces that stay in its cache, at twice the speed
+_CHUNK = 1 << 16  # logits; a CPU does them in pieces that stay in its cache, at twice the speed
 
 
 def negative_log_likelihood(logits: Tensor, targets: Tensor) -> Tensor:
@@ -27,8 +27,8 @@ def negative_log_likelihood(logits: Tensor, targets: Tensor) -> Tensor:
 
 def _negative_log_likelihood(logits: Tensor, targets: Tensor) -> Tensor:
     logits = logits.float()
-    least, peak = logits.aminmax(dim=-1)
-    total = torch.exp(logits - peak[:, None]).sum(dim=-1, dtype=torch.float64)
+    least, peak = logits.amin(dim=-1), logits.amax(dim=-1)  # `aminmax` takes ten times as long on a CPU
+    total = (logits - peak[:, None]).exp_().sum(dim=-1, dtype=torch.float64)
     target = logits.gather(-1, targets[:, None]).squeeze(-1)
     nll = torch.log(total) + (peak.double() - target.double())
     return nll.where(torch.isfinite(least) & torch.isfinite(peak), torch.nan)
