@@ -27,7 +27,7 @@ from typing import Any
 
 from pgolf import rules
 from pgolf.errors import EnvironmentBroken, Refused
-from pgolf.sandbox import bubblewrap, environment, seccomp
+from pgolf.sandbox import bubblewrap, counters, environment, seccomp
 from pgolf.sandbox.bubblewrap import ARTIFACT, HARNESS
 from pgolf.sandbox.cgroup import Cgroup
 from pgolf.sandbox.private_copy import Copy, private_copy
@@ -198,6 +198,7 @@ class Worker:
         )
         self._group = Cgroup.create(self.role, memory_limit(), rules.WORKER_PROCESSES)
         stack.callback(self._group.remove)
+        counters.use_up_batches()
         return [*self._group.command, *line, *_python(setup)]
 
     def _start(
