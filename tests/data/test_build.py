@@ -33,6 +33,7 @@ from pgolf.data import sources, vocabulary
 from pgolf.data.dataset import Dataset, load_tokenizer, open_dataset, overlap
 from pgolf.data.shards import read_shard, split_documents
 from pgolf.data.transforms import TRANSFORMS
+from trainers import default_signals
 
 NASTY = (
     "line\nbreaks\r\n\r\n\n and \ttabs\t",
@@ -339,12 +340,14 @@ def test_ctrl_c_ends_in_one_line_and_can_go_on(tmp_path: Path) -> None:
     out = tmp_path / "d"
     args = ["data", "build", str(source), "--val-documents", "20", "--vocab-size", "400", "--out", str(out)]
     command = [sys.executable, "-c", WAITING, *args]
-    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, start_new_session=True)
+    process = subprocess.Popen(
+        command, stderr=subprocess.PIPE, text=True, start_new_session=True, preexec_fn=default_signals
+    )
     while not list(out.glob("train_*.part")):
         assert process.poll() is None
         time.sleep(0.01)
     os.killpg(process.pid, signal.SIGINT)
-    _, err = process.communicate()
+    _, err = process.communicate(timeout=60)
     assert (process.returncode, err) == (130, "pgolf: interrupted\n")
     assert main(args) == 0
     assert len(training_texts(open_dataset(out))) == 280

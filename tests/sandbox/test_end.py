@@ -12,6 +12,7 @@ from inside import ask, traces, worker
 
 from pgolf.errors import EnvironmentBroken, Refused
 from pgolf.sandbox import box
+from trainers import default_signals
 
 SCORER = """
 import signal, sys, time
@@ -83,6 +84,7 @@ def test_ended_scorer_leaves_nothing(number: signal.Signals, moment: str) -> Non
         stdout=subprocess.PIPE,
         stderr=subprocess.DEVNULL,
         text=True,
+        preexec_fn=default_signals,
         env={**os.environ, "PYTHONPATH": path},
     )
     assert scorer.stdout and scorer.stdout.readline() == "ready\n"
