@@ -81,9 +81,12 @@ PREDICTORS = {
     "floods stdout": (evil("while True: print('x' * 10**5)"), "printed more than"),
     "opens a socket": (
         evil("import socket; socket.create_connection(('127.0.0.1', PORT), 2)"),
-        "Connection refused",
+        "Operation not permitted",
     ),
-    "asks the network": (evil("import socket; socket.create_connection(('1.1.1.1', 53), 2)"), "OSError"),
+    "asks the network": (
+        evil("import socket; socket.create_connection(('1.1.1.1', 53), 2)"),
+        "Operation not permitted",
+    ),
     "looks for the text": (evil("open('DATA/val_documents.jsonl')"), "No such file or directory"),
     "ptrace": (
         evil("import ctypes; c = ctypes.CDLL(None, use_errno=True); assert c.ptrace(0, 0, 0, 0) == 0, 'denied'"),
