@@ -4,7 +4,6 @@ import argparse
 import io
 import json
 import os
-import signal
 import sys
 from collections.abc import Sequence
 from dataclasses import asdict
@@ -16,6 +15,7 @@ from pgolf.data import cli as data_cli
 from pgolf.data.dataset import default_dataset, open_dataset
 from pgolf.errors import EnvironmentBroken, PgolfError, Refused, UsageError
 from pgolf.files import check_replaceable, printable, write_atomically
+from pgolf.machine import exit_on_signals
 from pgolf.names import beside
 from pgolf.proof import compression as codec
 from pgolf.proof import prove
@@ -29,8 +29,7 @@ _STANDARD = Path("-")
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command and return its exit code: 0 done, 1 refused, 2 wrong usage, 3 broken environment."""
-    for number in (signal.SIGTERM, signal.SIGHUP):  # an exception, so that sandboxes are torn down
-        signal.signal(number, lambda got, _: sys.exit(128 + got))
+    exit_on_signals()
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):  # a terminal that cannot show a name is no reason to fail
             stream.reconfigure(errors="backslashreplace")
@@ -277,10 +276,9 @@ def _prove(args: argparse.Namespace) -> int:
     data = args.data or default_dataset()
     amount = prove.Amount(args.all, args.bytes, args.seconds)
     result = prove.prove(args.artifact, data, amount, args.device, isolated=not args.no_sandbox)
-    known = prove.read_record(args.artifact)
-    record.write({**known, "proof": result}, beside(args.artifact, ".score.json"))
-    _print(result, prove.table(result), args.json)
-    return _exit_code(result)
+    record.write(result, beside(args.artifact, ".score.json"))
+    _print(result["proof"], prove.table(result["proof"]), args.json)
+    return _exit_code(result["proof"])
 
 
 def _add_doctor(commands: "Commands[argparse.ArgumentParser]") -> None:

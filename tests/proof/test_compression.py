@@ -96,7 +96,7 @@ def encode(
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(compression, "Predictor", lambda *_: Local(source, artifact.manifest.lanes))
         texts = [b"x"] * len(documents)
-        return compression.encode(artifact, texts, documents, "cpu", False, lambda steps, tokens: steps < most_steps)
+        return compression.encode(artifact, texts, documents, "cpu", False, lambda steps, *_: steps < most_steps)
 
 
 def decode(source: str, artifact: Artifact, packet: Packet) -> list[list[int]]:

@@ -186,7 +186,7 @@ def test_full_disk_is_the_machines_fault(monkeypatch: pytest.MonkeyPatch) -> Non
 
 def test_copy_goes_to_a_disk_where_memory_has_no_room(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     """A small or missing /dev/shm costs time, not the score."""
-    monkeypatch.setattr(private_copy, "_available", lambda: 0)
+    monkeypatch.setattr(private_copy, "available_memory", lambda: 0)
     monkeypatch.setattr(private_copy.tempfile, "tempdir", str(tmp_path))
     with worker("return [1]") as sandbox:
         assert sandbox.copied is not None and sandbox.copied.root.parent == tmp_path

@@ -20,7 +20,6 @@ import numpy as np
 import numpy.typing as npt
 import torch
 from torch import Tensor
-from tqdm import tqdm
 
 from pgolf import rules
 from pgolf.artifact import Artifact, Manifest
@@ -32,6 +31,7 @@ from pgolf.score import schedule, tokenization
 from pgolf.score.likelihood import Floats
 from pgolf.score.predictors import Predictor
 from pgolf.score.schedule import Index, Targets
+from pgolf.score.score import progress
 
 MAGIC = b"PGZ\x02"  # the last byte is the version of the format
 MOST_BYTES = 1 << 28  # of the text in one file
@@ -117,7 +117,7 @@ def compress(artifact: Artifact, texts: Sequence[bytes], device: str, isolated: 
         limit = nullcontext(time.monotonic() + coding_seconds(0))
         encoded = tokenization.encode(artifact, texts, isolated, limit)
         tokenization.check_decoding(artifact, texts, encoded, isolated, limit)
-        return encode(artifact, texts, encoded, device, isolated, lambda steps, tokens: True)
+        return encode(artifact, texts, encoded, device, isolated, lambda *_: True)
 
 
 def encode(
@@ -126,10 +126,10 @@ def encode(
     encoded: Sequence[Ids],
     device: str,
     isolated: bool,
-    more: Callable[[int, int], bool],
+    more: Callable[[int, int, float], bool],
     plan: int | None = None,
 ) -> Compressed:
-    """Code steps of the schedule as long as `more` (steps done, tokens done) says so.
+    """Code steps of the schedule as long as `more` (steps done, tokens done, seconds since the first) says so.
 
     `plan`: what the predictor reported when it was scored; None: what it reports now.
     """
@@ -141,13 +141,13 @@ def encode(
     targets = Targets.of(manifest, encoded)
     coder = constriction.stream.queue.RangeEncoder()
     entropy, steps, done = 0.0, 0, 0
-    with _progress("compress", tokens) as bar, Predictor(artifact, count, device, isolated) as predictor:
+    with progress("compress", tokens) as bar, Predictor(artifact, count, device, isolated) as predictor:
         predictor.set_deadline(time.monotonic() + coding_seconds(tokens))
         plan = predictor.load(plan) or 0
         start = time.monotonic()
         walk = schedule.steps(manifest, count)
         step = schedule.begin(walk)
-        while step is not None and more(steps, done):
+        while step is not None and more(steps, done, time.monotonic() - start):
             p = probabilities(predictor.step(step))
             following = targets.tokens[targets.at(step)]
             coder.encode(following, _MODEL, p)
@@ -203,7 +203,7 @@ def decode(artifact: Artifact, packet: Packet, device: str, isolated: bool) -> l
     found: list[Ids] = [np.zeros(0, dtype=np.int32)]
     owner: list[Index] = [np.zeros(0, dtype=np.int64)]
     left = packet.tokens
-    with _progress("decompress", packet.tokens) as bar, Predictor(artifact, count, device, isolated) as predictor:
+    with progress("decompress", packet.tokens) as bar, Predictor(artifact, count, device, isolated) as predictor:
         predictor.set_deadline(time.monotonic() + coding_seconds(packet.tokens))
         predictor.load(packet.plan)
         walk = schedule.steps(manifest, count)
@@ -293,7 +293,3 @@ def _check_utf8(texts: Sequence[bytes], what: str) -> None:
             text.decode()
         except UnicodeDecodeError as error:
             raise UsageError(f"{what} is not UTF-8 (byte {error.start})") from None
-
-
-def _progress(name: str, tokens: int) -> "tqdm[None]":
-    return tqdm(total=tokens, unit="tok", unit_scale=True, desc=name, leave=False, disable=None)

@@ -1,6 +1,5 @@
 """The process that decodes for `pgolf prove`: artifact and compressed file in, tokens as int32 out."""
 
-import signal
 import sys
 from pathlib import Path
 
@@ -8,6 +7,7 @@ import numpy as np
 
 from pgolf import artifact, rules
 from pgolf.errors import PgolfError
+from pgolf.machine import exit_on_signals
 from pgolf.proof import compression
 from pgolf.sandbox import lock
 from pgolf.score.devices import one_thread
@@ -15,11 +15,10 @@ from pgolf.score.devices import one_thread
 
 def main() -> int:
     """Arguments: artifact, device, 1 for the sandbox. The compressed file comes on standard input."""
-    for number in (signal.SIGTERM, signal.SIGHUP):  # an exception, so that the sandbox is torn down
-        signal.signal(number, lambda got, _: sys.exit(128 + got))
+    exit_on_signals()
     path, device, isolated = sys.argv[1:]
-    packet = compression.Packet.decode(sys.stdin.buffer.read(), "standard input")
     try:
+        packet = compression.Packet.decode(sys.stdin.buffer.read(), "standard input")
         with lock.hold(), one_thread(device), compression.judged():
             read = artifact.read(Path(path), rules.ARTIFACT_BYTES)
             segments = compression.decode(read, packet, device, isolated == "1")

@@ -7,12 +7,11 @@ predictor that used future tokens while it was scored has none to use.
 
 import ctypes
 import json
-import math
 import signal
 import subprocess
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
@@ -49,15 +48,16 @@ class Amount:
     seconds: float = rules.PROOF_SECONDS
 
 
-def prove(path: Path, data: Path, amount: Amount, device: str = "auto", isolated: bool = True) -> Proof:
+def prove(path: Path, data: Path, amount: Amount, device: str = "auto", isolated: bool = True) -> record.Record:
     """Prove the recorded score of the artifact at `path` on the validation text of `data`.
 
-    Returns the figures: status "ok" (proven), or "refused" (the submission breaks a rule, or its code is longer than
-    its record says) or "failed" (this machine or the data is not fit) with the reason. Raises UsageError when there is
-    nothing to prove.
+    Returns the score's record with the figures in "proof": status "ok" (proven), or "refused" (the submission breaks a
+    rule, or its code is longer than its record says) or "failed" (this machine or the data is not fit) with the reason.
+    Raises UsageError when there is nothing to prove.
     """
     started = time.monotonic()
-    scored = read_record(path)
+    read = artifact.read(path, rules.ARTIFACT_BYTES)
+    scored = _read_record(path, read.sha256)
     proof: Proof = {
         "status": "failed",
         "reason": None,
@@ -74,20 +74,19 @@ def prove(path: Path, data: Path, amount: Amount, device: str = "auto", isolated
         "seconds": {},
     }
     try:
-        _prove(proof, scored, path, data, amount, find_device(device), isolated)
+        _prove(proof, scored, read, path, data, amount, find_device(device), isolated)
         proof["status"] = "ok"
     except Refused as error:
         proof.update(status="refused", reason=str(error))
     except EnvironmentBroken as error:
         proof["reason"] = str(error)
     proof["seconds"]["total"] = round(time.monotonic() - started, 3)
-    return proof
+    return {**scored, "proof": proof}
 
 
-def read_record(path: Path) -> record.Record:
-    """The record of the artifact at `path`. Raises UsageError when there is none of this very artifact."""
+def _read_record(path: Path, digest: str) -> record.Record:
+    """The record beside the artifact at `path`. Raises UsageError when it is not of the artifact with this SHA-256."""
     place = beside(path, ".score.json")
-    digest = artifact.read(path, rules.ARTIFACT_BYTES).sha256
     try:
         found: record.Record = json.loads(place.read_text(encoding="utf-8"))
         if found["artifact"]["sha256"] == digest and found["status"] == "ok" and found["rules"] == rules.VERSION:
@@ -98,10 +97,16 @@ def read_record(path: Path) -> record.Record:
 
 
 def _prove(
-    proof: Proof, scored: record.Record, path: Path, data: Path, amount: Amount, device: str, isolated: bool
+    proof: Proof,
+    scored: record.Record,
+    read: Artifact,
+    path: Path,
+    data: Path,
+    amount: Amount,
+    device: str,
+    isolated: bool,
 ) -> None:
     """Fill `proof` step by step, so that a refusal keeps what was known by then."""
-    read = artifact.read(path, rules.ARTIFACT_BYTES)
     if read.manifest.form != "step":
         raise UsageError("a score of the window form cannot be proven; only the step form can")
     dataset = open_dataset(data)
@@ -138,16 +143,15 @@ def _prove(
         proof["bytes"] = proven_bytes(read, texts, encoded, known, isolated)
 
 
-def _more(scored: record.Record, amount: Amount) -> Any:
+def _more(scored: record.Record, amount: Amount) -> Callable[[int, int, float], bool]:
     """Whether to code another step. Stops only at multiples of `rules.CODE_EVERY`, where the record has the bits."""
-    started: list[float] = []
-    tokens = math.inf if amount.bytes is None else amount.bytes * scored["tokens"] / scored["bytes"]
 
-    def more(steps: int, done: int) -> bool:
-        started.append(time.monotonic()) if not started else None
+    def more(steps: int, tokens: int, seconds: float) -> bool:
         if amount.everything or steps == 0 or steps % rules.CODE_EVERY:
             return True
-        return done < tokens if amount.bytes is not None else time.monotonic() - started[0] < amount.seconds
+        if amount.bytes is not None:
+            return tokens < amount.bytes * float(scored["tokens"]) / float(scored["bytes"])
+        return seconds < amount.seconds
 
     return more
 

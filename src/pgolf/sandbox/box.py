@@ -27,6 +27,7 @@ from typing import Any
 
 from pgolf import rules
 from pgolf.errors import EnvironmentBroken, Refused
+from pgolf.machine import available_memory
 from pgolf.sandbox import bubblewrap, counters, environment, seccomp
 from pgolf.sandbox.bubblewrap import ARTIFACT, HARNESS
 from pgolf.sandbox.cgroup import Cgroup
@@ -388,10 +389,9 @@ def _threads(pid: int) -> int:
 
 
 def _available() -> int:
-    """Bytes of memory that the machine could still give."""
+    """Bytes of memory that the machine could still give; no bound where it does not say."""
     with contextlib.suppress(OSError):
-        lines = dict(line.split(":") for line in Path("/proc/meminfo").read_text().splitlines())
-        return int(lines["MemAvailable"].split()[0]) * 1024
+        return available_memory()
     return sys.maxsize
 
 

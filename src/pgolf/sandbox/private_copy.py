@@ -17,6 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from pgolf.errors import EnvironmentBroken
+from pgolf.machine import available_memory
 from pgolf.sandbox.environment import Listing
 
 _MADE_INSIDE = tuple(Path(p) for p in ("/tmp", "/dev", "/dev/shm", "/var", "/var/tmp", "/run"))
@@ -78,16 +79,10 @@ def base(size: int) -> Path:
     memory = Path("/dev/shm")
     with contextlib.suppress(OSError):
         room = os.statvfs(memory)
-        free = min(room.f_bavail * room.f_frsize, _available())
+        free = min(room.f_bavail * room.f_frsize, available_memory())
         if size + _SPARE_BYTES < free and not room.f_flag & os.ST_NOEXEC and os.access(memory, os.W_OK | os.X_OK):
             return memory
     return Path(tempfile.gettempdir())
-
-
-def _available() -> int:
-    """Bytes of memory that the machine could still give."""
-    lines = dict(line.split(":") for line in Path("/proc/meminfo").read_text().splitlines())
-    return int(lines["MemAvailable"].split()[0]) * 1024
 
 
 def _fill(root: Path, wanted: Listing) -> None:

@@ -5,7 +5,7 @@ import os
 import sys
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
 
@@ -65,7 +65,7 @@ class Check:
 
 
 @cache
-def isolation(seconds: float = 0.0) -> Isolation:
+def isolation() -> Isolation:
     """The isolation that is in force, without trying it. Raises EnvironmentBroken when there is no bubblewrap."""
     bubblewrap.program(os.environ.get("PATH"))
     group = _group()
@@ -76,7 +76,7 @@ def isolation(seconds: float = 0.0) -> Isolation:
         seccomp=seccomp.program() is not None,
         lock_standard=lock.is_standard(),
         lock_reaches_machine=lock.reaches_machine(),
-        seconds=seconds,
+        seconds=0.0,
     )
 
 
@@ -102,7 +102,7 @@ def check_isolation(device: str = "cpu", compiler: bool = False) -> Isolation:
         except Exception as error:
             words = str(error) or type(error).__name__
             raise EnvironmentBroken(f"the sandbox does not work here ({words}); see `pgolf doctor`") from None
-    return Isolation(**{**found.__dict__, "seconds": round(time.monotonic() - start, 3)})
+    return replace(found, seconds=round(time.monotonic() - start, 3))
 
 
 def report(device: str = "cpu", names: Sequence[str] = ()) -> list[Check]:

@@ -65,18 +65,15 @@ def score(path: Path, data: Path, options: Options = Options()) -> record.Record
         result["status"] = "ok"
         result["eligible"] = not result["reasons"]
     except Refused as error:
-        result.update(status="refused", reason=str(error), bpb=None, nats_per_token=None)
+        result.update(status="refused", reason=str(error))
     except WireError as error:
-        reason = f"the submission broke the wire protocol: {error}"
-        result.update(status="refused", reason=reason, bpb=None, nats_per_token=None)
+        result.update(status="refused", reason=f"the submission broke the wire protocol: {error}")
     except torch.OutOfMemoryError:
-        reason = "the predictor leaves the scorer too little of the GPU's memory"
-        result.update(status="refused", reason=reason, bpb=None, nats_per_token=None)
+        result.update(status="refused", reason="the predictor leaves the scorer too little of the GPU's memory")
     except EnvironmentBroken as error:
-        result.update(reason=str(error), bpb=None, nats_per_token=None)
+        result["reason"] = str(error)
     except OSError as error:
-        reason = f"{error.filename or 'the scorer'}: {error.strerror or error}"
-        result.update(reason=reason, bpb=None, nats_per_token=None)
+        result["reason"] = f"{error.filename or 'the scorer'}: {error.strerror or error}"
     result["seconds"]["total"] = round(time.monotonic() - started, 3)
     return result
 
@@ -114,8 +111,8 @@ def _score(result: record.Record, path: Path, data: Path, options: Options, devi
     nats = math.fsum(nll)
     if not math.isfinite(nats):
         raise EnvironmentBroken("a token was not scored, which is a bug in pgolf; please report it")
-    result.update(tokens=len(nll), nats_per_token=nats / len(nll), bpb=nats / math.log(2) / text.bytes)
-    result["margin"] = clock.margin()
+    result.update(tokens=len(nll), margin=clock.margin())
+    result.update(nats_per_token=nats / len(nll), bpb=nats / math.log(2) / text.bytes)  # last: a refusal has no score
 
 
 def reasons(
@@ -146,7 +143,7 @@ def _predict(
     tokens = sum(map(len, encoded)) + len(encoded)
     count = schedule.count(manifest, len(encoded), tokens)
     with (
-        _progress("score", tokens) as bar,
+        progress("score", tokens) as bar,
         Predictor(artifact, count, device, isolated) as predictor,
     ):
         with clock.phase("load") as deadline:
@@ -192,8 +189,8 @@ def step_through(
         step = schedule.advance(walk, targets.tokens[at])
         if step is not None:
             predictor.submit(step)  # from here on the predictor computes, while this process scores
-        nll[at] = log_losses(logits, targets.tokens, at)
-        spent += float(nll[at].sum()) / math.log(2)
+        nll[at] = losses = log_losses(logits, targets.tokens, at)
+        spent += float(losses.sum()) / math.log(2)
         number += 1
         if number % rules.CODE_EVERY == 0:
             bits.append(round(spent, 2))
@@ -211,5 +208,6 @@ def _check_packages(packages: Sequence[str]) -> None:
             ) from None
 
 
-def _progress(name: str, tokens: int) -> "tqdm[None]":
+def progress(name: str, tokens: int) -> "tqdm[None]":
+    """A bar on a terminal, nothing elsewhere."""
     return tqdm(total=tokens, unit="tok", unit_scale=True, desc=name, leave=False, disable=None)
