@@ -28,7 +28,7 @@ GOLF = (*TINY, "rope_dims=0", "xsa=0", "loops=0", "calibration_tokens=512")
 
 
 def bench(*args: object) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, str(ROOT / "scripts" / "bench.py"), *map(str, args)]
+    command = [sys.executable, str(ROOT / "scripts" / "benchmarks"), *map(str, args)]
     environment = os.environ | {"OMP_NUM_THREADS": "1"}  # two threads on a core and a half wait for each other
     return subprocess.run(command, capture_output=True, text=True, env=environment)
 
@@ -69,7 +69,7 @@ def test_benchmarks_of_the_baselines(dataset: Path, tmp_path: Path) -> None:
 @pytest.mark.parametrize("baseline", ["naive", "golf"])
 def test_arithmetic_of_a_token(baseline: str) -> None:
     """Against torch's own count of the matrix products, in windows so short that attention hardly counts."""
-    (speed,) = (modules.speed for modules in load(["speed"], ROOT / "scripts"))
+    (speed,) = (modules.speed for modules in load(["speed"], ROOT / "scripts" / "benchmarks"))
     shape: dict[str, Any] = {"vocab_size": 96, "context": 4, "layers": 6, "dim": 128, "heads": 4, "kv_heads": 2}
     shape |= {"mlp_ratio": 3}
     if baseline == "golf":

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from conftest import UNIFORM, MakeArtifact
 from pgolf.artifact import folder_members, read
-from pgolf.cli import main
+from pgolf.cli.main import main
 from pgolf.errors import EnvironmentBroken, Refused, UsageError
 from pgolf.files import HIDDEN, LINKED, list_files, open_regular, printable, read_regular, write_atomically
 

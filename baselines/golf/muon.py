@@ -1,8 +1,9 @@
 """What the strong baseline adds to Muon: a better polynomial, and rows of equal length."""
 
-import optim
 import torch
 from torch import Tensor
+
+from pgolf.train import optim
 
 POLAR_EXPRESS = (
     (8.28721201814563, -23.595886519098837, 17.300387312530933),

@@ -3,8 +3,7 @@
     python baselines/golf/train.py --data DIR --out artifact.zst --track laptop
     torchrun --standalone --nproc_per_node=8 baselines/golf/train.py --data DIR --out artifact.zst
 
-Command line, order of events, optimizer, log and processes are the naive baseline's (`command`, `loop`, `optim`,
-`runlog`, `team`); an artifact holds copies.
+Command line, order of events, optimizer, log and processes come from `pgolf.train`.
 """
 
 import signal
@@ -22,33 +21,30 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
-HERE = Path(__file__).parent
-SHARED = HERE.parent / "naive"
-sys.path.insert(1, str(SHARED))  # behind this folder, so only what it lacks comes from there
-
 import coder
-import command
-import loop
 import muon
 import ngram
 import numpy as np
-import optim
 import quant
 import torch
 from model import GPT, GPTConfig
-from team import Team
 from torch import Tensor
 
 from pgolf import rules
 from pgolf.artifact import pack
 from pgolf.data.shards import count_tokens, first_tokens
 from pgolf.errors import Refused
+from pgolf.train import loop, optim
+from pgolf.train.ranks import Ranks
+from pgolf.train.settings import run_trainer
 
 CALIBRATION_BATCHES = 16
 DIVERGED = "training diverged; lower the learning rates"
 DESCRIPTION = "Train the strong baseline under the clock and pack the artifact."
-BORROWED = (SHARED / f"{name}.py" for name in ("cache", "command", "loop", "optim", "runlog", "team"))
-SOURCE = {path.name: path.read_bytes() for path in (*BORROWED, *HERE.glob("*.py")) if path.is_file()}  # what runs now
+HERE = Path(__file__).parent
+CACHE = HERE.parent / "naive" / "cache.py"
+"""The one module of another baseline that `predict` imports. In an unpacked artifact it is in this folder."""
+SOURCE = {path.name: path.read_bytes() for path in (CACHE, *HERE.glob("*.py")) if path.is_file()}  # what runs now
 
 
 @dataclass(frozen=True)
@@ -281,17 +277,17 @@ class Counted:
     """The experts of the first training tokens: packed, and what they say about a token with its fold left out."""
 
     def __init__(self, run: loop.Run, limit: int) -> None:
-        s, team, shards = run.settings, run.team, run.data.train_shards
+        s, ranks, shards = run.settings, run.ranks, run.data.train_shards
         tokens = first_tokens(shards, s.vocab_size, s.ngram_tokens).astype(np.int64)
         tables = ngram.count(tokens, s.vocab_size, s.ngram)
         least, packed = ngram.fit(tables, s.vocab_size, s.ngram_least, limit)
         told = [ngram.held_out(tokens, s.vocab_size, order, least[order - 1]) for order in range(2, s.ngram + 1)]
         said, kinds = zip(*told, strict=True)
-        self.packed, self.device, self.pinned, self.context = packed, team.device, team.gpu, s.context
+        self.packed, self.device, self.pinned, self.context = packed, ranks.device, ranks.gpu, s.context
         self.said, self.kinds = np.stack(said, -1), np.stack(kinds, -1)  # (N, E)
-        self.experts = ngram.Experts(s.vocab_size, ngram.thin(tables, least)).to(team.device)
-        own = s.batch_tokens // team.world
-        self.targets = team.rank * own + 1 + np.arange(own)  # positions in the stream of this rank's first targets
+        self.experts = ngram.Experts(s.vocab_size, ngram.thin(tables, least)).to(ranks.device)
+        own = s.batch_tokens // ranks.world
+        self.targets = ranks.rank * own + 1 + np.arange(own)  # positions in the stream of this rank's first targets
         self.step = s.batch_tokens
         self.length = count_tokens(shards)
 
@@ -317,7 +313,7 @@ def calibrate(
 ) -> tuple[dict[str, quant.Correction], dict[str, Tensor]]:
     """What quantising needs to know (see quant.calibrate), from about the next `calibration_tokens` of the feed."""
     model, s = run.model, run.settings
-    most = min(s.micro_tokens, s.batch_tokens // run.team.world, s.calibration_tokens // CALIBRATION_BATCHES)
+    most = min(s.micro_tokens, s.batch_tokens // run.ranks.world, s.calibration_tokens // CALIBRATION_BATCHES)
     at_once = max(1, most // s.context)
     parts = (part for ids, _ in feed for part in ids.split(at_once))
     count = max(1, s.calibration_tokens // (at_once * s.context))
@@ -325,16 +321,16 @@ def calibrate(
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    return command.run(argv, DESCRIPTION, PRESETS, train_and_pack)
+    return run_trainer(argv, DESCRIPTION, PRESETS, train_and_pack)
 
 
-def train_and_pack(args: argparse.Namespace, settings: Settings, team: Team) -> None:
-    loop.train_and_pack(build(args, settings, team), Trainer, SOURCE)
+def train_and_pack(args: argparse.Namespace, settings: Settings, ranks: Ranks) -> None:
+    loop.train_and_pack(build(args, settings, ranks), Trainer, SOURCE)
 
 
-def build(args: argparse.Namespace, settings: Settings, team: Team) -> loop.Run:
+def build(args: argparse.Namespace, settings: Settings, ranks: Ranks) -> loop.Run:
     orthogonalize = partial(muon.orthogonalize, polar=settings.polar, row_norm=settings.row_norm)
-    return loop.build(args, settings, team, GPT, GPTConfig, orthogonalize)
+    return loop.build(args, settings, ranks, GPT, GPTConfig, orthogonalize)
 
 
 if __name__ == "__main__":

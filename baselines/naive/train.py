@@ -3,7 +3,7 @@
     python baselines/naive/train.py --data DIR --out artifact.zst --track laptop
     torchrun --standalone --nproc_per_node=8 baselines/naive/train.py --data DIR --out artifact.zst
 
-`loop` has the order of events; here are the settings, a step, and what goes into the artifact.
+`pgolf.train.loop` has the order of events; here are the settings, a step, and what goes into the artifact.
 """
 
 import signal
@@ -18,16 +18,15 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import command
-import loop
-import optim
 import quant
 from model import GPT, GPTConfig
-from team import Team
 from torch import Tensor
 
 from pgolf import rules
 from pgolf.artifact import pack
+from pgolf.train import loop, optim
+from pgolf.train.ranks import Ranks
+from pgolf.train.settings import run_trainer
 
 
 @dataclass(frozen=True)
@@ -126,15 +125,15 @@ class Trainer:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    return command.run(argv, DESCRIPTION, PRESETS, train_and_pack)
+    return run_trainer(argv, DESCRIPTION, PRESETS, train_and_pack)
 
 
-def train_and_pack(args: argparse.Namespace, settings: Settings, team: Team) -> None:
-    loop.train_and_pack(build(args, settings, team), Trainer, SOURCE)
+def train_and_pack(args: argparse.Namespace, settings: Settings, ranks: Ranks) -> None:
+    loop.train_and_pack(build(args, settings, ranks), Trainer, SOURCE)
 
 
-def build(args: argparse.Namespace, settings: Settings, team: Team) -> loop.Run:
-    return loop.build(args, settings, team, GPT, GPTConfig, optim.orthogonalize)
+def build(args: argparse.Namespace, settings: Settings, ranks: Ranks) -> loop.Run:
+    return loop.build(args, settings, ranks, GPT, GPTConfig, optim.orthogonalize)
 
 
 if __name__ == "__main__":

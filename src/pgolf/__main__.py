@@ -7,7 +7,7 @@ from collections.abc import Sequence
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command. The imports, which take seconds, end without a traceback on Ctrl-C too."""
     try:
-        from pgolf import cli
+        from pgolf.cli import main as cli
 
         return cli.main(argv)
     except KeyboardInterrupt:

@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from io import BufferedReader
 from pathlib import Path
+from typing import BinaryIO
 
 HIDDEN, LINKED = "hidden", "a link"
 
@@ -63,6 +64,12 @@ def open_regular(path: Path) -> BufferedReader:
     except BaseException:
         os.close(descriptor)
         raise
+
+
+def create(path: Path) -> BinaryIO:
+    """A new file under `path`, open for writing; whatever lay there is removed, never written to."""
+    path.unlink(missing_ok=True)
+    return path.open("xb")
 
 
 def read_regular(path: Path, limit: int) -> bytes:

@@ -3,7 +3,7 @@
 import io
 import os
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -31,3 +31,17 @@ def draw(path: Path, size: tuple[float, float], fill: Callable[[Any], None]) -> 
     except Exception as error:  # whatever it is, the results stand
         return f"{path}: no picture ({str(error).strip().partition(chr(10))[0][:200] or type(error).__name__})"
     return None
+
+
+def draw_effects(rows: Sequence[dict[str, Any]], path: Path) -> str | None:
+    """Effects with their intervals; to the right of zero a variant is worse than the base. Returns as `draw` does."""
+    variants = sorted((r for r in rows if r["variant"] != "base"), key=lambda r: r["effect"])
+
+    def fill(axes: Any) -> None:
+        for y, r in enumerate(variants):
+            axes.errorbar(r["effect"], y, xerr=r["half_interval"] or 0, fmt="o", capsize=3, color="tab:blue")
+        axes.axvline(0, color="black", linewidth=1)
+        axes.set_yticks(range(len(variants)), [r["variant"] for r in variants])
+        axes.set(xlabel=f"bpb minus the base's ({rows[0]['mean']:.4f}); 95 % interval over {len(rows[0]['bpb'])} seeds")
+
+    return draw(path, (8, 1.5 + 0.35 * len(variants)), fill)

@@ -21,14 +21,15 @@ import zstandard
 from conftest import ROOT
 from pgolf import rules
 from pgolf.artifact import read
-from pgolf.data.loader import batches
 from pgolf.data.shards import read_shard
+from pgolf.train import loop, settings
+from pgolf.train.loader import batches
+from pgolf.train.ranks import Ranks
 from trainers import finish, lines, load, losses, restore_signals, start, unpack, wait_for_steps
 
 GOLF = ROOT / "baselines" / "golf"
 TRAINER = GOLF / "train.py"
 MODULES = ("ngram", "coder", "model", "cache", "muon", "quant", "predict", "train")
-MODULES += ("command", "loop", "optim", "runlog", "team")
 TINY = """
     context=64 layers=4 dim=32 heads=4 kv_heads=2 mlp_ratio=2 rope_dims=4 batch_tokens=512 xsa=2
     loops=1 loop_start=1 loop_stop=3 calibration_tokens=512 ema=0.9 warmup_steps=2 compile=0 log_every=1
@@ -405,9 +406,9 @@ def options(data: Path, out: Path, *more: str) -> list[str]:
 
 def built(golf: Any, data: Path, folder: Path, *more: str) -> Any:
     """The run of a command line, ready to train."""
-    args = golf.command.parse(options(data, folder / "a.zst", *more), "", list(golf.train.PRESETS))
-    team = golf.team.Team()
-    return golf.train.build(args, golf.command.read_settings(args, team, golf.train.PRESETS), team)
+    args = settings.parse(options(data, folder / "a.zst", *more), "", list(golf.train.PRESETS))
+    ranks = Ranks()
+    return golf.train.build(args, settings.read_settings(args, ranks, golf.train.PRESETS), ranks)
 
 
 def test_warm_up_is_undone_bit_for_bit(golf: Any, dataset: Path, tmp_path: Path) -> None:
@@ -415,7 +416,7 @@ def test_warm_up_is_undone_bit_for_bit(golf: Any, dataset: Path, tmp_path: Path)
     run = built(golf, dataset, tmp_path)
     before = {name: t.clone() for name, t in run.model.state_dict().items()}
     random = torch.get_rng_state()
-    golf.loop.warm_up(run, train.Trainer(run))
+    loop.warm_up(run, train.Trainer(run))
     assert all(torch.equal(t, before[name]) for name, t in run.model.state_dict().items())
     assert all(p.grad is None for p in run.model.parameters())
     assert torch.equal(torch.get_rng_state(), random)
@@ -472,7 +473,7 @@ def test_packed_weights_are_the_average_of_the_last_steps(golf: Any, dataset: Pa
 def test_experts_speak_about_the_batch_that_is_trained_on(golf: Any, dataset: Path, tmp_path: Path) -> None:
     """Put the tokens themselves in the experts' mouths: for every batch and rank they have to be its targets."""
     run = built(golf, dataset, tmp_path, "--set=ngram=3")
-    run.team.world, run.team.rank = 2, 1
+    run.ranks.world, run.ranks.rank = 2, 1
     counted, s = golf.train.Counted(run, 50_000), run.settings
     tokens = np.concatenate([read_shard(path, s.vocab_size) for path in run.data.train_shards])
     counted.said = np.stack([tokens, tokens], -1).astype(np.float32)
@@ -612,7 +613,7 @@ def test_errors_are_one_sentence(
 
 
 def test_schedules(golf: Any) -> None:
-    settings = replace(golf.train.Settings(), warmdown=0.5, floor=0.1, loop_at=0.4)
-    assert [settings.lr_scale(p) for p in (0.0, 0.5, 1.0)] == [1.0, 1.0, 0.1]
-    assert settings.lr_scale(0.75) == pytest.approx(0.55)
-    assert [settings.depth(p) for p in (0.0, 0.4)] == [0, 1]
+    recipe = replace(golf.train.Settings(), warmdown=0.5, floor=0.1, loop_at=0.4)
+    assert [recipe.lr_scale(p) for p in (0.0, 0.5, 1.0)] == [1.0, 1.0, 0.1]
+    assert recipe.lr_scale(0.75) == pytest.approx(0.55)
+    assert [recipe.depth(p) for p in (0.0, 0.4)] == [0, 1]

@@ -21,14 +21,17 @@ import torch
 from conftest import ROOT, SHARED, needs_fineweb
 from pgolf import rules
 from pgolf.artifact import read
-from pgolf.data.loader import batches
 from pgolf.data.shards import read_shard, write_shard
 from pgolf.errors import EnvironmentBroken, UsageError
 from pgolf.names import beside
+from pgolf.train import loop, settings
+from pgolf.train.loader import batches
+from pgolf.train.log import Log, say
+from pgolf.train.ranks import Ranks
 from trainers import LINUX_ONLY, finish, lines, load, losses, restore_signals, start, unpack, wait_for_steps
 
 NAIVE = ROOT / "baselines" / "naive"
-MODULES = ("model", "cache", "quant", "optim", "team", "runlog", "command", "loop", "predict", "train")
+MODULES = ("model", "cache", "quant", "predict", "train")
 TINY = ["context=64", "layers=3", "dim=32", "heads=4", "kv_heads=2", "batch_tokens=512", "warmup_steps=2"]
 TINY += ["compile=0", "log_every=1"]
 TRAINER = NAIVE / "train.py"
@@ -100,7 +103,7 @@ def test_bf16_keeps_parameters_tables_and_logits_in_fp32(naive: Any) -> None:
 @needs_fineweb
 def test_parity_with_the_contests_model(naive: Any) -> None:
     """A model trained by the contest's script, its own weights format: the published figure is 2.0076 in fp32."""
-    (scripts,) = load(["contest_model"], ROOT / "scripts")
+    (scripts,) = load(["contest_model"], ROOT / "scripts" / "benchmarks")
     weights = scripts.contest_model.contest_weights(FORMER)
     config = naive.model.GPTConfig(**scripts.contest_model.shape(weights), context=512)
     assert (config.layers, config.dim, config.heads, config.kv_heads, config.mlp_ratio) == (7, 384, 8, 4, 2)
@@ -177,11 +180,11 @@ def test_batches_are_one_stream_for_any_world(tmp_path: Path) -> None:
 
 def test_warm_up_is_undone_bit_for_bit(naive: Any, dataset: Path, tmp_path: Path) -> None:
     train = naive.train
-    args, team = naive.command.parse(options(dataset, tmp_path / "a.zst"), "", []), naive.team.Team()
-    run = train.build(args, naive.command.read_settings(args, team, train.PRESETS), team)
+    args, ranks = settings.parse(options(dataset, tmp_path / "a.zst"), "", []), Ranks()
+    run = train.build(args, settings.read_settings(args, ranks, train.PRESETS), ranks)
     before = {name: t.clone() for name, t in run.model.state_dict().items()}
     random = torch.get_rng_state()
-    naive.loop.warm_up(run, train.Trainer(run))
+    loop.warm_up(run, train.Trainer(run))
     assert all(torch.equal(t, before[name]) for name, t in run.model.state_dict().items())
     assert all(p.grad is None for p in run.model.parameters())
     assert torch.equal(torch.get_rng_state(), random)
@@ -189,7 +192,7 @@ def test_warm_up_is_undone_bit_for_bit(naive: Any, dataset: Path, tmp_path: Path
 
 
 def test_budget_ends_in_time(naive: Any) -> None:
-    clock, steps = naive.loop.Budget(None, 100.0, 2.0, 0), naive.loop.Budget(4, 1.0, 1.0, 0)
+    clock, steps = loop.Budget(None, 100.0, 2.0, 0), loop.Budget(4, 1.0, 1.0, 0)
     assert clock.left(0, 0.0) == 50  # by the warm-up's steps
     assert (clock.left(10, 50.0), clock.done(10, 50.0)) == (10, 0.5)
     assert clock.left(1, 60.0, begun=58.0) == 20  # what came before the first step is no step
@@ -344,13 +347,13 @@ def test_collisions_are_refused_before_training(
 
 
 def test_a_log_has_one_writer(naive: Any, dataset: Path, tmp_path: Path, capfd: Any) -> None:
-    first = naive.runlog.Log(tmp_path / "a.jsonl", 1, 1.0, 1, 1)
+    first = Log(tmp_path / "a.jsonl", 1, 1.0, 1, 1)
     first.write(step=1)
     assert naive.train.main(options(dataset, tmp_path / "a.zst", "--steps", "1")) == 2
     assert "another run is writing this log" in capfd.readouterr().err
     assert lines(tmp_path / "a.jsonl") == [{"step": 1}]
     first.close()
-    naive.runlog.Log(tmp_path / "a.jsonl", 1, 1.0, 1, 1).close()
+    Log(tmp_path / "a.jsonl", 1, 1.0, 1, 1).close()
     assert lines(tmp_path / "a.jsonl") == []
 
 
@@ -358,13 +361,13 @@ def test_results_are_complete_before_the_picture(
     naive: Any, dataset: Path, tmp_path: Path, capfd: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     found: list[Any] = []
-    plot = naive.runlog.Log.plot
+    plot = Log.plot
 
     def plot_later(log: Any, path: Path) -> str | None:
         found.extend([lines(tmp_path / "a.jsonl")[-1], (tmp_path / "a.zst").stat().st_size, path.name])
         return plot(log, path)
 
-    monkeypatch.setattr(naive.runlog.Log, "plot", plot_later)
+    monkeypatch.setattr(Log, "plot", plot_later)
     monkeypatch.setitem(sys.modules, "matplotlib.figure", None)  # as if it were not installed
     assert naive.train.main(options(dataset, tmp_path / "a.zst", "--steps", "2")) == 0
     last, size, picture = found
@@ -376,7 +379,7 @@ def test_results_are_complete_before_the_picture(
 
 
 def test_a_picture_that_cannot_be_written_is_one_line(naive: Any, tmp_path: Path) -> None:
-    fault = naive.runlog.Log(None, 1, 1.0, 1, 1).plot(tmp_path / "missing" / "a.png")
+    fault = Log(None, 1, 1.0, 1, 1).plot(tmp_path / "missing" / "a.png")
     assert (
         fault
         == f"{tmp_path}/missing/a.png: no picture ([Errno 2] No such file or directory: '{tmp_path}/missing/a.png')"
@@ -385,7 +388,7 @@ def test_a_picture_that_cannot_be_written_is_one_line(naive: Any, tmp_path: Path
 
 @pytest.mark.parametrize("name", ["$x^", "a_{", "\udcff", "\u57fa\u7ebf"])
 def test_any_name_has_a_picture(name: str, naive: Any, tmp_path: Path, capfd: Any) -> None:
-    log = naive.runlog.Log(None, 1, 1.0, 1, 1)
+    log = Log(None, 1, 1.0, 1, 1)
     log.step(1, 2.0, 1.0, 1.0)
     assert log.plot(tmp_path / f"{name}.png") is None
     assert (tmp_path / f"{name}.png").read_bytes().startswith(b"\x89PNG")
@@ -404,7 +407,7 @@ def test_a_full_disk_under_the_log_costs_the_log_only(naive: Any, dataset: Path,
 @pytest.mark.parametrize("encoding", ["ascii", "latin-1", "utf-8", "utf-16"])
 def test_any_text_can_be_said_on_any_terminal(encoding: str, naive: Any) -> None:
     stream = io.TextIOWrapper(io.BytesIO(), encoding=encoding)
-    naive.runlog.say("Jürgen \u57fa \udcff", stream)
+    say("Jürgen \u57fa \udcff", stream)
     assert "rgen" in stream.buffer.getvalue().decode(encoding)
 
 
@@ -412,7 +415,7 @@ def test_a_reader_that_is_gone_ends_nothing(naive: Any) -> None:
     reader, writer = os.pipe()
     os.close(reader)
     with os.fdopen(writer, "w") as stream:
-        naive.runlog.say("to nobody", stream)
+        say("to nobody", stream)
         stream.write("and the exit flushes in peace")
 
 
@@ -438,7 +441,7 @@ def test_a_lost_terminal_ends_training_with_an_artifact(dataset: Path, tmp_path:
 
 def test_signals_that_the_caller_ignores_stay_ignored(naive: Any) -> None:
     signal.signal(signal.SIGHUP, signal.SIG_IGN)  # as nohup does
-    stop = naive.command.stop_on_signals()
+    stop = settings.stop_on_signals()
     signal.raise_signal(signal.SIGHUP)
     assert not stop.is_set()
     signal.raise_signal(signal.SIGTERM)
@@ -483,12 +486,12 @@ def test_a_compiler_that_cannot_compile_means_eager_mode(dataset: Path, tmp_path
 
 
 def test_one_rank_without_a_compiler_is_enough_for_eager_mode(naive: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    team, settings = naive.team.Team(), naive.train.LAPTOP
-    monkeypatch.setattr(naive.command, "compiler_error", lambda: None)
-    assert naive.command.use_compiler(settings, team)
-    assert not naive.command.use_compiler(replace(settings, compile=False), team)
-    monkeypatch.setattr(team, "most", lambda *_: [1.0])
-    assert not naive.command.use_compiler(settings, team)
+    ranks, laptop = Ranks(), naive.train.LAPTOP
+    monkeypatch.setattr(settings, "compiler_error", lambda: None)
+    assert settings.use_compiler(laptop, ranks)
+    assert not settings.use_compiler(replace(laptop, compile=False), ranks)
+    monkeypatch.setattr(ranks, "all_reduce_max", lambda *_: [1.0])
+    assert not settings.use_compiler(laptop, ranks)
 
 
 def test_a_compiler_failure_later_on_is_the_machines_fault(naive: Any) -> None:
@@ -496,7 +499,7 @@ def test_a_compiler_failure_later_on_is_the_machines_fault(naive: Any) -> None:
 
     fault = CppCompileError(["nvcc"], "note\nfatal error: no room\n")
     expected = pytest.raises(EnvironmentBroken, match=r"torch\.compile failed \(fatal error: no room\).*compile=0$")
-    with expected, naive.command.one_sentence(naive.train.LAPTOP):
+    with expected, settings.one_sentence(naive.train.LAPTOP):
         raise fault
 
 
@@ -506,17 +509,17 @@ def test_settings_outside_their_kind_are_refused(text: str, naive: Any, dataset:
         kind = type(getattr(naive.train.LAPTOP, field.name))
         if field.name == "vocab_size" or (text == "2" and kind is not bool):
             continue
-        args = naive.command.parse(options(dataset, tmp_path / "a.zst", f"--set={field.name}={text}"), "", [])
+        args = settings.parse(options(dataset, tmp_path / "a.zst", f"--set={field.name}={text}"), "", [])
         with pytest.raises(UsageError, match=f"--set {field.name}="):
-            naive.command.read_settings(args, naive.team.Team(), naive.train.PRESETS)
+            settings.read_settings(args, Ranks(), naive.train.PRESETS)
 
 
 def test_the_largest_seed_can_be_used(naive: Any, dataset: Path, tmp_path: Path) -> None:
-    args, team = (
-        naive.command.parse(options(dataset, tmp_path / "a.zst", f"--seed={2**63 - 1}"), "", []),
-        naive.team.Team(),
+    args, ranks = (
+        settings.parse(options(dataset, tmp_path / "a.zst", f"--seed={2**63 - 1}"), "", []),
+        Ranks(),
     )
-    naive.train.build(args, naive.command.read_settings(args, team, naive.train.PRESETS), team)
+    naive.train.build(args, settings.read_settings(args, ranks, naive.train.PRESETS), ranks)
 
 
 @pytest.mark.parametrize(

@@ -17,7 +17,7 @@ from torch import Tensor
 from conftest import CAUSAL, COUNTS, UNIFORM, MakeArtifact
 from pgolf import rules
 from pgolf.artifact import Artifact, Manifest
-from pgolf.cli import main
+from pgolf.cli.main import main
 from pgolf.errors import Refused, UsageError
 from pgolf.proof import compression
 from pgolf.proof.compression import Packet

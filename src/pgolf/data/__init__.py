@@ -1,1 +1,1 @@
-"""Data: token shards, dataset folders, and the two ways to make one (build, demo)."""
+"""Data: token shards, dataset folders, transforms; `build` writes datasets."""

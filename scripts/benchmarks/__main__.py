@@ -1,0 +1,206 @@
+"""Benchmarks. Each prints both sides of its comparison, measured in one run."""
+
+import argparse
+import array
+import contextlib
+import dataclasses
+import importlib
+import itertools
+import json
+import math
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+import density
+import numpy as np
+import quantise
+import sentencepiece as spm
+import speed
+import torch
+import zstandard
+
+from pgolf import rules
+from pgolf.artifact import Artifact, read
+from pgolf.data.build import tokenize
+from pgolf.data.dataset import open_dataset
+from pgolf.errors import PgolfError
+from pgolf.machine import cores
+from pgolf.score import schedule, tokenization
+from pgolf.score.schedule import Targets
+from pgolf.score.score import Options, score
+
+
+def main() -> None:
+    """Run the benchmark that the command line names."""
+    parser = argparse.ArgumentParser(
+        prog="scripts/bench",
+        description=__doc__,
+        epilog="example:\n  scripts/bench score runs/naive17m.zst --data ../shared/data/fineweb10B_sp1024",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    commands = parser.add_subparsers(required=True, metavar="benchmark")
+    command = commands.add_parser("score", help="the sandboxed scorer against the same walk in one process")
+    command.add_argument("artifact", type=Path)
+    command.add_argument("--data", type=Path, required=True)
+    command.add_argument("--tokens", type=int, nargs="+", default=[100_000, 300_000, 1_000_000])
+    command.set_defaults(run=bench_score)
+    command = commands.add_parser("data", help="the parallel dataset build against a plain loop in one process")
+    command.add_argument("source", type=Path, help="a .jsonl.zst file")
+    command.add_argument("--workers", type=int, default=cores())
+    command.add_argument("--repeat", type=int, default=1)
+    command.set_defaults(run=bench_data)
+    command = commands.add_parser("density", help="coded weights against their entropy", description=density.__doc__)
+    command.add_argument("artifact", type=Path, nargs="?", help="an artifact of baselines/golf")
+    command.set_defaults(run=density.bench_density)
+    command = commands.add_parser("quantise", help="what coarser weights cost", description=quantise.__doc__)
+    command.add_argument("artifact", type=Path, help="an artifact of baselines/naive or baselines/golf")
+    command.add_argument("--data", type=Path, required=True)
+    command.add_argument("--bits", type=float, nargs="+", default=[3.0, 3.5, 4.0, 4.5, 5.0])
+    command.add_argument("--tokens", type=int, default=131_072, help="of the validation text (default: %(default)s)")
+    command.set_defaults(run=quantise.bench_quantise)
+    command = commands.add_parser("speed", help="the contest's trainer, naive and golf", description=speed.__doc__)
+    command.add_argument("--data", type=Path, required=True)
+    command.add_argument("--golf-data", type=Path, help="dataset with a tokenizer of golf's own (default: --data)")
+    command.add_argument("--contest", type=Path, metavar="FILE", help="the contest's train_gpt.py; needs CUDA")
+    command.add_argument("--seconds", type=float, default=600, help="for each (default: %(default)s)")
+    command.add_argument("--processes", type=int, default=1, help="GPUs")
+    command.add_argument("--track", default="main", choices=rules.TRACKS)
+    command.add_argument("--documents", type=int, metavar="N", help="score our two on the first N documents only")
+    command.add_argument("--no-sandbox", action="store_true", help="score unboxed")
+    command.add_argument("--naive-set", action="append", default=[], metavar="KEY=VALUE")
+    command.add_argument("--golf-set", action="append", default=[], metavar="KEY=VALUE")
+    command.add_argument("--out", type=Path, default=Path("runs/speed"), help="folder of the runs")
+    command.set_defaults(run=speed.bench_speed)
+    args = parser.parse_args()
+    try:
+        args.run(args)
+    except PgolfError as error:
+        print(f"bench: {error}", file=sys.stderr)
+        sys.exit(error.exit_code)
+
+
+def bench_score(args: argparse.Namespace) -> None:
+    """Wall time of both over growing samples, whether they agree, and what a step costs besides the predictor."""
+    lift_time_limits()
+    artifact = read(args.artifact, rules.ARTIFACT_BYTES)
+    text = open_dataset(args.data).canonical_text()
+    encoded = tokenization.encode(artifact, text.documents, False, contextlib.nullcontext(math.inf))
+    ends = np.cumsum([len(ids) + 1 for ids in encoded])
+    print("    tokens    steps   sandbox   in-process   ratio   predictor   wire + scorer   difference of the loss")
+    for tokens in args.tokens:
+        count = int(np.searchsorted(ends, tokens)) + 1
+        record = score(args.artifact, args.data, Options(device="cpu", documents=count))
+        if record["status"] != "ok":
+            sys.exit(f"bench: {record['reason']}")
+        seconds = record["seconds"]
+        sandboxed = seconds["predictor"] + seconds["wire"] + seconds["scorer"]
+        start = time.perf_counter()
+        loss = plain_loop(artifact, encoded[:count])
+        plain = time.perf_counter() - start
+        difference = abs(loss / record["nats_per_token"] - 1)
+        print(
+            f"{record['tokens']:10,} {record['steps']:8,} {sandboxed:7.1f} s {plain:10.1f} s "
+            f"{sandboxed / plain:7.3f} {1e6 * seconds['predictor'] / record['steps']:8.0f} us "
+            f"{1e6 * (seconds['wire'] + seconds['scorer']) / record['steps']:12.0f} us {difference:24.1e}",
+            flush=True,
+        )
+
+
+def lift_time_limits() -> None:
+    """A benchmark is not a submission: let it take its time."""
+    for name, track in rules.TRACKS.items():
+        rules.TRACKS[name] = dataclasses.replace(track, eval_seconds=1e6)
+
+
+def plain_loop(artifact: Artifact, encoded: list[np.ndarray]) -> float:
+    """nats per token, computed in this process over the same schedule as the scorer's."""
+    manifest = artifact.manifest
+    targets = Targets.of(manifest, encoded)
+    count = schedule.count(manifest, len(encoded), len(targets.tokens))
+    with tempfile.TemporaryDirectory() as folder:
+        for name, data in artifact.members.items():
+            (Path(folder) / name).write_bytes(data)
+        sys.path.insert(0, folder)
+        try:
+            module = importlib.import_module("predict")
+            predictor = module.load(Path(folder), torch.device("cpu"), manifest.lanes, count)
+        finally:
+            sys.path.remove(folder)
+    walk, total = schedule.steps(manifest, count), 0.0
+    step = schedule.begin(walk)
+    while step is not None:
+        logits = predictor.step(torch.from_numpy(step.shown.astype(np.int64)), torch.from_numpy(step.lane).long())
+        following = targets.tokens[targets.at(step)]
+        total += float(torch.nn.functional.cross_entropy(logits, torch.from_numpy(following).long(), reduction="sum"))
+        step = schedule.advance(walk, following)
+    return total / len(targets.tokens)
+
+
+def bench_data(args: argparse.Namespace) -> None:
+    """Documents per second of both, with the same tokenizer, and the build's memory on a quarter and on all."""
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        model, quarter = folder / "tokenizer.model", folder / "quarter.jsonl.zst"
+        with zstandard.open(args.source, "rt", encoding="utf-8", newline="\n") as file:
+            sample = [json.loads(line)["text"] for line in itertools.islice(file, 2000)]
+        model.write_bytes(tokenize.train(sample, 1024, "identity"))
+        with zstandard.open(args.source, "rt", encoding="utf-8", newline="\n") as file:
+            total = sum(1 for _ in file)
+        with (
+            zstandard.open(args.source, "rt", encoding="utf-8", newline="\n") as file,
+            zstandard.open(quarter, "wt", encoding="utf-8", newline="\n") as part,
+        ):
+            part.writelines(itertools.islice(file, total // 4))
+        print("documents   loop docs/s   build docs/s   ratio   loop CPU s   build CPU s   peak RSS: main      worker")
+        for source, count in [(quarter, total // 4), (args.source, total)] * args.repeat:
+            start, cpu = time.perf_counter(), time.process_time()
+            tokenise_loop(source, model, folder / "loop.bin")
+            loop, loop_cpu = time.perf_counter() - start, time.process_time() - cpu
+            build, build_cpu, main_peak, worker_peak = timed_build(source, model, folder / "out", args.workers)
+            print(
+                f"{count:9,} {count / loop:13.0f} {count / build:14.0f} {loop / build:7.2f} {loop_cpu:12.1f} "
+                f"{build_cpu:13.1f} {main_peak:12.0f} MiB {worker_peak:7.0f} MiB",
+                flush=True,
+            )
+
+
+def tokenise_loop(source: Path, model: Path, out: Path) -> None:
+    """What one would write first: read, encode, append, write."""
+    processor = spm.SentencePieceProcessor(model_file=str(model))
+    tokens = array.array("H")
+    with zstandard.open(source, "rt", encoding="utf-8", newline="\n") as file:
+        for line in file:
+            tokens.append(processor.bos_id())
+            tokens.extend(processor.encode(json.loads(line)["text"]))
+    with out.open("wb") as file:
+        tokens.tofile(file)
+
+
+# ru_maxrss of a command would include this process, from which it is forked; VmHWM starts with the command.
+MEASURED_BUILD = """
+import pathlib, re, resource, sys, time
+from pgolf.cli.main import main
+start = time.process_time()
+status = main(sys.argv[1:])
+workers = resource.getrusage(resource.RUSAGE_CHILDREN)
+peak = int(re.search(r"VmHWM:\\s+(\\d+)", pathlib.Path("/proc/self/status").read_text())[1])
+print(time.process_time() - start + workers.ru_utime + workers.ru_stime, peak / 1024, workers.ru_maxrss / 1024)
+sys.exit(status)
+"""
+
+
+def timed_build(source: Path, model: Path, out: Path, workers: int) -> tuple[float, ...]:
+    """Seconds, CPU seconds of all processes, and peak memory of the main process and the largest worker in MiB."""
+    options = ["--val-documents", "20", "--tokenizer", str(model), "--workers", str(workers), "--json"]
+    command = [sys.executable, "-c", MEASURED_BUILD, "data", "build", str(source), "--out", str(out), *options]
+    summary, measured = subprocess.run(command, check=True, capture_output=True, text=True).stdout.splitlines()
+    shutil.rmtree(out)
+    return json.loads(summary)["seconds"], *map(float, measured.split())
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,141 @@
+"""The contest's own trainer, naive and golf in turn, on the same machine for the same seconds: speed and score.
+
+The contest's train_gpt.py needs CUDA; without --contest only our two run. Utilisation is the arithmetic that the model
+asks for (causal attention counted once), over the rate of a large bf16 matrix product measured here.
+"""
+
+import argparse
+import re
+import sys
+import tempfile
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from pgolf.data.dataset import open_dataset
+from pgolf.errors import EnvironmentBroken
+from pgolf.submission import trial
+
+BASELINES = Path(__file__).parents[2] / "baselines"
+CONTEST_BATCH = 524_288  # tokens per step
+
+
+@dataclass(frozen=True)
+class Result:
+    """A training run and its score."""
+
+    name: str
+    parameters: int
+    steps: int
+    tokens: int
+    seconds: float
+    """Of training: neither warm-up nor packing."""
+    flops: float
+    """Per token, forward and backward."""
+    artifact_bytes: int
+    bpb: float
+
+
+def bench_speed(args: argparse.Namespace) -> None:
+    """Print a row for each trainer."""
+    args.out.mkdir(parents=True, exist_ok=True)
+    results = [contest(args)] if args.contest else []
+    results += [
+        ours(args, "naive", args.data, args.naive_set),
+        ours(args, "golf", args.golf_data or args.data, args.golf_set),
+    ]
+    rate, first = matrix_rate(), results[0]
+    name = torch.cuda.get_device_name() if torch.cuda.is_available() else "CPU"
+    print(f"{name}, torch {torch.__version__}; bf16 matrix product: {rate / 1e12:.2f} TFLOP/s")
+    print(f"| trainer | parameters | steps | tokens | tokens/s | to {first.name} | utilisation | bytes | bpb |")
+    print("|---|---|---|---|---|---|---|---|---|")
+    for r in results:
+        speed = r.tokens / r.seconds
+        used = 100 * speed * r.flops / rate / args.processes
+        print(
+            f"| {r.name} | {r.parameters:,} | {r.steps:,} | {r.tokens:,} | {speed:,.0f} "
+            f"| {speed / first.tokens * first.seconds:.3f} | {used:.1f} % | {r.artifact_bytes:,} | {r.bpb:.4f} |"
+        )
+
+
+def ours(args: argparse.Namespace, name: str, data: Path, settings: Sequence[str]) -> Result:
+    """Train one of our baselines and score it."""
+    out = args.out / f"{name}.zst"
+    options = ["--track", args.track, "--seconds", str(args.seconds), *(f"--set={item}" for item in settings)]
+    command = [str(BASELINES / name / "train.py"), *options]
+    print("speed:", name, file=sys.stderr)
+    done = trial.train_and_score(command, out, data, args.documents, not args.no_sandbox, args.processes)
+    log = done.log
+    return Result(
+        name=name,
+        parameters=log["parameters"],
+        steps=log["steps"],
+        tokens=log["tokens"],
+        seconds=log["train_seconds"],
+        flops=flops_per_token(log["settings"]),
+        artifact_bytes=log["artifact_bytes"],
+        bpb=done.record["bpb"],
+    )
+
+
+def contest(args: argparse.Namespace) -> Result:
+    """Run the contest's script, unchanged, in a folder of its own, and read what it printed."""
+    data = open_dataset(args.data)
+    settings = {
+        "DATA_PATH": str(data.root.resolve()),
+        "TOKENIZER_PATH": str(data.tokenizer.resolve()),
+        "VOCAB_SIZE": str(data.vocab_size),
+        "MAX_WALLCLOCK_SECONDS": str(args.seconds),
+        "VAL_LOSS_EVERY": "0",
+    }
+    print("speed: contest", file=sys.stderr)
+    with tempfile.TemporaryDirectory() as folder:
+        printed = trial.launch([str(args.contest.resolve())], args.processes, settings, Path(folder))
+    (args.out / "contest.log").write_text(printed, encoding="utf-8")
+    steps, milliseconds = last_of(r"step:(\d+)/\d+ val_loss:\S+ val_bpb:\S+ train_time:(\d+)ms", printed)
+    (parameters,) = last_of(r"model_params:(\d+)", printed)
+    (size,) = last_of(r"Total submission size int8\+zlib: (\d+)", printed)
+    (bpb,) = last_of(r"final_int8_zlib_roundtrip_exact val_loss:\S+ val_bpb:(\S+)", printed)
+    shape = {"vocab_size": data.vocab_size, "context": 1024, "layers": 9, "dim": 512, "heads": 8, "kv_heads": 4}
+    flops = flops_per_token(shape | {"mlp_ratio": 2})
+    tokens = int(steps) * CONTEST_BATCH
+    return Result("contest", int(parameters), int(steps), tokens, int(milliseconds) / 1e3, flops, int(size), float(bpb))
+
+
+def last_of(pattern: str, text: str) -> Sequence[str]:
+    """The groups of the last match."""
+    found = list(re.finditer(pattern, text))
+    if not found:
+        raise EnvironmentBroken(f"the contest's script printed nothing like {pattern}")
+    return found[-1].groups()
+
+
+def flops_per_token(s: Mapping[str, Any]) -> float:
+    """Of one token through the model and back: 6 per weight that is used, and attention over half the context.
+
+    Where depth changes during the run this is the mean.
+    """
+    dim, loops, looped = s["dim"], s.get("loops", 0), s.get("loop_stop", 0) - s.get("loop_start", 0)
+    layers = s["layers"] + (1 - s.get("loop_at", 0.0)) * loops * looped
+    layer = dim * dim * (2 + 2 * s["kv_heads"] / s["heads"] + 2 * s["mlp_ratio"])
+    return float(6 * (layers * layer + s["vocab_size"] * dim) + 6 * layers * s["context"] * dim)
+
+
+def matrix_rate() -> float:
+    """FLOP/s of a large bf16 matrix product: the median of ten."""
+    gpu = torch.cuda.is_available()
+    n, device = (8192, "cuda") if gpu else (1024, "cpu")
+    a, b = (torch.randn(n, n, device=device).bfloat16() for _ in range(2))
+    seconds = []
+    for _ in range(13):
+        start = time.perf_counter()
+        a @ b
+        if gpu:
+            torch.cuda.synchronize()
+        seconds.append(time.perf_counter() - start)
+    return 2 * n**3 / float(np.median(seconds[3:]))

@@ -1,0 +1,1 @@
+"""The `pgolf` command: a file for each group of commands."""

@@ -1,0 +1,50 @@
+"""What the commands of `pgolf` share: how each is declared, arguments, printed records, exit codes."""
+
+import argparse
+import json
+import sys
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from pgolf.errors import EnvironmentBroken, Refused
+
+Commands = argparse._SubParsersAction  # argparse has no public name for it
+
+
+def add_command(
+    commands: "Commands[argparse.ArgumentParser]",
+    name: str,
+    summary: str,
+    description: str,
+    example: str,
+    run: Callable[[argparse.Namespace], int] | None = None,
+) -> argparse.ArgumentParser:
+    """Add a command that calls `run`; None: it has commands of its own."""
+    parser = commands.add_parser(
+        name,
+        help=summary,
+        description=description,
+        epilog=f"example:\n  {example}",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    if run is not None:
+        parser.set_defaults(run=run)
+    return parser
+
+
+def positive(text: str) -> int:
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a positive number")
+    return int(text)
+
+
+def print_record(result: Mapping[str, Any], table: str, as_json: bool) -> None:
+    """The record itself is on disk by now: a terminal that cannot show a name loses nothing."""
+    if as_json:
+        print(json.dumps(result, indent=2))
+    else:
+        print(table, file=sys.stdout if result["status"] == "ok" else sys.stderr, flush=True)
+
+
+def exit_code(result: Mapping[str, Any]) -> int:
+    return {"ok": 0, "refused": Refused.exit_code, "failed": EnvironmentBroken.exit_code}[result["status"]]

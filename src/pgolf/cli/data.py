@@ -1,0 +1,182 @@
+"""`pgolf data`: make dataset folders."""
+
+import argparse
+import json
+import sys
+from pathlib import Path
+from time import monotonic
+from typing import Any
+
+from pgolf.cli.command import Commands, add_command
+from pgolf.data.build import demo
+from pgolf.data.build.build import SHARD_TOKENS, Settings, build, finished
+from pgolf.data.build.sources import resolve
+from pgolf.data.build.tokenize import NORMALIZATIONS
+from pgolf.data.transforms import TRANSFORMS
+from pgolf.errors import UsageError
+from pgolf.files import printable
+from pgolf.machine import cores
+
+
+def add_data(commands: "Commands[argparse.ArgumentParser]") -> None:
+    """Add `data` and its commands."""
+    parser = add_command(
+        commands,
+        "data",
+        "make datasets",
+        "Make a dataset folder: a tokenizer, training shards, validation shards and the text that is scored.",
+        "pgolf data demo\n  pgolf data build corpus.jsonl.zst --val-documents 1000 --out data/corpus",
+    )
+    data = parser.add_subparsers(metavar="command", required=True)
+    _add_build(data)
+    _add_demo(data)
+
+
+def _add_build(commands: "Commands[argparse.ArgumentParser]") -> None:
+    parser = add_command(
+        commands,
+        "build",
+        "build a dataset from files or a hub dataset",
+        "Tokenise documents into a dataset folder. A build that was interrupted goes on when the same command is "
+        "run again. Training documents that are validation documents too are dropped, and so are empty ones.",
+        "pgolf data build corpus/*.jsonl.zst --val heldout.jsonl --out data/corpus\n"
+        "  pgolf data build owner/dataset --config en --val-documents 5000 --out data/hub",
+        _build,
+    )
+    parser.add_argument(
+        "sources",
+        nargs="+",
+        metavar="SOURCE",
+        help="a .jsonl, .parquet or .txt file (.jsonl and .txt also as .gz or .zst), a folder or glob of them, or a "
+        "hub dataset",
+    )
+    parser.add_argument("--out", type=_folder, required=True, metavar="DIR", help="the dataset folder")
+    held_out = parser.add_mutually_exclusive_group(required=True)
+    held_out.add_argument("--val", nargs="+", metavar="SOURCE", help="sources of the validation text")
+    held_out.add_argument("--val-documents", type=int, metavar="N", help="hold out the first N documents instead")
+    parser.add_argument("--field", default="text", help="where a row or JSON line has its text (default: %(default)s)")
+    parser.add_argument("--lines", action="store_true", help="a text file holds a document per line, not just one")
+    parser.add_argument("--config", help="configuration of a hub dataset")
+    parser.add_argument("--split", default="train", help="its split (default: %(default)s)")
+    parser.add_argument("--val-split", default="validation", help="split of --val datasets (default: %(default)s)")
+    parser.add_argument("--tokenizer", type=Path, metavar="FILE", help="use this SentencePiece model")
+    parser.add_argument(
+        "--vocab-size", type=int, metavar="N", help="train a tokenizer of N pieces on the training text (default: 1024)"
+    )
+    parser.add_argument(
+        "--normalization", choices=NORMALIZATIONS, help="what a trained tokenizer does to text (default: identity)"
+    )
+    parser.add_argument(
+        "--shard-tokens", type=int, default=SHARD_TOKENS, metavar="N", help="tokens in a shard (default: %(default)s)"
+    )
+    parser.add_argument(
+        "--transform", choices=TRANSFORMS, help="a reversible transform that text goes through before the tokenizer"
+    )
+    parser.add_argument(
+        "--skip-bad", action="store_true", help="leave out documents that have no text or are not sound, and count them"
+    )
+    parser.add_argument("--name", help="name of the dataset (default: that of the folder)")
+    _add_common(parser)
+
+
+def _add_demo(commands: "Commands[argparse.ArgumentParser]") -> None:
+    parser = add_command(
+        commands,
+        "demo",
+        "build a small dataset from what is installed, without network",
+        "Build a small dataset of English text from the docstrings and help topics of the installed Python packages.",
+        "pgolf data demo",
+        _demo,
+    )
+    parser.add_argument(
+        "--out",
+        type=_folder,
+        default=Path("data/demo"),
+        metavar="DIR",
+        help="the dataset folder (default: %(default)s)",
+    )
+    _add_common(parser)
+
+
+def _add_common(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--workers", type=int, default=cores(), metavar="N", help="processes (default: one per core)")
+    parser.add_argument("--json", action="store_true", help="print a summary for programs")
+
+
+def _folder(text: str) -> Path:
+    if not text:
+        raise argparse.ArgumentTypeError("the name of the folder is empty")
+    return Path(text)
+
+
+def _note(sentence: str) -> None:
+    print(f"pgolf: {sentence}", file=sys.stderr)
+
+
+def _build(args: argparse.Namespace) -> int:
+    start = monotonic()
+    if args.tokenizer and (args.vocab_size or args.normalization):
+        raise UsageError("--tokenizer takes a finished model; leave out --vocab-size and --normalization")
+    validation: Any = args.val_documents
+    sources = resolve(args.sources, config=args.config, split=args.split, lines=args.lines, note=_note)
+    if args.val:
+        validation = resolve(args.val, config=args.config, split=args.val_split, lines=args.lines, note=_note)
+    settings = Settings(
+        name=args.name or args.out.resolve().name,
+        sources=sources,
+        validation=validation,
+        field=args.field,
+        tokenizer=args.tokenizer,
+        vocab_size=1024 if args.vocab_size is None else args.vocab_size,
+        normalization=args.normalization or "identity",
+        shard_tokens=args.shard_tokens,
+        transform=args.transform,
+        skip_bad=args.skip_bad,
+    )
+    there = finished(args.out) is not None
+    index = build(settings, args.out, _workers(args.workers))
+    _report(args, index, there, monotonic() - start)
+    return 0
+
+
+def _demo(args: argparse.Namespace) -> int:
+    start = monotonic()
+    there = finished(args.out) is not None
+    index = demo.build_demo(args.out, _workers(args.workers))
+    _report(args, index, there, monotonic() - start)
+    return 0
+
+
+def _workers(count: int) -> int:
+    if not 1 <= count <= 1024:
+        raise UsageError(f"--workers {count} is not between 1 and 1024")
+    return count
+
+
+def _report(args: argparse.Namespace, index: dict[str, Any], there: bool, seconds: float) -> None:
+    train, text = index["train"], index["text"]
+    summary = {
+        "data": str(args.out),
+        "built": not there,
+        "train": train,
+        "validation": {key: value for key, value in text.items() if key not in ("file", "sha256")},
+        "vocab_size": index["tokenizer"]["vocab_size"],
+        "bytes_per_token": round(text["bytes"] / text["tokens"], 4),
+        "overlap": index["overlap"],
+        "seconds": round(seconds, 1),
+    }
+    if args.json:
+        print(json.dumps(summary))
+        return
+    print(f"{printable(args.out)}: {'already built, nothing to do' if there else f'built in {seconds:.1f} s'}")
+    print(f"{'':12}{'documents':>12}{'tokens':>16}{'bytes':>16}{'bytes/token':>13}")
+    for name, counts in (("train", train), ("validation", text)):
+        ratio = counts["bytes"] / counts["tokens"]
+        print(f"{name:12}{counts['documents']:12,}{counts['tokens']:16,}{counts['bytes']:16,}{ratio:13.3f}")
+    print(
+        f"overlap {index['overlap']} ({train['dropped_overlap']} training documents dropped that are validation "
+        f"documents); {train['dropped_empty'] + text['dropped_empty']} empty documents dropped; "
+        f"{text['changed_by_tokenizer']} validation documents changed by the tokenizer"
+    )
+    if skipped := train.get("skipped_bad", 0) + text.get("skipped_bad", 0):
+        print(f"{skipped} documents skipped that have no text or are not sound")

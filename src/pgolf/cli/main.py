@@ -1,0 +1,56 @@
+"""The `pgolf` command."""
+
+import argparse
+import io
+import os
+import sys
+from collections.abc import Sequence
+
+from pgolf.cli import data, proof, score, submission
+from pgolf.errors import EnvironmentBroken, PgolfError
+from pgolf.files import printable
+from pgolf.machine import exit_on_signals
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one command and return its exit code: 0 done, 1 refused, 2 wrong usage, 3 broken environment."""
+    exit_on_signals()
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):  # a terminal that cannot show a name is no reason to fail
+            stream.reconfigure(errors="backslashreplace")
+    args = command_line().parse_args(argv)
+    try:
+        return int(args.run(args))
+    except PgolfError as error:
+        print(f"pgolf: {printable(error)}", file=sys.stderr)
+        return error.exit_code
+    except KeyboardInterrupt:
+        print("pgolf: interrupted", file=sys.stderr)
+        return 130
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 141
+    except OSError as error:
+        print(f"pgolf: {printable(error.filename or 'input or output failed')}: {error.strerror}", file=sys.stderr)
+        return EnvironmentBroken.exit_code
+
+
+def command_line() -> argparse.ArgumentParser:
+    """The parser of all commands."""
+    parser = argparse.ArgumentParser(
+        prog="pgolf",
+        description="Parameter Golf: train under a clock, pack under a byte limit, score without trust.",
+        epilog="example:\n  pgolf data demo && python baselines/naive/train.py --data data/demo --track laptop "
+        "--out runs/a.zst && pgolf score runs/a.zst",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    commands = parser.add_subparsers(metavar="command", required=True)
+    data.add_data(commands)
+    submission.add_pack(commands)
+    submission.add_ablate(commands)
+    score.add_score(commands)
+    proof.add_compress(commands)
+    proof.add_decompress(commands)
+    proof.add_prove(commands)
+    score.add_doctor(commands)
+    return parser

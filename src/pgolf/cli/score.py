@@ -1,0 +1,90 @@
+"""`pgolf score`, and `pgolf doctor`: whether scores on this machine count."""
+
+import argparse
+import json
+from dataclasses import asdict
+from pathlib import Path
+
+from pgolf import rules
+from pgolf.cli.command import Commands, add_command, exit_code, positive, print_record
+from pgolf.data.dataset import default_dataset, open_dataset
+from pgolf.errors import EnvironmentBroken, UsageError
+from pgolf.files import check_replaceable
+from pgolf.names import beside
+from pgolf.sandbox import lock, probe
+from pgolf.score import record
+from pgolf.score.devices import find_device
+from pgolf.score.score import Options, score
+
+
+def add_score(commands: "Commands[argparse.ArgumentParser]") -> None:
+    parser = add_command(
+        commands,
+        "score",
+        "check an artifact and compute its bits per byte",
+        "Check an artifact against the limits of its track and compute its bits per byte, in a sandbox that is shown "
+        "each token only after its logits have left.",
+        "python -m pgolf.score artifact.zst --data data/demo\n\n"
+        "exit codes: 0 scored, 1 the submission is refused, 2 wrong usage, 3 this machine or the data is broken",
+        _score,
+    )
+    parser.add_argument("artifact", type=Path, help="the submission: one .zst file")
+    parser.add_argument("--data", type=Path, help="dataset folder (default: the only one in ./data)")
+    parser.add_argument("--track", choices=rules.TRACKS, help="score under this track's limits, not its own")
+    parser.add_argument("--device", default="auto", help="cpu, cuda (all GPUs), cuda:N (default: what is there)")
+    parser.add_argument("--documents", type=positive, metavar="N", help="only the first N: a practice score")
+    parser.add_argument(
+        "--no-sandbox", action="store_true", help="run code you trust without sandbox: a practice score"
+    )
+    parser.add_argument(
+        "--fresh-machine",
+        action="store_true",
+        help="your word that this virtual machine was made for this score and runs nothing else",
+    )
+    parser.add_argument("--out", type=Path, help="the record (default: artifact.score.json beside the artifact)")
+    parser.add_argument("--json", action="store_true", help="print the record to standard output")
+
+
+def _score(args: argparse.Namespace) -> int:
+    """Score, write the record, print it."""
+    data = args.data or default_dataset()
+    out = args.out or beside(args.artifact, ".score.json")
+    if out.resolve() == args.artifact.resolve():
+        raise UsageError(f"{out}: the record would overwrite the artifact")
+    if not out.parent.is_dir():
+        raise UsageError(f"{out.parent}: no such folder for the record")
+    open_dataset(data)
+    check_replaceable(out)
+    options = Options(args.track, args.device, args.documents, not args.no_sandbox, args.fresh_machine)
+    result = score(args.artifact, data, options)
+    record.write(result, out)
+    print_record(result, record.table(result), args.json)
+    return exit_code(result)
+
+
+def add_doctor(commands: "Commands[argparse.ArgumentParser]") -> None:
+    parser = add_command(
+        commands,
+        "doctor",
+        "say whether scores on this machine count",
+        "Try everything that a counting score needs of this machine: what holds, what does not, and the remedy.",
+        "pgolf doctor\n\nexit codes: 0 a score on this machine counts, 3 it does not",
+        _doctor,
+    )
+    parser.add_argument("--device", default="auto", help="cpu, cuda or cuda:N (default: what is there)")
+    parser.add_argument("--json", action="store_true", help="print the checks to standard output")
+
+
+def _doctor(args: argparse.Namespace) -> int:
+    """Print each check; the exit code says whether all that a score needs hold."""
+    with lock.hold():
+        checks = probe.report(find_device(args.device))
+    if args.json:
+        print(json.dumps([asdict(check) for check in checks], indent=2))
+    else:
+        for check in checks:
+            word = "ok" if check.holds else "MISSING" if check.needed else "missing"
+            print(f"{word:<8} {check.name:<13} {check.reason}")
+            if not check.holds:
+                print(f"{'':<8} {'':<13} {check.remedy}")
+    return 0 if all(check.holds for check in checks if check.needed) else EnvironmentBroken.exit_code

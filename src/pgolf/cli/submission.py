@@ -1,0 +1,74 @@
+"""`pgolf pack` and `pgolf ablate`: commands for participants."""
+
+import argparse
+import json
+import sys
+from pathlib import Path
+
+from pgolf import artifact, plots, rules
+from pgolf.cli.command import Commands, add_command
+from pgolf.submission import ablate
+
+
+def add_pack(commands: "Commands[argparse.ArgumentParser]") -> None:
+    parser = add_command(
+        commands,
+        "pack",
+        "pack a submission's folder into one artifact",
+        "Pack a folder with submission.json, predict.py, train.py, weights and tokenizer into one artifact; the same "
+        "files give the same bytes.",
+        "pgolf pack my-entry/ -o artifact.zst",
+        _pack,
+    )
+    parser.add_argument("folder", type=Path)
+    parser.add_argument("-o", "--out", type=Path, default=Path("artifact.zst"))
+
+
+def _pack(args: argparse.Namespace) -> int:
+    members = artifact.folder_members(args.folder)
+    if args.out.exists() and args.out.resolve().is_relative_to(args.folder.resolve()):
+        members.pop(args.out.resolve().relative_to(args.folder.resolve()).as_posix(), None)  # of an earlier call
+    size = artifact.pack(members, args.out, rules.ARTIFACT_BYTES)
+    print(f"{args.out}: {size:,} bytes")
+    return 0
+
+
+def add_ablate(commands: "Commands[argparse.ArgumentParser]") -> None:
+    parser = add_command(
+        commands,
+        "ablate",
+        "measure what settings of a trainer are worth",
+        ablate.__doc__ or "",
+        "pgolf ablate xsa=0 gate=0,smear=0 --data data/demo --steps 200 --seeds 1 2 3",
+        _ablate,
+    )
+    parser.add_argument(
+        "variants", nargs="*", metavar="KEY=VALUE[,KEY=VALUE]", help="settings that differ from the base"
+    )
+    parser.add_argument("--data", type=Path, required=True, help="dataset folder")
+    parser.add_argument("--track", default="laptop", choices=rules.TRACKS)
+    parser.add_argument("--preset", help="the trainer's settings to begin with (default: those of the track)")
+    budget = parser.add_mutually_exclusive_group(required=True)
+    budget.add_argument("--steps", type=int, help="budget in steps: the same on any machine")
+    budget.add_argument("--seconds", type=float, help="budget in seconds: needs a quiet machine")
+    parser.add_argument("--seeds", type=int, nargs="+", default=[1, 2, 3])
+    parser.add_argument("--base", action="append", default=[], metavar="KEY=VALUE", help="setting of all runs")
+    parser.add_argument("--trainer", type=Path, default=Path("baselines/golf/train.py"), help="default: %(default)s")
+    parser.add_argument("--documents", type=int, metavar="N", help="score the first N documents only")
+    parser.add_argument("--no-sandbox", action="store_true", help="score unboxed: your own code, a little faster")
+    parser.add_argument("--out", type=Path, default=Path("runs/ablate"), help="folder of the runs, table and plot")
+    parser.add_argument("--json", action="store_true", help="print the table as JSON")
+
+
+def _ablate(args: argparse.Namespace) -> int:
+    """Run what is missing, print the table, draw it."""
+    try:
+        rows = ablate.table(args)
+    except KeyboardInterrupt:
+        print("pgolf: interrupted; the same command goes on from here", file=sys.stderr)
+        return 130
+    (args.out / "ablation.md").write_text(ablate.markdown(rows) + "\n", encoding="utf-8")
+    print(json.dumps(rows, indent=1) if args.json else ablate.markdown(rows))
+    if fault := plots.draw_effects(rows, args.out / "ablation.png"):
+        print(f"pgolf: {fault}", file=sys.stderr)
+    return 0

@@ -1,0 +1,1 @@
+"""Writing dataset folders: from any text, or from what is installed."""

@@ -1,0 +1,237 @@
+"""The dataset's tokenizer: a SentencePiece model, trained here or given, and what it makes of documents.
+
+A model trained here without normalisation is lossless on every text. SentencePiece by itself writes a space as
+U+2581 and so decodes a U+2581 of the text to a space; a pair of rules stored in the model keeps the two apart: before
+encoding U+2581 becomes an escape sequence that begins with a private-use character, and decoding undoes that.
+"""
+
+import bisect
+import contextlib
+import io
+import re
+import tempfile
+from array import array
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import sentencepiece as spm
+
+from pgolf.data.build.sources import Batch
+from pgolf.data.dataset import VOCAB_SIZE, document_digest, load_tokenizer
+from pgolf.data.shards import Tokens
+from pgolf.data.transforms import TRANSFORMS, Transform
+from pgolf.errors import EnvironmentBroken, UsageError
+
+NORMALIZATIONS = ("identity", "nmt_nfkc")
+
+_PIECE_CHARACTERS = 1 << 12  # of a document at a time in training; SentencePiece 0.2.1 ends at words over 65,535
+_ESCAPE = "2581\tF0000 F0001\nF0000\tF0000 F0000\n"
+_UNESCAPE = "F0000 F0001\t2581\nF0000 F0000\tF0000\n"
+
+
+@dataclass(frozen=True)
+class Encoded:
+    """What a tokenizer made of a batch, document by document; empty documents are left out."""
+
+    tokens: Tokens
+    """(N,) all documents, each with its leading BOS."""
+    lengths: npt.NDArray[np.int64]
+    """(D,) tokens of each document with its BOS."""
+    digests: list[bytes]
+    """(D,) `document_digest` of each."""
+    sizes: npt.NDArray[np.int64]
+    """(D,) UTF-8 bytes of each document's text."""
+    empty: int
+    """Documents left out: nothing but white space, or nothing once normalised."""
+    bad: int
+    """Documents left out since they have no text, if that was asked for."""
+    canonical: list[str]
+    """(D,) the text as decoded back; only if it was asked for."""
+    changed: int
+    """Documents whose canonical text is not the source's, since the tokenizer normalises."""
+
+
+@dataclass(frozen=True)
+class Encoding:
+    """How documents become tokens."""
+
+    field: str
+    """Where JSON lines and table rows keep their text."""
+    model: Path
+    transform: str | None
+    """Name of the transform before the tokenizer."""
+    skip_bad: bool
+    """Whether a document that has no text is left out rather than an error."""
+
+
+def train(texts: Iterable[str], vocab_size: int, normalization: str, transform: str | None = None) -> bytes:
+    """A SentencePiece BPE model with byte fallback. Raises UsageError when the text cannot fill the vocabulary.
+
+    Changes the working directory while it runs.
+    """
+    model = io.BytesIO()
+    options: dict[str, Any] = {"normalization_rule_name": normalization}
+    # The model stores the names of its rule files; relative ones do not depend on the machine.
+    with tempfile.TemporaryDirectory() as folder, contextlib.chdir(folder):
+        if normalization == "identity":
+            Path("escape.tsv").write_text(_ESCAPE)
+            Path("unescape.tsv").write_text(_UNESCAPE)
+            options = {"normalization_rule_tsv": "escape.tsv", "denormalization_rule_tsv": "unescape.tsv"}
+        try:
+            spm.SentencePieceTrainer.train(
+                sentence_iterator=(piece for text in texts for piece in _pieces(_transform(transform).apply(text))),
+                model_writer=model,
+                vocab_size=vocab_size,
+                model_type="bpe",
+                byte_fallback=True,
+                split_digits=True,
+                remove_extra_whitespaces=False,
+                add_dummy_prefix=False,
+                max_sentence_length=1 << 16,  # bytes; longer ones would be skipped, and a piece has fewer
+                minloglevel=3,
+                **options,
+            )
+        except RuntimeError as error:
+            raise UsageError(_training_failure(str(error), vocab_size)) from None
+    return model.getvalue()
+
+
+def _pieces(text: str) -> Iterator[str]:
+    """The text in pieces of bounded length, cut before a space, where the trainer splits words, if there is one."""
+    start = 0
+    while start < len(text):
+        stop = start + _PIECE_CHARACTERS
+        if stop < len(text):
+            space = text.rfind(" ", start + 1, stop + 1)
+            stop = space if space > 0 else stop
+        yield text[start:stop]
+        start = stop
+
+
+def check(path: Path) -> None:
+    """Raises UsageError when a given model cannot serve as a dataset's tokenizer."""
+    if not path.is_file():
+        raise UsageError(f"{path}: no such file")
+    try:
+        processor = load_tokenizer(path)
+    except EnvironmentBroken as error:
+        raise UsageError(str(error)) from None
+    if processor.vocab_size() > VOCAB_SIZE:
+        raise UsageError(f"{path}: has {processor.vocab_size():,} pieces; tokens are uint16, so {VOCAB_SIZE:,} fit")
+    if processor.bos_id() < 0:
+        raise UsageError(f"{path}: has no BOS piece, so documents could not be told apart")
+
+
+def encode(batch: Batch, encoding: Encoding, canonical: bool) -> Encoded:
+    """Tokenise a batch.
+
+    With `canonical`, each document's text is what tokenizer and transform decode back, encoded again and proven to
+    come back once more. Raises UsageError, naming document and byte, for text that the tokenizer cannot express.
+    """
+    tokenizer = _tokenizer(encoding.model, encoding.transform)
+    tokens = array("H")
+    lengths: list[int] = []
+    sizes: list[int] = []
+    digests: list[bytes] = []
+    texts: list[str] = []
+    empty = bad = changed = 0
+    for place, source in batch.sound_texts(encoding.field, encoding.skip_bad):
+        if source is None:
+            bad += 1
+            continue
+        text = source
+        ids = tokenizer.encode(text, place) if text.strip() else array("H")
+        if ids and canonical:
+            text = tokenizer.decode(ids)
+            ids = tokenizer.encode(text, place)
+            _check_round_trip(text, tokenizer.decode(ids), place)
+        if not ids:
+            empty += 1
+            continue
+        tokens.append(tokenizer.bos)
+        tokens.extend(ids)
+        lengths.append(len(ids) + 1)
+        sizes.append(len(text.encode()))
+        digests.append(document_digest(ids))
+        if canonical:
+            texts.append(text)
+            changed += text != source
+    return Encoded(
+        np.frombuffer(tokens, dtype=np.uint16),
+        np.array(lengths, dtype=np.int64),
+        digests,
+        np.array(sizes, dtype=np.int64),
+        empty,
+        bad,
+        texts,
+        changed,
+    )
+
+
+class _Tokenizer:
+    """A model behind a transform."""
+
+    def __init__(self, model: Path, transform: str | None) -> None:
+        self._processor = load_tokenizer(model)
+        self._transform = _transform(transform)
+        self.bos: int = self._processor.bos_id()
+
+    def encode(self, text: str, place: str) -> "array[int]":
+        """Ids. Raises UsageError for text with an unknown token or BOS inside."""
+        processor, transformed = self._processor, self._transform.apply(text)
+        ids = array("H", processor.encode(transformed))
+        for token, what in (
+            (processor.unk_id(), "does not know"),
+            (self.bos, "takes for the start of a document what ends with"),
+        ):
+            if token in ids:
+                ends = range(len(transformed))
+                end = bisect.bisect_left(ends, True, key=lambda k: token in processor.encode(transformed[: k + 1]))
+                at = len(self._transform.invert(transformed[:end]).encode())
+                raise UsageError(
+                    f"{place}: the tokenizer is lossy: it {what} {transformed[end : end + 1]!r} (byte {at} of the "
+                    "document); use one with byte fallback"
+                )
+        return ids
+
+    def decode(self, ids: "array[int]") -> str:
+        return self._transform.invert(self._processor.decode(ids.tolist()))
+
+
+@lru_cache(maxsize=1)
+def _tokenizer(model: Path, transform: str | None) -> _Tokenizer:
+    return _Tokenizer(model, transform)
+
+
+def _transform(name: str | None) -> Transform:
+    return _IDENTITY if name is None else TRANSFORMS[name]
+
+
+def _unchanged(text: str) -> str:
+    return text
+
+
+_IDENTITY = Transform(_unchanged, _unchanged)
+
+
+def _check_round_trip(text: str, back: str, place: str) -> None:
+    if back == text:
+        return
+    a, b = text.encode(), back.encode()
+    at = next((i for i, (x, y) in enumerate(zip(a, b, strict=False)) if x != y), min(len(a), len(b)))
+    raise UsageError(
+        f"{place}: the tokenizer is lossy: at byte {at} {a[at : at + 12]!r} comes back as {b[at : at + 12]!r}"
+    )
+
+
+def _training_failure(message: str, vocab_size: int) -> str:
+    if most := re.search(r"Vocabulary size too high \(\d+\).*<= (\d+)", message):
+        return f"the text yields at most {most[1]} pieces, not {vocab_size}; give --vocab-size {most[1]} or more text"
+    if least := re.search(r"smaller than required_chars\. \d+ vs (\d+)", message):
+        return f"--vocab-size {vocab_size} is too small for this text, which needs at least {least[1]}"
+    return f"no tokenizer of {vocab_size} pieces can be trained on this text ({message.splitlines()[0]})"

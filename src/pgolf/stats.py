@@ -1,0 +1,29 @@
+"""Statistics of runs that share their seeds."""
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+from scipy import special
+
+
+def row(name: str, runs: Sequence[dict[str, Any]], base: npt.NDArray[np.float64]) -> dict[str, Any]:
+    """Effect of a variant: the mean of the differences by seed, with its 95 % interval by Student's t."""
+    scores = np.array([run["bpb"] for run in runs])
+    effect = scores - base
+    half = math.nan
+    if len(effect) > 1:
+        half = float(special.stdtrit(len(effect) - 1, 0.975) * effect.std(ddof=1) / math.sqrt(len(effect)))
+    return {
+        "variant": name,
+        "bpb": [round(float(s), 5) for s in scores],
+        "mean": round(float(scores.mean()), 5),
+        "effect": round(float(effect.mean()), 5),
+        "half_interval": None if math.isnan(half) else round(half, 5),
+        "parameters": runs[0]["parameters"],
+        "artifact_bytes": max(run["artifact_bytes"] for run in runs),
+        "tokens": runs[0]["tokens"],
+        "tokens_per_second": round(float(np.median([run["tokens_per_second"] for run in runs]))),
+    }
