@@ -1,1 +1,1 @@
-"""Tools of a participant: train and score in one go, and ablations."""
+"""Tools of a participant: train and score in one go, and ablations over it."""
