@@ -88,7 +88,7 @@ def bench_score(args: argparse.Namespace) -> None:
     lift_time_limits()
     artifact = read(args.artifact, rules.ARTIFACT_BYTES)
     text = open_dataset(args.data).canonical_text()
-    encoded = tokenization.encode(artifact, text.documents, False, contextlib.nullcontext(math.inf))
+    encoded = tokenization.encode(artifact, text.documents, False, contextlib.nullcontext(time.monotonic() + 1e6))
     ends = np.cumsum([len(ids) + 1 for ids in encoded])
     print("    tokens    steps   sandbox   in-process   ratio   predictor   wire + scorer   difference of the loss")
     for tokens in args.tokens:

@@ -232,7 +232,7 @@ def momentum(settings: Any, step: int) -> float:
     return float(s.momentum_start + (s.momentum - s.momentum_start) * min(1.0, step / s.momentum_steps))
 
 
-LANES = {"main": 2048, "laptop": 256, "unlimited": 256}
+LANES = {"main": 2048, "laptop": 128, "unlimited": 128}
 """Parts of the text that are scored beside each other: fewer are slower, more cut the text into shorter pieces."""
 
 
