@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import jsonschema
 import numpy as np
 import pytest
 import torch
@@ -14,7 +15,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from conftest import CAUSAL, COUNTS, UNIFORM, MakeArtifact
+from conftest import CAUSAL, COUNTS, ROOT, UNIFORM, MakeArtifact
 from pgolf import rules
 from pgolf.artifact import Artifact, Manifest
 from pgolf.cli.main import main
@@ -246,6 +247,7 @@ def test_recorded_score_is_proven(
     capsys.readouterr()
     assert prove(path, dataset, *amount) == 0
     record = json.loads(path.with_suffix(".score.json").read_text())
+    jsonschema.validate(record, json.loads((ROOT / "docs" / "record.schema.json").read_text()))
     proof = record["proof"]
     assert record["status"] == proof["status"] == "ok"
     assert proof["code_bits"] <= 1.001 * proof["recorded_bits"] + 64
