@@ -45,7 +45,7 @@ from stub import Stub
 from conftest import write_dataset
 from pgolf import artifact, rules
 from pgolf.errors import EnvironmentBroken, Refused
-from pgolf.names import beside
+from pgolf.files import beside
 from pgolf.sandbox import box, lock, probe, wire
 from pgolf.score import likelihood, predictors, record, score, tokenization
 from pgolf.score.score import Options

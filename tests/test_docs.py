@@ -16,7 +16,7 @@ from torch.nn import functional as F
 from conftest import DOCUMENTS, ROOT, write_dataset
 from pgolf.artifact import Manifest, pack
 from pgolf.data.dataset import open_dataset
-from pgolf.names import beside
+from pgolf.files import beside
 from pgolf.proof import compression
 from pgolf.proof.prove import Amount, prove
 from pgolf.sandbox.probe import Isolation, isolation

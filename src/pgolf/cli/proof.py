@@ -8,8 +8,7 @@ from pgolf import artifact, rules
 from pgolf.cli.command import Commands, add_command, exit_code, positive, print_record
 from pgolf.data.dataset import default_dataset
 from pgolf.errors import UsageError
-from pgolf.files import write_atomically
-from pgolf.names import beside
+from pgolf.files import beside, write_atomically
 from pgolf.proof import compression, prove
 from pgolf.sandbox import lock, probe
 from pgolf.score import record

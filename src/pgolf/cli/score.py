@@ -9,8 +9,7 @@ from pgolf import rules
 from pgolf.cli.command import Commands, add_command, exit_code, positive, print_record
 from pgolf.data.dataset import default_dataset, open_dataset
 from pgolf.errors import EnvironmentBroken, UsageError
-from pgolf.files import check_replaceable
-from pgolf.names import beside
+from pgolf.files import beside, check_replaceable
 from pgolf.sandbox import lock, probe
 from pgolf.score import record
 from pgolf.score.devices import find_device

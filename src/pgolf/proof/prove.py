@@ -17,7 +17,7 @@ from pgolf import artifact, rules
 from pgolf.artifact import Artifact
 from pgolf.data.dataset import open_dataset
 from pgolf.errors import EnvironmentBroken, Refused, UsageError
-from pgolf.names import beside
+from pgolf.files import beside
 from pgolf.proof import compression
 from pgolf.proof.compression import Packet
 from pgolf.proof.decoder import decode_elsewhere

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from pgolf.errors import EnvironmentBroken, Refused, UsageError
-from pgolf.names import beside
+from pgolf.files import beside
 from pgolf.score.record import Record
 from pgolf.score.score import Options, score
 
