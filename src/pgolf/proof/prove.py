@@ -51,7 +51,7 @@ def prove(path: Path, data: Path, amount: Amount, runtime: Runtime) -> Record:
     read = artifact.read(path, rules.ARTIFACT_BYTES)
     scored = _read_record(path, read.sha256)
     latest = Proof(of_steps=scored.steps, of_bytes=scored.bytes, data=scored.data)
-    status, reason = "failed", ""
+    reason: str | None = None
     try:
         with closing(_stages(latest, scored, read, path, data, amount, runtime)) as stages:
             for proof in stages:
@@ -60,9 +60,9 @@ def prove(path: Path, data: Path, amount: Amount, runtime: Runtime) -> Record:
     except Refused as error:
         status, reason = "refused", str(error)
     except EnvironmentBroken as error:
-        reason = str(error)
+        status, reason = "failed", str(error)
     seconds = {**latest.seconds, "total": time.monotonic() - started}
-    return replace(scored, proof=replace(latest, status=status, reason=reason or None, seconds=seconds))
+    return replace(scored, proof=replace(latest, status=status, reason=reason, seconds=seconds))
 
 
 def _read_record(path: Path, digest: str) -> Record:

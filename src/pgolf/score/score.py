@@ -60,7 +60,7 @@ def score(path: Path, data: Path, options: Options = Options()) -> Record:
     runtime = Runtime(find_device(options.device), options.isolated)
     started, clock = time.monotonic(), Clock()
     latest = new(path, options.track, runtime.device)
-    status, reason = "refused", ""
+    reason: str | None = None
     try:
         with (
             lock.hold(),
@@ -71,18 +71,18 @@ def score(path: Path, data: Path, options: Options = Options()) -> Record:
                 latest = record  # which knows more than the one before
         status = "ok"
     except Refused as error:
-        reason = str(error)
+        status, reason = "refused", str(error)
     except WireError as error:
-        reason = f"the submission broke the wire protocol: {error}"
+        status, reason = "refused", f"the submission broke the wire protocol: {error}"
     except torch.OutOfMemoryError:
-        reason = "the predictor leaves the scorer too little of the GPU's memory"
+        status, reason = "refused", "the predictor leaves the scorer too little of the GPU's memory"
     except EnvironmentBroken as error:
         status, reason = "failed", str(error)
     except OSError as error:
         status, reason = "failed", f"{error.filename or 'the scorer'}: {error.strerror or error}"
     eligible = status == "ok" and not latest.reasons
     seconds = {**clock.seconds, "total": time.monotonic() - started}
-    return replace(latest, status=status, reason=reason or None, eligible=eligible, seconds=seconds)
+    return replace(latest, status=status, reason=reason, eligible=eligible, seconds=seconds)
 
 
 def _stages(
@@ -139,7 +139,7 @@ def _evaluate(
         with Predictor(artifact, count, runtime) as fresh:
             fresh.set_deadline(time.monotonic() + clock.limit)
             fresh.load()
-            record = replace(record, spot_check=windows.spot_check(manifest, encoded, fresh, nll))
+            yield (record := replace(record, spot_check=windows.spot_check(manifest, encoded, fresh, nll)))
     nats = math.fsum(nll)
     if not math.isfinite(nats):
         raise EnvironmentBroken("a token was not scored, which is a bug in pgolf; please report it")
