@@ -45,9 +45,10 @@ from stub import Stub
 from conftest import write_dataset
 from pgolf import artifact, rules
 from pgolf.errors import EnvironmentBroken, Refused
-from pgolf.names import beside
+from pgolf.files import beside
 from pgolf.sandbox import box, lock, probe, wire
 from pgolf.score import likelihood, predictors, record, score, tokenization
+from pgolf.score.devices import Runtime
 from pgolf.score.score import Options
 
 ATTACKS = Path(__file__).parent / "attacks"
@@ -216,8 +217,8 @@ class Runs:
     def bits(self, name: str, text: str = "", without: str = "") -> float:
         """The code length in bits."""
         found = self(name, text, without)
-        assert found["status"] == "ok", found["reason"]
-        return found["bpb"] * found["bytes"]
+        assert found.status == "ok", found.reason
+        return found.bpb * found.bytes
 
     def gain(self, name: str, text: str = "", without: str = "") -> float:
         """Bits below the honest model."""
@@ -266,28 +267,28 @@ def serve(server: socket.socket, runs: Runs) -> None:
 
 def expected_reasons(found: record.Record, isolated: bool, more: tuple[str, ...]) -> list[str]:
     """Why no score of these tests counts: the text is small, and the lock is the tests' own."""
-    size = f"the text has {found['bytes']:,} bytes, 2,000,000 are needed"
+    size = f"the text has {found.bytes:,} bytes, 2,000,000 are needed"
     return sorted([*more, size, *(probe.isolation().reasons(False) if isolated else ["no sandbox"])])
 
 
 def test_lock_of_the_tests_is_all_that_this_machine_lacks(runs: Runs) -> None:
     """The reasons that the other tests expect are these. A machine without control groups has one more."""
     assert "the lock is not the machine's" in probe.isolation().reasons(False)
-    assert runs("honest")["bpb"] < 4.0, "the model that the attacks start from is worth something"
+    assert runs("honest").bpb < 4.0, "the model that the attacks start from is worth something"
 
 
 @pytest.mark.parametrize("name", ENDINGS)
 def test_attack_ends_without_gain(name: str, runs: Runs) -> None:
     """Refused in a sentence that names the rule, or scored like the honest model."""
     attack, found = ENDINGS[name], runs(name)
-    assert sorted(found["reasons"]) == expected_reasons(found, attack.isolated, attack.reasons)
-    assert not found["eligible"]
+    assert sorted(found.reasons) == expected_reasons(found, attack.isolated, attack.reasons)
+    assert not found.eligible
     if attack.ends:
-        print(f"{name}: {found['reason']}")
-        assert found["status"] == "refused", found
-        assert attack.ends in found["reason"]
-        assert found["reason"].isprintable() and len(found["reason"]) < 500
-        assert found["bpb"] is None
+        print(f"{name}: {found.reason}")
+        assert found.status == "refused", found
+        assert attack.ends in found.reason
+        assert found.reason.isprintable() and len(found.reason) < 500
+        assert found.bpb is None
     elif name != "demo_text_in_box":
         print(f"{name}: {runs.gain(name):.1f} bits")
         assert runs.gain(name) < MOST_GAIN
@@ -301,7 +302,7 @@ def test_attack_gains_without_the_defence(name: str, runs: Runs) -> None:
     print(f"{name} without {attack.without}: {gain:.1f} bits")
     assert gain > attack.gain
     if attack.without == "step form":
-        assert WINDOW in runs(name, without=attack.without)["reasons"]
+        assert WINDOW in runs(name, without=attack.without).reasons
 
 
 def test_text_of_the_sandbox_is_marked(runs: Runs) -> None:
@@ -314,13 +315,13 @@ def test_text_of_the_sandbox_is_marked(runs: Runs) -> None:
         (marked / file.name).write_bytes(file.read_bytes())
     (marked / "dataset.json").write_text(json.dumps(json.loads(index.read_text()) | {"environment": True}))
     found = score.score(runs.artifact("honest"), marked, Options(device="cpu", isolated=False))
-    assert sorted(found["reasons"]) == expected_reasons(found, False, (DEMO,))
+    assert sorted(found.reasons) == expected_reasons(found, False, (DEMO,))
 
 
 def test_pads_help_by_the_token_only(runs: Runs) -> None:
     """The scores that a submission's own units move: half the loss a token, the same bits a byte."""
     pads, honest = runs("pads"), runs("honest")
-    assert pads["nats_per_token"] < 0.6 * honest["nats_per_token"]
+    assert pads.nats_per_token < 0.6 * honest.nats_per_token
 
 
 def test_honest_ways_to_gain_are_accepted(runs: Runs) -> None:
@@ -338,13 +339,13 @@ def test_other_lane_helps_a_step_later(runs: Runs) -> None:
 def test_ring_cannot_change_after_the_copy(runs: Runs) -> None:
     """A thread that rewrites the shared memory is either caught or without any effect."""
     found = runs("flips_ring")
-    assert found["status"] == "refused" or found["bpb"] == runs("honest")["bpb"]
+    assert found.status == "refused" or found.bpb == runs("honest").bpb
 
 
 def test_plan_is_what_was_said_first(runs: Runs) -> None:
     """The plan was stated before anything was shown."""
-    assert runs("plan_changes")["plan"] == 7
-    assert runs("honest")["plan"] == 0
+    assert runs("plan_changes").plan == 7
+    assert runs("honest").plan == 0
 
 
 @pytest.mark.parametrize(
@@ -359,9 +360,9 @@ def test_random_text_costs_seven_bits_a_byte(name: str, runs: Runs) -> None:
     for _ in range(2):
         runs.known.pop((name, "random", ""), None)
         found = runs(name, "random") if name != "marks" else boxed(runs, "marks", "random")
-        if found["status"] == "ok":
-            bits = found["bpb"] * found["bytes"]
-            assert bits > 7 * found["bytes"] - MOST_GAIN
+        if found.status == "ok":
+            bits = found.bpb * found.bytes
+            assert bits > 7 * found.bytes - MOST_GAIN
             assert bits > honest - MOST_GAIN or name in ("lane_end", "document_order")
 
 
@@ -478,7 +479,7 @@ def test_second_scorer_waits_for_the_first(runs: Runs, monkeypatch: pytest.Monke
     monkeypatch.setattr(rules, "LOCK_SECONDS", 0.3)
     with lock.hold():
         found = score.score(runs.artifact("honest"), runs.text("english"), Options(device="cpu"))
-    assert found["status"] == "failed" and "the lock is still held by pgolf (pid" in found["reason"]
+    assert found.status == "failed" and "the lock is still held by pgolf (pid" in found.reason
 
 
 @pytest.mark.parametrize("kind", ["link", "fifo", "folder"])
@@ -488,7 +489,7 @@ def test_prepared_lock_is_no_lock(kind: str, runs: Runs, tmp_path: Path, monkeyp
     {"link": lambda: place.symlink_to("target"), "fifo": lambda: os.mkfifo(place), "folder": place.mkdir}[kind]()
     monkeypatch.setenv("PGOLF_LOCK", str(place))
     found = score.score(runs.artifact("honest"), runs.text("english"), Options(device="cpu"))
-    assert found["status"] == "failed" and "lock" in found["reason"]
+    assert found.status == "failed" and "lock" in found.reason
     assert not (tmp_path / "target").exists()
 
 
@@ -500,7 +501,7 @@ def test_failed_probe_is_no_refusal(runs: Runs, monkeypatch: pytest.MonkeyPatch)
 
     monkeypatch.setattr(probe, "isolation", broken)
     found = score.score(runs.artifact("honest"), runs.text("english"), Options(device="cpu"))
-    assert found["status"] == "failed" and "bubblewrap" in found["reason"]
+    assert found.status == "failed" and "bubblewrap" in found.reason
 
 
 def test_nothing_outlives_its_sandbox(runs: Runs) -> None:
@@ -525,10 +526,10 @@ def command_of(process: Path) -> bytes:
 def outcome(lie: str) -> str:
     """The refusal of a worker that tells this lie."""
     lies = module_of(ATTACKS / "wire_lies" / "predict.py")
-    manifest = artifact._parse_manifest(json.dumps(manifest_of("honest")).encode())
+    manifest = artifact.parse_manifest(json.dumps(manifest_of("honest")).encode())
     texts = [torch.arange(40).int().numpy()] * 20
     read = artifact.Artifact("", 0, manifest, {})
-    with Stub(lambda channel, ring: lies.answer(channel, lie)), predictors.Predictor(read, 20, "cpu", False) as worker:
+    with Stub(lambda channel, ring: lies.answer(channel, lie)), predictors.Predictor(read, 20, Runtime()) as worker:
         worker.set_deadline(time.monotonic() + 1)
         try:
             worker.load()
@@ -586,8 +587,8 @@ def test_artifact_with_tricks_is_refused(folder: str, runs: Runs, tmp_path: Path
         path = tmp_path / "a.zst"
         path.write_bytes(data)
         found = score.score(path, runs.text("english"), Options(device="cpu"))
-        assert found["status"] == "refused", name
-        assert sentence in found["reason"], name
+        assert found.status == "refused", name
+        assert sentence in found.reason, name
 
 
 def test_hostile_manifest_is_refused() -> None:
@@ -609,8 +610,8 @@ def round_trip(manifest: dict[str, Any], tokenizer: bytes, texts: list[bytes], s
     read = artifact.parse(archive(members), rules.ARTIFACT_BYTES)
     limit = nullcontext(time.monotonic() + seconds)
     try:
-        encoded = tokenization.encode(read, texts, False, limit)
-        tokenization.check_decoding(read, texts, encoded, False, limit)
+        encoded = tokenization.encode(read, texts, Runtime(isolated=False), limit)
+        tokenization.check_decoding(read, texts, encoded, Runtime(isolated=False), limit)
     except Refused as error:
         assert str(error).isprintable() and len(str(error)) < 500
         return str(error)
@@ -652,10 +653,13 @@ def test_transform_takes_its_own_markers(tokenizer_model: Path) -> None:
     read = artifact.parse(
         archive({**members_of("honest"), "submission.json": json.dumps(manifest).encode()}), rules.ARTIFACT_BYTES
     )
-    encoded = tokenization.encode(read, texts, False, nullcontext(time.monotonic() + 60))
-    assert tokenization.decode(read, encoded, [4000] * 20, False, nullcontext(time.monotonic() + 60)) == texts
+    encoded = tokenization.encode(read, texts, Runtime(isolated=False), nullcontext(time.monotonic() + 60))
+    assert (
+        tokenization.decode(read, encoded, [4000] * 20, Runtime(isolated=False), nullcontext(time.monotonic() + 60))
+        == texts
+    )
     hostile = [torch.tensor(list(("\ue000" * 500 + "\ue001a" * 500).encode())).int().numpy()]
-    assert tokenization.decode(read, hostile, [4000], False, nullcontext(time.monotonic() + 60))
+    assert tokenization.decode(read, hostile, [4000], Runtime(isolated=False), nullcontext(time.monotonic() + 60))
 
 
 @pytest.mark.parametrize("name", ["artifact.score.json.part", "artifact.score.json"])

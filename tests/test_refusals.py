@@ -109,10 +109,10 @@ def test_hostile_predictor(
     with socket.create_server(("127.0.0.1", 0)) as server:
         source = source.replace("DATA", str(dataset)).replace("PORT", str(server.getsockname()[1]))
         record = score(make_artifact(source), dataset, CPU)
-    assert record["status"] == "refused", record
-    assert expected in record["reason"]
-    assert record["reason"].isprintable() and len(record["reason"]) < 500
-    assert record["bpb"] is None
+    assert record.status == "refused", record
+    assert expected in record.reason
+    assert record.reason.isprintable() and len(record.reason) < 500
+    assert record.bpb is None
 
 
 def test_hang_is_ended_by_the_clock(
@@ -123,7 +123,7 @@ def test_hang_is_ended_by_the_clock(
     start = time.monotonic()
     record = score(make_artifact(evil("import time; time.sleep(10**6)")), dataset, CPU)
     assert time.monotonic() - start < 6 + 10
-    assert record["status"] == "refused" and "longer than its 6 s" in record["reason"]
+    assert record.status == "refused" and "longer than its 6 s" in record.reason
 
 
 def test_child_does_not_outlive_its_worker(make_artifact: MakeArtifact, dataset: Path) -> None:
@@ -133,7 +133,7 @@ def test_child_does_not_outlive_its_worker(make_artifact: MakeArtifact, dataset:
         "import subprocess, sys\n        if not hasattr(self, 'child'): self.child = subprocess.Popen("
         f'[sys.executable, "-c", "{child}"], start_new_session=True, close_fds=False)'
     )
-    assert score(make_artifact(evil(body)), dataset, CPU)["status"] == "ok"
+    assert score(make_artifact(evil(body)), dataset, CPU).status == "ok"
 
 
 def test_killed_scorer_leaves_nothing(make_artifact: MakeArtifact, dataset: Path, tmp_path: Path) -> None:
@@ -145,7 +145,7 @@ def test_killed_scorer_leaves_nothing(make_artifact: MakeArtifact, dataset: Path
     process.kill()
     process.wait()
     assert sorted(p.name for p in tmp_path.iterdir()) == ["a.zst"]
-    assert score(make_artifact(UNIFORM), dataset, CPU)["status"] == "ok"
+    assert score(make_artifact(UNIFORM), dataset, CPU).status == "ok"
 
 
 @needs_fineweb
@@ -154,26 +154,26 @@ def test_lossy_tokenizer(make_artifact: MakeArtifact) -> None:
     model = (SHARED / "tokenizers" / "lossy_1024_bpe.model").read_bytes()
     path = make_artifact(UNIFORM, {"tokenizer.model": model}, vocab_size=1024)
     record = score(path, SHARED / "fineweb10B_sp1024", CPU)
-    assert record["status"] == "refused"
-    assert "the tokenizer is lossy: document" in record["reason"] and "at byte" in record["reason"]
+    assert record.status == "refused"
+    assert "the tokenizer is lossy: document" in record.reason and "at byte" in record.reason
 
 
 def test_damaged_tokenizer(make_artifact: MakeArtifact, dataset: Path) -> None:
     """A tokenizer file that is none is the submission's fault."""
     record = score(make_artifact(UNIFORM, {"tokenizer.model": b"nonsense"}), dataset, CPU)
-    assert record["status"] == "refused" and record["reason"].startswith("encode: ")
+    assert record.status == "refused" and record.reason.startswith("encode: ")
 
 
 def test_tokenizer_larger_than_declared(make_artifact: MakeArtifact, dataset: Path) -> None:
     """Ids outside the declared vocabulary are refused before any model runs."""
     record = score(make_artifact(UNIFORM, vocab_size=270), dataset, CPU)
-    assert record["status"] == "refused" and "vocab_size is 270" in record["reason"]
+    assert record.status == "refused" and "vocab_size is 270" in record.reason
 
 
 def test_missing_package(make_artifact: MakeArtifact, dataset: Path) -> None:
     """A package that is not here is named; the submission is not to blame."""
     record = score(make_artifact(UNIFORM, packages=["no-such-package"]), dataset, CPU)
-    assert record["status"] == "failed" and "no-such-package" in record["reason"]
+    assert record.status == "failed" and "no-such-package" in record.reason
 
 
 def command(*args: object, path: str | None = None) -> subprocess.CompletedProcess[str]:
@@ -232,7 +232,7 @@ def test_changed_text_is_a_broken_environment(
     text = root / "val_documents.jsonl"
     text.write_text(text.read_text().replace("quick", "slow"))
     record = score(make_artifact(UNIFORM), root, CPU)
-    assert record["status"] == "failed" and "digest" in record["reason"]
+    assert record.status == "failed" and "digest" in record.reason
 
 
 def test_isolation_is_described() -> None:

@@ -29,6 +29,7 @@ from pgolf.data.dataset import open_dataset
 from pgolf.errors import PgolfError
 from pgolf.machine import cores
 from pgolf.score import schedule, tokenization
+from pgolf.score.devices import Runtime
 from pgolf.score.schedule import Targets
 from pgolf.score.score import Options, score
 
@@ -87,24 +88,27 @@ def bench_score(args: argparse.Namespace) -> None:
     lift_time_limits()
     artifact = read(args.artifact, rules.ARTIFACT_BYTES)
     text = open_dataset(args.data).canonical_text()
-    encoded = tokenization.encode(artifact, text.documents, False, contextlib.nullcontext(time.monotonic() + 1e6))
+    encoded = tokenization.encode(
+        artifact, text.documents, Runtime(isolated=False), contextlib.nullcontext(time.monotonic() + 1e6)
+    )
     ends = np.cumsum([len(ids) + 1 for ids in encoded])
     print("    tokens    steps   sandbox   in-process   ratio   predictor   wire + scorer   difference of the loss")
     for tokens in args.tokens:
         count = int(np.searchsorted(ends, tokens)) + 1
         record = score(args.artifact, args.data, Options(device="cpu", documents=count))
-        if record["status"] != "ok":
-            sys.exit(f"bench: {record['reason']}")
-        seconds = record["seconds"]
+        if record.status != "ok":
+            sys.exit(f"bench: {record.reason}")
+        assert record.tokens and record.steps and record.nats_per_token  # a score of the step form has them
+        seconds = record.seconds
         sandboxed = seconds["predictor"] + seconds["wire"] + seconds["scorer"]
         start = time.perf_counter()
         loss = plain_loop(artifact, encoded[:count])
         plain = time.perf_counter() - start
-        difference = abs(loss / record["nats_per_token"] - 1)
+        difference = abs(loss / record.nats_per_token - 1)
         print(
-            f"{record['tokens']:10,} {record['steps']:8,} {sandboxed:7.1f} s {plain:10.1f} s "
-            f"{sandboxed / plain:7.3f} {1e6 * seconds['predictor'] / record['steps']:8.0f} us "
-            f"{1e6 * (seconds['wire'] + seconds['scorer']) / record['steps']:12.0f} us {difference:24.1e}",
+            f"{record.tokens:10,} {record.steps:8,} {sandboxed:7.1f} s {plain:10.1f} s "
+            f"{sandboxed / plain:7.3f} {1e6 * seconds['predictor'] / record.steps:8.0f} us "
+            f"{1e6 * (seconds['wire'] + seconds['scorer']) / record.steps:12.0f} us {difference:24.1e}",
             flush=True,
         )
 

@@ -71,6 +71,7 @@ def ours(args: argparse.Namespace, name: str, data: Path, settings: Sequence[str
     print("speed:", name, file=sys.stderr)
     done = trial.train_and_score(command, out, data, args.documents, not args.no_sandbox, args.processes)
     log = done.log
+    assert done.record.bpb is not None  # it was scored
     return Result(
         name=name,
         parameters=log["parameters"],
@@ -79,7 +80,7 @@ def ours(args: argparse.Namespace, name: str, data: Path, settings: Sequence[str
         seconds=log["train_seconds"],
         flops=flops_per_token(log["settings"]),
         artifact_bytes=log["artifact_bytes"],
-        bpb=done.record["bpb"],
+        bpb=done.record.bpb,
     )
 
 

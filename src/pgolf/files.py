@@ -147,3 +147,8 @@ def printable(text: object) -> str:
     escaped = "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in str(text))
     encoding = getattr(sys.stdout, "encoding", None) or "utf-8"
     return escaped.encode(encoding, "backslashreplace").decode(encoding)
+
+
+def beside(artifact: Path, ending: str) -> Path:
+    """What stands beside an artifact: `a.zst` and ".jsonl" give `a.jsonl`; `lr0.01` gives `lr0.01.jsonl`."""
+    return artifact.with_name(artifact.name.removesuffix(".zst") + ending)

@@ -23,7 +23,7 @@ from pgolf import rules
 from pgolf.artifact import read
 from pgolf.data.shards import read_shard, write_shard
 from pgolf.errors import EnvironmentBroken, UsageError
-from pgolf.names import beside
+from pgolf.files import beside
 from pgolf.train import loop, settings
 from pgolf.train.loader import batches
 from pgolf.train.log import Log, say

@@ -255,7 +255,7 @@ def test_contest_shards_beside_a_wrong_tokenizer(tmp_path: Path, make_artifact: 
         open_dataset(root).canonical_text()
     artifact = make_artifact("def load(root, device): ...\n")
     record = score(artifact, root)
-    assert record["status"] == "failed" and "is not the tokenizer that made" in record["reason"]
+    assert record.status == "failed" and "is not the tokenizer that made" in record.reason
 
 
 @needs_fineweb

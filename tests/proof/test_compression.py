@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import jsonschema
 import numpy as np
 import pytest
 import torch
@@ -14,7 +15,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from conftest import CAUSAL, COUNTS, UNIFORM, MakeArtifact
+from conftest import CAUSAL, COUNTS, ROOT, UNIFORM, MakeArtifact
 from pgolf import rules
 from pgolf.artifact import Artifact, Manifest
 from pgolf.cli.main import main
@@ -23,6 +24,7 @@ from pgolf.proof import compression
 from pgolf.proof.compression import Packet
 from pgolf.sandbox.wire import Ids
 from pgolf.score import schedule, tokenization
+from pgolf.score.devices import Runtime
 from pgolf.score.likelihood import negative_log_likelihood
 from pgolf.score.schedule import Step, Targets
 
@@ -96,13 +98,13 @@ def encode(
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(compression, "Predictor", lambda *_: Local(source, artifact.manifest.lanes))
         texts = [b"x"] * len(documents)
-        return compression.encode(artifact, texts, documents, "cpu", False, lambda steps, *_: steps < most_steps)
+        return compression.encode(artifact, texts, documents, Runtime(), lambda steps, *_: steps < most_steps)
 
 
 def decode(source: str, artifact: Artifact, packet: Packet) -> list[list[int]]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(compression, "Predictor", lambda *_: Local(source, artifact.manifest.lanes))
-        return [ids.tolist() for ids in compression.decode(artifact, packet, "cpu", False)]
+        return [ids.tolist() for ids in compression.decode(artifact, packet, Runtime())]
 
 
 @settings(max_examples=25, deadline=None)
@@ -245,6 +247,7 @@ def test_recorded_score_is_proven(
     capsys.readouterr()
     assert prove(path, dataset, *amount) == 0
     record = json.loads(path.with_suffix(".score.json").read_text())
+    jsonschema.validate(record, json.loads((ROOT / "docs" / "record.schema.json").read_text()))
     proof = record["proof"]
     assert record["status"] == proof["status"] == "ok"
     assert proof["code_bits"] <= 1.001 * proof["recorded_bits"] + 64
@@ -278,13 +281,13 @@ def test_window_form_cannot_be_compressed(make_artifact: MakeArtifact, tmp_path:
     """It needs tokens before their logits, which a decoder does not have."""
     manifest = Manifest("t", "t", "laptop", VOCAB, BOS, "bytes", "window", context=8)
     with pytest.raises(UsageError, match="window form"):
-        compression.compress(Artifact("0" * 64, 0, manifest, {}), [b"x"], "cpu", False)
+        compression.compress(Artifact("0" * 64, 0, manifest, {}), [b"x"], Runtime())
 
 
 def test_ids_that_are_no_bytes_are_refused() -> None:
     """A vocabulary may be larger than 256 bytes and BOS; what lies above has no text."""
     ids = np.array([104, 105], dtype=np.int32)
     limit = contextlib.nullcontext(math.inf)
-    assert tokenization.decode(local_artifact(), [ids, ids[:0]], [2, 0], True, limit) == [b"hi", b""]
+    assert tokenization.decode(local_artifact(), [ids, ids[:0]], [2, 0], Runtime(), limit) == [b"hi", b""]
     with pytest.raises(Refused, match="document 0: id 305 is no byte"):
-        tokenization.decode(local_artifact(), [ids + 200], [2], True, limit)
+        tokenization.decode(local_artifact(), [ids + 200], [2], Runtime(), limit)

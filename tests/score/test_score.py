@@ -75,12 +75,12 @@ def test_steps_agree_with_reference(
     """However many lanes, empty, tiny, long and non-Latin documents cost what they cost one after the other."""
     documents, vocab = encoded
     result = score(make_artifact(CAUSAL, lanes=lanes), dataset, CPU)
-    assert result["status"] == "ok", result["reason"]
+    assert result.status == "ok", result.reason
     nats, size = steps_reference(documents, vocab), sum(len(document.encode()) for document in DOCUMENTS)
-    assert result["tokens"] == sum(len(d) + 1 for d in documents)
-    assert result["bytes"] == size and result["documents"] == len(DOCUMENTS)
-    assert result["nats_per_token"] * result["tokens"] == pytest.approx(nats, rel=1e-6)
-    assert result["bpb"] == pytest.approx(nats / math.log(2) / size, rel=1e-6)
+    assert result.tokens == sum(len(d) + 1 for d in documents)
+    assert result.bytes == size and result.documents == len(DOCUMENTS)
+    assert result.nats_per_token * result.tokens == pytest.approx(nats, rel=1e-6)
+    assert result.bpb == pytest.approx(nats / math.log(2) / size, rel=1e-6)
 
 
 @pytest.mark.parametrize(
@@ -98,11 +98,11 @@ def test_windows_agree_with_reference(
     documents, vocab = encoded
     path = make_artifact(WINDOW, form="window", window=mode, context=context, stride=stride)
     result = score(path, dataset, Options(device="cpu", isolated=False))
-    assert result["status"] == "ok", result["reason"]
+    assert result.status == "ok", result.reason
     nats = windows_reference(documents, vocab, context, stride, mode)
-    assert result["nats_per_token"] * result["tokens"] == pytest.approx(nats, rel=1e-6)
-    assert result["spot_check"]["tokens"] == min(rules.SPOT_CHECK_TOKENS, result["tokens"])
-    assert result["spot_check"]["changed"] == 0
+    assert result.nats_per_token * result.tokens == pytest.approx(nats, rel=1e-6)
+    assert result.spot_check.tokens == min(rules.SPOT_CHECK_TOKENS, result.tokens)
+    assert result.spot_check.changed == 0
 
 
 def test_spot_check_names_a_leak(
@@ -112,19 +112,19 @@ def test_spot_check_names_a_leak(
     leak = "return 9.0 * torch.nn.functional.one_hot(ids.roll(-1, 1), VOCAB).float()"
     path = make_artifact(WINDOW.replace("return x @ self.head", leak), form="window")
     result = score(path, dataset, Options(device="cpu", isolated=False))
-    assert result["status"] == "ok" and not result["eligible"]
-    assert any("not proven: window form" in reason for reason in result["reasons"])
-    assert result["spot_check"]["changed"] > 10
-    assert f"token {result['spot_check']['token']:,}" in record.table(result)
+    assert result.status == "ok" and not result.eligible
+    assert any("not proven: window form" in reason for reason in result.reasons)
+    assert result.spot_check.changed > 10
+    assert f"token {result.spot_check.token:,}" in record.table(result)
 
 
 def test_bytes_tokenizer(make_artifact: MakeArtifact, dataset: Path) -> None:
     """Plain bytes: a uniform model over 257 symbols costs log2(257) bits per byte and per document end."""
     result = score(make_artifact(UNIFORM, tokenizer="bytes", vocab_size=257, bos=256, lanes=4), dataset, CPU)
     size = sum(len(document.encode()) for document in DOCUMENTS)
-    assert result["status"] == "ok", result["reason"]
-    assert result["tokens"] == size + len(DOCUMENTS)
-    assert result["bpb"] == pytest.approx((size + len(DOCUMENTS)) * math.log2(257) / size, rel=1e-9)
+    assert result.status == "ok", result.reason
+    assert result.tokens == size + len(DOCUMENTS)
+    assert result.bpb == pytest.approx((size + len(DOCUMENTS)) * math.log2(257) / size, rel=1e-9)
 
 
 @pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
@@ -135,8 +135,8 @@ def test_half_precision_logits(make_artifact: MakeArtifact, dataset: Path, dtype
     options = Options(device="cpu", isolated=False)
     a = score(make_artifact(half), dataset, options)
     b = score(make_artifact(widened, name="b.zst"), dataset, options)
-    assert a["status"] == b["status"] == "ok"
-    assert a["bpb"] == pytest.approx(b["bpb"], rel=1e-9)
+    assert a.status == b.status == "ok"
+    assert a.bpb == pytest.approx(b.bpb, rel=1e-9)
 
 
 def test_what_does_not_count_says_why(
@@ -145,14 +145,14 @@ def test_what_does_not_count_says_why(
     """A full, sandboxed run of the step form counts; anything less has its reasons, and only those."""
     artifact = make_artifact(UNIFORM)
     small = score(artifact, dataset, CPU)
-    assert (small["status"], small["reasons"], small["eligible"]) == ("ok", [SMALL, OWN_LOCK], False)
+    assert (small.status, small.reasons, small.eligible) == ("ok", (SMALL, OWN_LOCK), False)
     monkeypatch.setattr(rules, "ELIGIBLE_TEXT_BYTES", 1)
     full = score(artifact, dataset, Options(device="cpu", fresh_machine=True))
-    assert full["status"] == "ok" and full["reasons"] == [] and full["eligible"]
-    assert full["rules"] == rules.VERSION
+    assert full.status == "ok" and full.reasons == () and full.eligible
+    assert full.rules == rules.VERSION
     sample = score(artifact, dataset, Options(device="cpu", documents=3, isolated=False))
-    assert sample["reasons"] == ["only a sample of the documents", "no sandbox"] and not sample["eligible"]
-    assert sample["documents"] == 3 and sample["isolation"] == "none" != full["isolation"]
+    assert sample.reasons == ("only a sample of the documents", "no sandbox") and not sample.eligible
+    assert sample.documents == 3 and sample.isolation == "none" != full.isolation
     index = json.loads((dataset / "dataset.json").read_text())
     copy = make_artifact(UNIFORM, name="b.zst").parent / "demo"
     copy.mkdir()
@@ -160,23 +160,23 @@ def test_what_does_not_count_says_why(
         (copy / file.name).write_bytes(file.read_bytes())
     (copy / "dataset.json").write_text(json.dumps(index | {"environment": True}))
     demo = score(artifact, copy, Options(device="cpu", isolated=False))
-    assert demo["reasons"] == ["the text can be rebuilt from what is installed on the machine (demo)", "no sandbox"]
+    assert demo.reasons == ("the text can be rebuilt from what is installed on the machine (demo)", "no sandbox")
 
 
 def test_clock_is_split(make_artifact: MakeArtifact, dataset: Path) -> None:
     """The record says where the evaluation's time went, and what is left of it."""
     result = score(make_artifact(COUNTS, layout="parts"), dataset, CPU)
-    assert set(result["seconds"]) == {"encode", "decode", "load", "predictor", "wire", "scorer", "total"}
-    charged = sum(value for name, value in result["seconds"].items() if name != "total")
-    assert result["margin"] == pytest.approx(120 - charged) and charged < result["seconds"]["total"]
+    assert set(result.seconds) == {"encode", "decode", "load", "predictor", "wire", "scorer", "total"}
+    charged = sum(value for name, value in result.seconds.items() if name != "total")
+    assert result.margin == pytest.approx(120 - charged) and charged < result.seconds["total"]
 
 
 def test_code_length_grows_to_the_score(make_artifact: MakeArtifact, dataset: Path) -> None:
     """The cumulative bits of every 64 steps rise to the score's own."""
     result = score(make_artifact(CAUSAL), dataset, Options(device="cpu", isolated=False))
-    bits = result["code"]["bits"]
-    assert len(bits) == result["steps"] // rules.CODE_EVERY > 2
-    assert bits == sorted(bits) and bits[0] > 0 and bits[-1] <= result["bpb"] * result["bytes"]
+    bits = list(result.code.bits)
+    assert len(bits) == result.steps // rules.CODE_EVERY > 2
+    assert bits == sorted(bits) and bits[0] > 0 and bits[-1] <= result.bpb * result.bytes
 
 
 PLANNED = UNIFORM.replace(
@@ -187,9 +187,9 @@ PLANNED = UNIFORM.replace(
 def test_plan_is_recorded(make_artifact: MakeArtifact, dataset: Path) -> None:
     """What `load` plans stands in the record; more than 32 bits are refused."""
     options = Options(device="cpu", isolated=False)
-    assert score(make_artifact(PLANNED), dataset, options)["plan"] == 7
+    assert score(make_artifact(PLANNED), dataset, options).plan == 7
     large = score(make_artifact(PLANNED.replace("plan = 7", "plan = 1 << 32").replace("== 7", "")), dataset, options)
-    assert large["status"] == "refused" and "a number of at most 32 bits" in large["reason"]
+    assert large.status == "refused" and "a number of at most 32 bits" in large.reason
 
 
 def test_scoring_without_sandbox_needs_nothing_that_only_linux_has(

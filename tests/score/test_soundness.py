@@ -25,10 +25,11 @@ from hypothesis import strategies as st
 from stub import Stub
 
 from conftest import UNIFORM, MakeArtifact, write_dataset
-from pgolf.artifact import Artifact, Manifest, _parse_manifest
+from pgolf.artifact import Artifact, Manifest, parse_manifest
 from pgolf.sandbox import box, probe, wire
 from pgolf.sandbox.wire import Channel, Kind, Ring
 from pgolf.score import schedule, score
+from pgolf.score.devices import Runtime
 from pgolf.score.likelihood import log_losses
 from pgolf.score.predictors import Predictor
 from pgolf.score.schedule import Ids, Step, Targets
@@ -44,7 +45,7 @@ lanes = st.integers(1, 10)
 def manifest(layout: str, lanes: int) -> Manifest:
     """Of a predictor over this vocabulary."""
     values = {"name": "n", "author": "a", "track": "laptop", "vocab_size": BOS + 1, "bos": BOS, "form": "step"}
-    return _parse_manifest(json.dumps(values | {"tokenizer": "t.py", "lanes": lanes, "layout": layout}).encode())
+    return parse_manifest(json.dumps(values | {"tokenizer": "t.py", "lanes": lanes, "layout": layout}).encode())
 
 
 def arrays(texts: Documents) -> list[Ids]:
@@ -94,7 +95,7 @@ def transcript(layout: str, lanes: int, texts: Documents, delay: float = 0.0) ->
     """All that the scorer sends to a worker, and the log-loss of each token."""
     declared = manifest(layout, lanes)
     told = count(layout, texts)
-    with plays(lanes) as stub, Predictor(Artifact("", 0, declared, {"predict.py": b"x"}), told, "cpu", True) as worker:
+    with plays(lanes) as stub, Predictor(Artifact("", 0, declared, {"predict.py": b"x"}), told, Runtime()) as worker:
         worker.set_deadline(time.monotonic() + 60)
         worker.load()
         nll, _, _ = score.step_through(declared, arrays(texts), told, worker, lambda done: time.sleep(delay))
@@ -183,7 +184,7 @@ def test_sandbox_starts_alike(
     path = make_artifact(UNIFORM, **fields)
     for number, texts in enumerate((["a", "b" * 9000, ""], ["The first one.", "", "ü"], ["one", "two"])):
         data = write_dataset(tmp_path / str(number), texts, tokenizer_model)
-        assert "recorded" in score.score(path, data, score.Options(device="cpu"))["reason"]
+        assert "recorded" in score.score(path, data, score.Options(device="cpu")).reason
     assert started[0] == started[1] != started[2]
 
 
@@ -192,7 +193,7 @@ def test_sandbox_starts_alike(
 def test_byte_enters_only_after_its_logits_left(layout: str, lanes: int, texts: Documents) -> None:
     """When the scorer sends a step, it has received the logits of every step before it."""
     declared, told = manifest(layout, lanes), count(layout, texts)
-    with plays(lanes) as stub, Predictor(Artifact("", 0, declared, {}), told, "cpu", True) as worker:
+    with plays(lanes) as stub, Predictor(Artifact("", 0, declared, {}), told, Runtime()) as worker:
         worker.set_deadline(time.monotonic() + 60)
         worker.load()
         seen: list[tuple[int, int]] = []

@@ -8,11 +8,12 @@ from typing import Any
 
 from pgolf.errors import EnvironmentBroken, Refused
 
-Commands = argparse._SubParsersAction  # argparse has no public name for it
+Commands = Callable[..., argparse.ArgumentParser]
+"""The `add_parser` of what `add_subparsers` returns."""
 
 
 def add_command(
-    commands: "Commands[argparse.ArgumentParser]",
+    commands: Commands,
     name: str,
     summary: str,
     description: str,
@@ -20,7 +21,7 @@ def add_command(
     run: Callable[[argparse.Namespace], int] | None = None,
 ) -> argparse.ArgumentParser:
     """Add a command that calls `run`; None: it has commands of its own."""
-    parser = commands.add_parser(
+    parser = commands(
         name,
         help=summary,
         description=description,
@@ -46,5 +47,5 @@ def print_record(result: Mapping[str, Any], table: str, as_json: bool) -> None:
         print(table, file=sys.stdout if result["status"] == "ok" else sys.stderr, flush=True)
 
 
-def exit_code(result: Mapping[str, Any]) -> int:
-    return {"ok": 0, "refused": Refused.exit_code, "failed": EnvironmentBroken.exit_code}[result["status"]]
+def exit_code(status: str) -> int:
+    return {"ok": 0, "refused": Refused.exit_code, "failed": EnvironmentBroken.exit_code}[status]

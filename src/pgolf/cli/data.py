@@ -18,7 +18,7 @@ from pgolf.files import printable
 from pgolf.machine import cores
 
 
-def add_data(commands: "Commands[argparse.ArgumentParser]") -> None:
+def add_data(commands: Commands) -> None:
     """Add `data` and its commands."""
     parser = add_command(
         commands,
@@ -27,12 +27,12 @@ def add_data(commands: "Commands[argparse.ArgumentParser]") -> None:
         "Make a dataset folder: a tokenizer, training shards, validation shards and the text that is scored.",
         "pgolf data demo\n  pgolf data build corpus.jsonl.zst --val-documents 1000 --out data/corpus",
     )
-    data = parser.add_subparsers(metavar="command", required=True)
+    data = parser.add_subparsers(metavar="command", required=True).add_parser
     _add_build(data)
     _add_demo(data)
 
 
-def _add_build(commands: "Commands[argparse.ArgumentParser]") -> None:
+def _add_build(commands: Commands) -> None:
     parser = add_command(
         commands,
         "build",
@@ -79,7 +79,7 @@ def _add_build(commands: "Commands[argparse.ArgumentParser]") -> None:
     _add_common(parser)
 
 
-def _add_demo(commands: "Commands[argparse.ArgumentParser]") -> None:
+def _add_demo(commands: Commands) -> None:
     parser = add_command(
         commands,
         "demo",

@@ -44,7 +44,7 @@ def command_line() -> argparse.ArgumentParser:
         "--out runs/a.zst && pgolf score runs/a.zst",
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    commands = parser.add_subparsers(metavar="command", required=True)
+    commands = parser.add_subparsers(metavar="command", required=True).add_parser
     data.add_data(commands)
     submission.add_pack(commands)
     submission.add_ablate(commands)

@@ -8,17 +8,16 @@ from pgolf import artifact, rules
 from pgolf.cli.command import Commands, add_command, exit_code, positive, print_record
 from pgolf.data.dataset import default_dataset
 from pgolf.errors import UsageError
-from pgolf.files import write_atomically
-from pgolf.names import beside
+from pgolf.files import beside, write_atomically
 from pgolf.proof import compression, prove
 from pgolf.sandbox import lock, probe
 from pgolf.score import record
-from pgolf.score.devices import find_device, one_thread
+from pgolf.score.devices import Runtime, find_device, one_thread
 
 _STANDARD = Path("-")
 
 
-def add_compress(commands: "Commands[argparse.ArgumentParser]") -> None:
+def add_compress(commands: Commands) -> None:
     parser = add_command(
         commands,
         "compress",
@@ -41,17 +40,17 @@ def _add_sandbox(parser: argparse.ArgumentParser) -> None:
 
 def _compress(args: argparse.Namespace) -> int:
     """Compress and report the sizes."""
-    device = _prepare_coding(args)
+    runtime = _prepare_coding(args)
     text = _read(args.text, compression.MOST_BYTES)
-    with lock.hold(), one_thread(device):
-        done = compression.compress(_read_artifact(args.artifact), [text], device, isolated=not args.no_sandbox)
+    with lock.hold(), one_thread(runtime.device):
+        done = compression.compress(_read_artifact(args.artifact), [text], runtime)
     file = done.packet.encode()
     _write(file, args.out)
     print(compression.table(done, len(file)))
     return 0
 
 
-def add_decompress(commands: "Commands[argparse.ArgumentParser]") -> None:
+def add_decompress(commands: Commands) -> None:
     parser = add_command(
         commands,
         "decompress",
@@ -69,10 +68,10 @@ def add_decompress(commands: "Commands[argparse.ArgumentParser]") -> None:
 
 def _decompress(args: argparse.Namespace) -> int:
     """Decompress, or leave nothing."""
-    device = _prepare_coding(args)
+    runtime = _prepare_coding(args)
     packet = compression.Packet.decode(_read(args.packed, compression.MOST_BYTES), str(args.packed))
-    with lock.hold(), one_thread(device):
-        texts = compression.decompress(_read_artifact(args.artifact), packet, device, isolated=not args.no_sandbox)
+    with lock.hold(), one_thread(runtime.device):
+        texts = compression.decompress(_read_artifact(args.artifact), packet, runtime)
     if args.out == _STANDARD:
         sys.stdout.buffer.write(compression.text_file(texts))
         return 0
@@ -81,17 +80,21 @@ def _decompress(args: argparse.Namespace) -> int:
     return 0
 
 
-def _prepare_coding(args: argparse.Namespace) -> str:
-    """The device. Raises the errors that can be known before a model runs for long."""
+def _runtime(args: argparse.Namespace) -> Runtime:
+    return Runtime(find_device(args.device), not args.no_sandbox)
+
+
+def _prepare_coding(args: argparse.Namespace) -> Runtime:
+    """How to run it. Raises the errors that can be known before a model runs for long."""
     if not args.out.parent.is_dir():
         raise UsageError(f"{args.out.parent}: no such folder")
     sources = [args.artifact, args.text if "text" in args else args.packed]
     if args.out.exists() and any(source.exists() and args.out.samefile(source) for source in sources):
         raise UsageError(f"{args.out}: would overwrite what it is made from")
-    device = find_device(args.device)
-    if not args.no_sandbox:
+    runtime = _runtime(args)
+    if runtime.isolated:
         probe.isolation()
-    return device
+    return runtime
 
 
 def _read_artifact(path: Path) -> artifact.Artifact:
@@ -116,7 +119,7 @@ def _write(data: bytes, path: Path) -> None:
         raise UsageError(f"{path}: cannot be written ({error.strerror})") from None
 
 
-def add_prove(commands: "Commands[argparse.ArgumentParser]") -> None:
+def add_prove(commands: Commands) -> None:
     parser = add_command(
         commands,
         "prove",
@@ -144,7 +147,8 @@ def _prove(args: argparse.Namespace) -> int:
     """Prove, put the figures into the record, print them."""
     data = args.data or default_dataset()
     amount = prove.Amount(args.all, args.bytes, args.seconds)
-    result = prove.prove(args.artifact, data, amount, args.device, isolated=not args.no_sandbox)
+    result = prove.prove(args.artifact, data, amount, _runtime(args))
+    assert result.proof
     record.write(result, beside(args.artifact, ".score.json"))
-    print_record(result["proof"], prove.table(result["proof"]), args.json)
-    return exit_code(result["proof"])
+    print_record(record.as_json(result)["proof"], prove.table(result.proof), args.json)
+    return exit_code(result.proof.status)

@@ -9,15 +9,14 @@ from pgolf import rules
 from pgolf.cli.command import Commands, add_command, exit_code, positive, print_record
 from pgolf.data.dataset import default_dataset, open_dataset
 from pgolf.errors import EnvironmentBroken, UsageError
-from pgolf.files import check_replaceable
-from pgolf.names import beside
+from pgolf.files import beside, check_replaceable
 from pgolf.sandbox import lock, probe
 from pgolf.score import record
 from pgolf.score.devices import find_device
 from pgolf.score.score import Options, score
 
 
-def add_score(commands: "Commands[argparse.ArgumentParser]") -> None:
+def add_score(commands: Commands) -> None:
     parser = add_command(
         commands,
         "score",
@@ -58,11 +57,11 @@ def _score(args: argparse.Namespace) -> int:
     options = Options(args.track, args.device, args.documents, not args.no_sandbox, args.fresh_machine)
     result = score(args.artifact, data, options)
     record.write(result, out)
-    print_record(result, record.table(result), args.json)
-    return exit_code(result)
+    print_record(record.as_json(result), record.table(result), args.json)
+    return exit_code(result.status)
 
 
-def add_doctor(commands: "Commands[argparse.ArgumentParser]") -> None:
+def add_doctor(commands: Commands) -> None:
     parser = add_command(
         commands,
         "doctor",

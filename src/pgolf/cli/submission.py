@@ -10,7 +10,7 @@ from pgolf.cli.command import Commands, add_command
 from pgolf.submission import ablate
 
 
-def add_pack(commands: "Commands[argparse.ArgumentParser]") -> None:
+def add_pack(commands: Commands) -> None:
     parser = add_command(
         commands,
         "pack",
@@ -33,7 +33,7 @@ def _pack(args: argparse.Namespace) -> int:
     return 0
 
 
-def add_ablate(commands: "Commands[argparse.ArgumentParser]") -> None:
+def add_ablate(commands: Commands) -> None:
     parser = add_command(
         commands,
         "ablate",

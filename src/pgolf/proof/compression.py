@@ -28,17 +28,17 @@ from pgolf.errors import EnvironmentBroken, Refused, UsageError
 from pgolf.machine import cores
 from pgolf.sandbox.wire import Ids, WireError
 from pgolf.score import schedule, tokenization
+from pgolf.score.devices import Runtime
 from pgolf.score.likelihood import Floats
-from pgolf.score.predictors import Predictor
+from pgolf.score.predictors import Predictor, progress
 from pgolf.score.schedule import Index, Targets
-from pgolf.score.score import progress
 
 MAGIC = b"PGZ\x02"  # the last byte is the version of the format
 MOST_BYTES = 1 << 28  # of the text in one file
 
 # Rounds probabilities to multiples of 2^-24, none to zero, so that V tokens take at most V / 2^24 from the others.
 _MODEL = constriction.stream.model.Categorical(perfect=False)
-_HEADER = struct.Struct("<4s32s32sIIIIIIB")
+HEADER = struct.Struct("<4s32s32sIIIIIIB")
 _ASTRAY = (
     "the text did not come back: the logits are not the ones, bit for bit, that it was compressed with, "
     "so the predictor is not deterministic"
@@ -73,18 +73,18 @@ class Packet:
         digests = bytes.fromhex(self.artifact), bytes.fromhex(self.text)
         rest = facts + self.code
         head = [MAGIC, *digests, self.documents, self.tokens, self.text_bytes, self.steps, self.plan]
-        checksum = binascii.crc32(_HEADER.pack(*head, 0, len(facts)) + rest)
-        return _HEADER.pack(*head, checksum, len(facts)) + rest
+        checksum = binascii.crc32(HEADER.pack(*head, 0, len(facts)) + rest)
+        return HEADER.pack(*head, checksum, len(facts)) + rest
 
     @staticmethod
     def decode(data: bytes, name: str) -> "Packet":
         """Read the file `name`. Raises UsageError when it is damaged, or claims more than the rules allow."""
-        if len(data) < _HEADER.size or not data.startswith(MAGIC):
+        if len(data) < HEADER.size or not data.startswith(MAGIC):
             raise UsageError(f"{name}: is not a file that `pgolf compress` wrote (version {MAGIC[-1]})")
-        *head, checksum, length = _HEADER.unpack_from(data)
+        *head, checksum, length = HEADER.unpack_from(data)
         _, artifact, text, documents, tokens, size, steps, plan = head
-        rest = data[_HEADER.size :]
-        if binascii.crc32(_HEADER.pack(*head, 0, length) + rest) != checksum:
+        rest = data[HEADER.size :]
+        if binascii.crc32(HEADER.pack(*head, 0, length) + rest) != checksum:
             raise UsageError(f"{name}: is damaged, its checksum does not match")
         facts, code = rest[:length], rest[length:]
         if not facts.isascii() or not facts.decode("ascii").isprintable() or len(code) % 4:
@@ -106,7 +106,7 @@ class Compressed:
     seconds: float
 
 
-def compress(artifact: Artifact, texts: Sequence[bytes], device: str, isolated: bool) -> Compressed:
+def compress(artifact: Artifact, texts: Sequence[bytes], runtime: Runtime) -> Compressed:
     """Compress documents of UTF-8.
 
     Raises UsageError for text that cannot be compressed with any artifact, Refused where the submission is at fault.
@@ -114,18 +114,22 @@ def compress(artifact: Artifact, texts: Sequence[bytes], device: str, isolated: 
     _check_step_form(artifact.manifest)
     _check_utf8(texts, "the text")
     with judged():
-        limit = nullcontext(time.monotonic() + coding_seconds(0))
-        encoded = tokenization.encode(artifact, texts, isolated, limit)
-        tokenization.check_decoding(artifact, texts, encoded, isolated, limit)
-        return encode(artifact, texts, encoded, device, isolated, lambda *_: True)
+        return encode(artifact, texts, tokenize(artifact, texts, runtime), runtime, lambda *_: True)
+
+
+def tokenize(artifact: Artifact, texts: Sequence[bytes], runtime: Runtime) -> list[Ids]:
+    """Ids (n,) of each document, which decode to it. Raises Refused where they do not."""
+    limit = nullcontext(coding_deadline(0))
+    encoded = tokenization.encode(artifact, texts, runtime, limit)
+    tokenization.check_decoding(artifact, texts, encoded, runtime, limit)
+    return encoded
 
 
 def encode(
     artifact: Artifact,
     texts: Sequence[bytes],
     encoded: Sequence[Ids],
-    device: str,
-    isolated: bool,
+    runtime: Runtime,
     more: Callable[[int, int, float], bool],
     plan: int | None = None,
 ) -> Compressed:
@@ -141,8 +145,8 @@ def encode(
     targets = Targets.of(manifest, encoded)
     coder = constriction.stream.queue.RangeEncoder()
     entropy, steps, done = 0.0, 0, 0
-    with progress("compress", tokens) as bar, Predictor(artifact, count, device, isolated) as predictor:
-        predictor.set_deadline(time.monotonic() + coding_seconds(tokens))
+    with progress("compress", tokens) as bar, Predictor(artifact, count, runtime) as predictor:
+        predictor.set_deadline(coding_deadline(tokens))
         plan = predictor.load(plan) or 0
         start = time.monotonic()
         walk = schedule.steps(manifest, count)
@@ -158,16 +162,16 @@ def encode(
     words: npt.NDArray[np.uint32] = coder.get_compressed()
     code = words.astype("<u4").tobytes()
     digest = text_digest(texts)
-    facts = environment(device)
+    facts = environment(runtime.device)
     packet = Packet(artifact.sha256, digest, len(texts), tokens, size, steps, plan, facts, code)
     return Compressed(packet, entropy, time.monotonic() - start)
 
 
-def decompress(artifact: Artifact, packet: Packet, device: str, isolated: bool) -> list[bytes]:
+def decompress(artifact: Artifact, packet: Packet, runtime: Runtime) -> list[bytes]:
     """The documents. Raises UsageError for a file of another artifact, EnvironmentBroken for one of another machine,
     Refused when the text does not come back."""
     with judged():
-        segments = decode(artifact, packet, device, isolated)
+        segments = decode(artifact, packet, runtime)
         stream = np.concatenate(segments)
         ends = np.flatnonzero(stream == artifact.manifest.bos)
         if len(stream) != packet.tokens or len(ends) != packet.documents or ends[-1] != len(stream) - 1:
@@ -175,9 +179,7 @@ def decompress(artifact: Artifact, packet: Packet, device: str, isolated: bool) 
         documents = [part[:-1] for part in np.split(stream, ends[:-1] + 1)]
         sizes = [packet.text_bytes] * len(documents)
         try:
-            texts = tokenization.decode(
-                artifact, documents, sizes, isolated, nullcontext(time.monotonic() + coding_seconds(0))
-            )
+            texts = tokenization.decode(artifact, documents, sizes, runtime, nullcontext(coding_deadline(0)))
         except Refused as error:  # it could decode them when they were compressed
             raise Refused(f"{_ASTRAY} ({error})") from None
     if text_digest(texts) != packet.text:
@@ -186,7 +188,7 @@ def decompress(artifact: Artifact, packet: Packet, device: str, isolated: bool) 
     return texts
 
 
-def decode(artifact: Artifact, packet: Packet, device: str, isolated: bool) -> list[Ids]:
+def decode(artifact: Artifact, packet: Packet, runtime: Runtime) -> list[Ids]:
     """The tokens (n,) of each document or part, as far as they are coded, the BOS that ends a document included."""
     manifest = artifact.manifest
     _check_step_form(manifest)
@@ -194,7 +196,7 @@ def decode(artifact: Artifact, packet: Packet, device: str, isolated: bool) -> l
         raise UsageError(
             f"the file was compressed with the artifact {packet.artifact[:16]}, not {artifact.sha256[:16]}"
         )
-    if packet.environment != (here := environment(device)):
+    if packet.environment != (here := environment(runtime.device)):
         raise EnvironmentBroken(
             f"the file was compressed with {packet.environment}, but here is {here}; logits would differ"
         )
@@ -203,8 +205,8 @@ def decode(artifact: Artifact, packet: Packet, device: str, isolated: bool) -> l
     found: list[Ids] = [np.zeros(0, dtype=np.int32)]
     owner: list[Index] = [np.zeros(0, dtype=np.int64)]
     left = packet.tokens
-    with progress("decompress", packet.tokens) as bar, Predictor(artifact, count, device, isolated) as predictor:
-        predictor.set_deadline(time.monotonic() + coding_seconds(packet.tokens))
+    with progress("decompress", packet.tokens) as bar, Predictor(artifact, count, runtime) as predictor:
+        predictor.set_deadline(coding_deadline(packet.tokens))
         predictor.load(packet.plan)
         walk = schedule.steps(manifest, count)
         step = schedule.begin(walk)
@@ -277,9 +279,9 @@ def judged() -> Iterator[None]:
         raise Refused(f"the submission broke the wire protocol: {error}") from None
 
 
-def coding_seconds(tokens: int) -> float:
-    """Time limit in seconds for loading and coding `tokens` tokens."""
-    return rules.CODING_SECONDS + rules.CODING_TOKEN_SECONDS * tokens
+def coding_deadline(tokens: int) -> float:
+    """The deadline for loading and coding `tokens` tokens from now on, a value of time.monotonic()."""
+    return time.monotonic() + rules.CODING_SECONDS + rules.CODING_TOKEN_SECONDS * tokens
 
 
 def _check_step_form(manifest: Manifest) -> None:

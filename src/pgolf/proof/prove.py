@@ -5,17 +5,11 @@ predictor sits in another sandbox, decodes them. It receives only the artifact a
 predictor that used future tokens while it was scored has none to use.
 """
 
-import ctypes
-import json
-import signal
-import subprocess
-import sys
 import time
-from collections.abc import Callable, Sequence
-from contextlib import nullcontext
-from dataclasses import dataclass
+from collections.abc import Callable, Generator, Sequence
+from contextlib import closing, nullcontext
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
@@ -23,20 +17,18 @@ from pgolf import artifact, rules
 from pgolf.artifact import Artifact
 from pgolf.data.dataset import open_dataset
 from pgolf.errors import EnvironmentBroken, Refused, UsageError
-from pgolf.names import beside
+from pgolf.files import beside
 from pgolf.proof import compression
 from pgolf.proof.compression import Packet
+from pgolf.proof.decoder import decode_elsewhere
 from pgolf.sandbox import lock
 from pgolf.sandbox.box import check_hidden
 from pgolf.sandbox.probe import isolation
 from pgolf.sandbox.wire import Ids
 from pgolf.score import record, schedule, tokenization
-from pgolf.score.devices import find_device, one_thread
+from pgolf.score.devices import Runtime, one_thread
+from pgolf.score.record import Proof, Record
 from pgolf.score.schedule import Targets
-
-_PR_SET_PDEATHSIG = 1  # linux/prctl.h
-
-Proof = dict[str, Any]
 
 
 @dataclass(frozen=True)
@@ -48,7 +40,7 @@ class Amount:
     seconds: float = rules.PROOF_SECONDS
 
 
-def prove(path: Path, data: Path, amount: Amount, device: str = "auto", isolated: bool = True) -> record.Record:
+def prove(path: Path, data: Path, amount: Amount, runtime: Runtime) -> Record:
     """Prove the recorded score of the artifact at `path` on the validation text of `data`.
 
     Returns the score's record with the figures in "proof": status "ok" (proven), or "refused" (the submission breaks a
@@ -58,109 +50,94 @@ def prove(path: Path, data: Path, amount: Amount, device: str = "auto", isolated
     started = time.monotonic()
     read = artifact.read(path, rules.ARTIFACT_BYTES)
     scored = _read_record(path, read.sha256)
-    proof: Proof = {
-        "status": "failed",
-        "reason": None,
-        "steps": None,
-        "of_steps": scored["steps"],
-        "tokens": None,
-        "bytes": None,
-        "of_bytes": scored["bytes"],
-        "recorded_bits": None,
-        "code_bits": None,
-        "data": scored["data"],
-        "isolation": None,
-        "environment": None,
-        "seconds": {},
-    }
+    latest = Proof(of_steps=scored.steps, of_bytes=scored.bytes, data=scored.data)
+    reason: str | None = None
     try:
-        _prove(proof, scored, read, path, data, amount, find_device(device), isolated)
-        proof["status"] = "ok"
+        with closing(_stages(latest, scored, read, path, data, amount, runtime)) as stages:
+            for proof in stages:
+                latest = proof  # which knows more than the one before
+        status = "ok"
     except Refused as error:
-        proof.update(status="refused", reason=str(error))
+        status, reason = "refused", str(error)
     except EnvironmentBroken as error:
-        proof["reason"] = str(error)
-    proof["seconds"]["total"] = round(time.monotonic() - started, 3)
-    return {**scored, "proof": proof}
+        status, reason = "failed", str(error)
+    seconds = {**latest.seconds, "total": time.monotonic() - started}
+    return replace(scored, proof=replace(latest, status=status, reason=reason, seconds=seconds))
 
 
-def _read_record(path: Path, digest: str) -> record.Record:
+def _read_record(path: Path, digest: str) -> Record:
     """The record beside the artifact at `path`. Raises UsageError when it is not of the artifact with this SHA-256."""
     place = beside(path, ".score.json")
     try:
-        found: record.Record = json.loads(place.read_text(encoding="utf-8"))
-        if found["artifact"]["sha256"] == digest and found["status"] == "ok" and found["rules"] == rules.VERSION:
+        found = record.read(place)
+        if found.artifact.sha256 == digest and found.status == "ok" and found.rules == rules.VERSION:
             return found
-    except (OSError, ValueError, KeyError, TypeError, RecursionError):
+    except (OSError, ValueError):
         pass
     raise UsageError(f"{place}: is no record of a score of this artifact; run `pgolf score {path}` first")
 
 
-def _prove(
-    proof: Proof,
-    scored: record.Record,
-    read: Artifact,
-    path: Path,
-    data: Path,
-    amount: Amount,
-    device: str,
-    isolated: bool,
-) -> None:
-    """Fill `proof` step by step, so that a refusal keeps what was known by then."""
+def _stages(
+    proof: Proof, scored: Record, read: Artifact, path: Path, data: Path, amount: Amount, runtime: Runtime
+) -> Generator[Proof]:
+    """Yield the proof whenever more of it is known, so that a refusal keeps what was known by then."""
     if read.manifest.form != "step":
         raise UsageError("a score of the window form cannot be proven; only the step form can")
+    assert scored.data  # a score has it
     dataset = open_dataset(data)
     text = dataset.canonical_text()
-    texts = text.documents[: scored["documents"]]
-    if text.sha256 != scored["data"]["sha256"] or sum(map(len, texts)) != scored["bytes"]:
-        raise UsageError(f"{data}: is not the text of the record; prove it on {scored['data']['name']}")
-    with lock.hold(), one_thread(device), compression.judged():
-        proof["isolation"] = isolation().description if isolated else "none"
-        if isolated:
+    texts = text.documents[: scored.documents]
+    if text.sha256 != scored.data.sha256 or sum(map(len, texts)) != scored.bytes:
+        raise UsageError(f"{data}: is not the text of the record; prove it on {scored.data.name}")
+    with lock.hold(), one_thread(runtime.device), compression.judged():
+        yield (proof := replace(proof, isolation=isolation().description if runtime.isolated else "none"))
+        if runtime.isolated:
             check_hidden(dataset.root)
-        limit = nullcontext(time.monotonic() + compression.coding_seconds(0))
-        encoded = tokenization.encode(read, texts, isolated, limit)
-        tokenization.check_decoding(read, texts, encoded, isolated, limit)
-        done = compression.encode(read, texts, encoded, device, isolated, _more(scored, amount), scored["plan"])
+        encoded = compression.tokenize(read, texts, runtime)
+        done = compression.encode(read, texts, encoded, runtime, _more(scored, amount), scored.plan)
     packet, code_bits = done.packet, 8 * len(done.packet.code)
     recorded = recorded_bits(scored, packet.steps)
-    proof.update(steps=packet.steps, environment=packet.environment, code_bits=code_bits, recorded_bits=recorded)
-    proof["seconds"]["compress"] = round(done.seconds, 3)
+    proof = replace(proof, steps=packet.steps, environment=packet.environment, seconds={"compress": done.seconds})
+    yield (proof := replace(proof, code_bits=code_bits, recorded_bits=recorded))
     allowed = recorded * (1 + rules.PROOF_TOLERANCE) + rules.PROOF_TOLERANCE_BITS
     if code_bits > allowed:
         raise Refused(
             f"not proven: {packet.steps:,} steps take {code_bits:,} bits, where the record says {recorded:,.0f}"
         )
     started = time.monotonic()
-    back = _decode(path, packet, device, isolated)
-    proof["seconds"]["decompress"] = round(time.monotonic() - started, 3)
+    back = decode_elsewhere(path, packet, runtime)
+    yield (proof := replace(proof, seconds={**proof.seconds, "decompress": time.monotonic() - started}))
     targets = Targets.of(read.manifest, encoded)
     known = coded_positions(read.manifest, targets, packet)
     if not np.array_equal(back, targets.tokens[known]):
         raise Refused("not proven: the decoded tokens differ from those of the text")
-    proof["tokens"] = len(known)
+    yield (proof := replace(proof, tokens=len(known)))
     with lock.hold(), compression.judged():
-        proof["bytes"] = proven_bytes(read, texts, encoded, known, isolated)
+        yield replace(proof, bytes=proven_bytes(read, texts, encoded, known, runtime))
 
 
-def _more(scored: record.Record, amount: Amount) -> Callable[[int, int, float], bool]:
+def _more(scored: Record, amount: Amount) -> Callable[[int, int, float], bool]:
     """Whether to code another step. Stops only at multiples of `rules.CODE_EVERY`, where the record has the bits."""
+
+    assert scored.tokens and scored.bytes  # a score has them
+    tokens_per_byte = scored.tokens / scored.bytes
 
     def more(steps: int, tokens: int, seconds: float) -> bool:
         if amount.everything or steps == 0 or steps % rules.CODE_EVERY:
             return True
         if amount.bytes is not None:
-            return tokens < amount.bytes * float(scored["tokens"]) / float(scored["bytes"])
+            return tokens < amount.bytes * tokens_per_byte
         return seconds < amount.seconds
 
     return more
 
 
-def recorded_bits(scored: record.Record, steps: int) -> float:
+def recorded_bits(scored: Record, steps: int) -> float:
     """The code length of the first `steps` steps by the record."""
-    if steps == scored["steps"]:
-        return float(scored["bpb"] * scored["bytes"])
-    return float(scored["code"]["bits"][steps // scored["code"]["every"] - 1])
+    assert scored.bpb is not None and scored.bytes and scored.code  # a score of the step form has them
+    if steps == scored.steps:
+        return scored.bpb * scored.bytes
+    return scored.code.bits[steps // scored.code.every - 1]
 
 
 def coded_positions(manifest: artifact.Manifest, targets: Targets, packet: Packet) -> schedule.Index:
@@ -176,7 +153,7 @@ def coded_positions(manifest: artifact.Manifest, targets: Targets, packet: Packe
 
 
 def proven_bytes(
-    read: Artifact, texts: Sequence[bytes], encoded: Sequence[Ids], known: schedule.Index, isolated: bool
+    read: Artifact, texts: Sequence[bytes], encoded: Sequence[Ids], known: schedule.Index, runtime: Runtime
 ) -> int:
     """Bytes of the text that the tokens at positions `known` spell, by decoding; whole characters only."""
     ends = np.cumsum([len(ids) + 1 for ids in encoded])
@@ -190,8 +167,7 @@ def proven_bytes(
     inside = [(document, n) for document, n in cuts if document < len(encoded)]
     sizes = [len(texts[document]) for document, _ in inside]
     prefixes = [encoded[document][:n] for document, n in inside]
-    limit = nullcontext(time.monotonic() + compression.coding_seconds(0))
-    decoded = iter(tokenization.decode(read, prefixes, sizes, isolated, limit))
+    decoded = iter(tokenization.decode(read, prefixes, sizes, runtime, nullcontext(compression.coding_deadline(0))))
     before = np.concatenate([[0], np.cumsum([len(text) for text in texts])])
     places = [
         int(before[document]) + (_agreeing(next(decoded), texts[document]) if document < len(encoded) else 0)
@@ -209,40 +185,21 @@ def _agreeing(decoded: bytes, text: bytes) -> int:
     return count
 
 
-def _decode(path: Path, packet: Packet, device: str, isolated: bool) -> Ids:
-    """The tokens that another process decodes, in the order of `coded_positions`."""
-    command = [sys.executable, "-m", "pgolf.proof.decoder", str(path.resolve()), device, str(int(isolated))]
-    done = subprocess.run(
-        command, input=packet.encode(), capture_output=True, cwd="/", preexec_fn=_end_with_parent, check=False
-    )
-    if done.returncode == 0 and len(done.stdout) % 4 == 0:
-        return np.frombuffer(done.stdout, dtype="<i4").astype(np.int32)
-    lines = done.stderr.decode("utf-8", "replace").strip().splitlines() or ["no reason given"]
-    if done.returncode == Refused.exit_code:
-        raise Refused(f"not proven: {lines[-1]}")
-    raise EnvironmentBroken(f"decoding failed: {lines[-1]}")
-
-
-def _end_with_parent() -> None:
-    """In the child: let the kernel, where it is Linux, end it with its parent, however that ends."""
-    if sys.platform == "linux":
-        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
-
-
 def table(proof: Proof) -> str:
     """The proof for people: a short table, or one line when there is none."""
-    if proof["status"] != "ok":
-        return f"{proof['status']}: {proof['reason']}"
-    seconds = ", ".join(f"{name} {value:.1f}" for name, value in proof["seconds"].items() if name != "total")
-    share = proof["code_bits"] / proof["recorded_bits"] - 1
+    if proof.status != "ok":
+        return f"{proof.status}: {proof.reason}"
+    seconds = ", ".join(f"{name} {value:.1f}" for name, value in proof.seconds.items() if name != "total")
+    assert proof.data and proof.code_bits is not None and proof.recorded_bits  # a proof has them
+    share = proof.code_bits / proof.recorded_bits - 1
     lines = {
-        "text": f"{proof['data']['name']}: {proof['bytes']:,} of {proof['of_bytes']:,} bytes",
-        "tokens": f"{proof['tokens']:,}",
-        "steps": f"the first {proof['steps']:,} of {proof['of_steps']:,}",
-        "recorded": f"{proof['recorded_bits']:,.0f} bits",
-        "code": f"{proof['code_bits']:,} bits ({share:+.3%})",
+        "text": f"{proof.data.name}: {proof.bytes:,} of {proof.of_bytes:,} bytes",
+        "tokens": f"{proof.tokens:,}",
+        "steps": f"the first {proof.steps:,} of {proof.of_steps:,}",
+        "recorded": f"{proof.recorded_bits:,.0f} bits",
+        "code": f"{proof.code_bits:,} bits ({share:+.3%})",
         "seconds": seconds,
-        "isolation": proof["isolation"],
+        "isolation": proof.isolation,
         "proven": "another process got these bytes back from the artifact and the code alone",
     }
     return "\n".join(f"{name:<11} {value}" for name, value in lines.items())

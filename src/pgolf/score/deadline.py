@@ -1,7 +1,8 @@
 """The evaluation clock: it runs while the submission works, and one limit holds for all of it."""
 
+import math
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 
@@ -12,7 +13,7 @@ from pgolf.errors import Refused
 class Clock:
     """Seconds per phase. What is between phases (copying the environment, starting a sandbox) is not charged."""
 
-    limit: float
+    limit: float = math.inf
     seconds: dict[str, float] = field(default_factory=dict)
 
     def margin(self) -> float:
@@ -31,3 +32,8 @@ class Clock:
             self.seconds[name] = time.monotonic() - start
         if self.margin() < 0:
             raise Refused(f"the evaluation took longer than its {self.limit:g} s (ended during {name})")
+
+    def split(self, name: str, parts: Mapping[str, float], rest: str) -> None:
+        """Replace a phase by its parts; what they leave of it is called `rest`."""
+        whole = self.seconds.pop(name)
+        self.seconds |= {**parts, rest: whole - sum(parts.values())}

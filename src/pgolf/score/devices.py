@@ -1,12 +1,23 @@
-"""Where a predictor runs."""
+"""Where and how a submission's code runs."""
 
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 
 import torch
 
 from pgolf.errors import UsageError
+
+
+@dataclass(frozen=True)
+class Runtime:
+    """How a submission's code is run."""
+
+    device: str = "cpu"
+    """"cpu", "cuda" (all GPUs) or "cuda:N", as `find_device` returns it."""
+    isolated: bool = True
+    """In the sandbox. False: with all rights of this user."""
 
 
 def find_device(device: str) -> str:

@@ -5,12 +5,14 @@ from types import TracebackType
 
 import torch
 from torch import Tensor
+from tqdm import tqdm
 
 from pgolf.artifact import Artifact
 from pgolf.errors import Refused
 from pgolf.sandbox import wire
 from pgolf.sandbox.box import Worker
 from pgolf.sandbox.wire import Ids, Kind, Ring
+from pgolf.score.devices import Runtime
 from pgolf.score.schedule import Step
 
 _DTYPES = {
@@ -23,11 +25,11 @@ _DTYPES = {
 class Predictor:
     """A context manager: entering starts the sandbox, leaving kills it. `load` comes before anything else."""
 
-    def __init__(self, artifact: Artifact, count: int, device: str, isolated: bool) -> None:
+    def __init__(self, artifact: Artifact, count: int, runtime: Runtime) -> None:
         """`count`: the number of documents or tokens passed to the step form's `load` (see `schedule.count`)."""
         manifest = artifact.manifest
         self.width = manifest.vocab_size
-        self.device = device
+        self.device = runtime.device
         self.submitted = self.received = 0
         self.seconds = {"predictor": 0.0, "wire": 0.0}
         most = manifest.lanes if manifest.form == "step" else max(manifest.context, window_tokens(self.width))
@@ -37,8 +39,8 @@ class Predictor:
             self.worker = Worker(
                 "predict",
                 artifact.members,
-                isolated=isolated,
-                device=device,
+                isolated=runtime.isolated,
+                device=runtime.device,
                 ring=self.ring,
                 config={"form": manifest.form, **arguments},
                 packages=manifest.packages,
@@ -122,3 +124,8 @@ class Predictor:
 def window_tokens(vocab_size: int) -> int:
     """Tokens whose logits are about 64 MiB in fp32; larger batches of windows gained nothing on any device measured."""
     return max(1, (16 << 20) // vocab_size)
+
+
+def progress(name: str, tokens: int) -> "tqdm[None]":
+    """A bar on a terminal, nothing elsewhere."""
+    return tqdm(total=tokens, unit="tok", unit_scale=True, desc=name, leave=False, disable=None)

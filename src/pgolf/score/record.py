@@ -1,10 +1,13 @@
-"""The record of a score: JSON that says what the number rests on. Written atomically."""
+"""The record of a score: what the number rests on. Typed here, JSON on disk (docs/record.schema.json)."""
 
 import importlib.metadata
 import json
 import platform
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field, is_dataclass
 from pathlib import Path
-from typing import Any
+from types import UnionType
+from typing import Any, get_args, get_origin, get_type_hints
 
 import torch
 
@@ -13,92 +16,214 @@ from pgolf import rules
 from pgolf.files import printable, write_atomically
 from pgolf.machine import cores
 
-Record = dict[str, Any]
-
 _NEXT = "what this machine lacks, and the remedies: pgolf doctor; what a counting score needs: docs/security.md"
+
+
+@dataclass(frozen=True)
+class Submission:
+    """Who sent it."""
+
+    name: str
+    author: str
+
+
+@dataclass(frozen=True)
+class Packed:
+    """The artifact's file."""
+
+    sha256: str | None
+    """None: it was not readable as an artifact."""
+    bytes: int
+
+
+@dataclass(frozen=True)
+class Text:
+    """The validation text."""
+
+    name: str
+    sha256: str
+
+
+@dataclass(frozen=True)
+class CodeLength:
+    """Cumulative code length of the step form."""
+
+    every: int
+    """Steps from one entry of `bits` to the next."""
+    bits: tuple[float, ...]
+
+
+@dataclass(frozen=True)
+class SpotCheck:
+    """Window form: sampled tokens whose log-loss was recomputed from their prefix alone. Decides nothing."""
+
+    tokens: int
+    changed: int
+    """How many differ by more than `rules.SPOT_CHECK_NATS`."""
+    largest: float
+    """Largest difference in nats, recomputed minus scored."""
+    token: int
+    """Where that one stands among the scored tokens."""
+
+
+@dataclass(frozen=True)
+class Environment:
+    """Versions and hardware that may change the last digits of a score."""
+
+    pgolf: str
+    python: str
+    torch: str
+    numpy: str
+    sentencepiece: str
+    platform: str
+    processor: str
+    cores: int
+    device: str
+    devices: int
+
+    @staticmethod
+    def of(device: str) -> "Environment":
+        """This process's, with a predictor on `device`."""
+        return Environment(
+            pgolf=pgolf.__version__,
+            python=platform.python_version(),
+            torch=torch.__version__,
+            numpy=importlib.metadata.version("numpy"),
+            sentencepiece=importlib.metadata.version("sentencepiece"),
+            platform=platform.platform(),
+            processor=_processor(),
+            cores=cores(),
+            device=torch.cuda.get_device_name() if device.startswith("cuda") else "cpu",
+            devices=torch.cuda.device_count() if device == "cuda" else 1,
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Proof:
+    """What `pgolf prove` found. None: not known when the proof ended."""
+
+    status: str = "failed"
+    reason: str | None = None
+    steps: int | None = None
+    of_steps: int | None = None
+    tokens: int | None = None
+    bytes: int | None = None
+    of_bytes: int | None = None
+    recorded_bits: float | None = None
+    code_bits: int | None = None
+    data: Text | None = None
+    isolation: str | None = None
+    environment: str | None = None
+    seconds: Mapping[str, float] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Record:
+    """The fields of the JSON in their order. None: not known when the score ended."""
+
+    status: str = "failed"
+    """"ok"; "refused": the submission breaks a rule; "failed": the machine or the data is not fit."""
+    reason: str | None = None
+    eligible: bool = False
+    reasons: tuple[str, ...] = ()
+    rules: int
+    bpb: float | None = None
+    nats_per_token: float | None = None
+    tokens: int | None = None
+    bytes: int | None = None
+    documents: int | None = None
+    track: str | None
+    submission: Submission | None = None
+    form: str | None = None
+    artifact: Packed
+    data: Text | None = None
+    isolation: str | None = None
+    fresh_machine: bool = False
+    seconds: Mapping[str, float] = field(default_factory=dict)
+    margin: float | None = None
+    plan: int | None = None
+    steps: int | None = None
+    code: CodeLength | None = None
+    spot_check: SpotCheck | None = None
+    environment: Environment
+    proof: Proof | None = None
+    """Only in the JSON once there is one."""
 
 
 def new(path: Path, track: str | None, device: str) -> Record:
     """The record of a score that has only begun."""
-    return {
-        "status": "failed",
-        "reason": None,
-        "eligible": False,
-        "reasons": [],
-        "rules": rules.VERSION,
-        "bpb": None,
-        "nats_per_token": None,
-        "tokens": None,
-        "bytes": None,
-        "documents": None,
-        "track": track,
-        "submission": None,
-        "form": None,
-        "artifact": {"sha256": None, "bytes": path.stat().st_size},
-        "data": None,
-        "isolation": None,
-        "fresh_machine": False,
-        "seconds": {},
-        "margin": None,
-        "plan": None,
-        "steps": None,
-        "code": None,
-        "spot_check": None,
-        "environment": environment(device),
-    }
+    packed = Packed(None, path.stat().st_size)
+    return Record(rules=rules.VERSION, track=track, artifact=packed, environment=Environment.of(device))
 
 
-def environment(device: str) -> dict[str, Any]:
-    """Versions and hardware that may change the last digits of a score."""
-    return {
-        "pgolf": pgolf.__version__,
-        "python": platform.python_version(),
-        "torch": torch.__version__,
-        "numpy": importlib.metadata.version("numpy"),
-        "sentencepiece": importlib.metadata.version("sentencepiece"),
-        "platform": platform.platform(),
-        "processor": _processor(),
-        "cores": cores(),
-        "device": torch.cuda.get_device_name() if device.startswith("cuda") else "cpu",
-        "devices": torch.cuda.device_count() if device == "cuda" else 1,
-    }
+def as_json(record: Record) -> dict[str, Any]:
+    """The record as its JSON has it: times in milliseconds' precision, and a proof only where there is one."""
+    values = asdict(record)
+    if record.margin is not None:
+        values["margin"] = round(record.margin, 3)
+    if record.proof is None:
+        del values["proof"]
+    for part in (values, values.get("proof", {})):
+        part["seconds"] = {name: round(seconds, 3) for name, seconds in part.get("seconds", {}).items()}
+    return values
 
 
 def write(record: Record, path: Path) -> None:
     """Write `record` as JSON under `path`, atomically."""
-    rounded = {**record, "seconds": {name: round(value, 3) for name, value in record["seconds"].items()}}
-    if record.get("margin") is not None:
-        rounded["margin"] = round(record["margin"], 3)
-    write_atomically(path, (json.dumps(rounded, indent=1) + "\n").encode())
+    write_atomically(path, (json.dumps(as_json(record), indent=1) + "\n").encode())
+
+
+def read(path: Path) -> Record:
+    """The record at `path`. Raises OSError when it cannot be read, ValueError when it is no record."""
+    try:
+        record: Record = _typed(Record, json.loads(path.read_text(encoding="utf-8")))
+    except (TypeError, RecursionError):
+        raise ValueError(f"{path}: is no record of a score") from None
+    return record
+
+
+def _typed(kind: Any, value: Any) -> Any:
+    """`value`, of JSON, as `kind`: a dataclass, a tuple or a type that JSON has. Raises TypeError when it is none."""
+    inner = get_args(kind)
+    if get_origin(kind) is UnionType:
+        return None if value is None else _typed(inner[0], value)
+    if isinstance(kind, type) and is_dataclass(kind) and isinstance(value, dict):
+        return kind(**{name: _typed(hint, value.get(name)) for name, hint in get_type_hints(kind).items()})
+    if get_origin(kind) is tuple and isinstance(value, list):
+        return tuple(_typed(inner[0], item) for item in value)
+    if not isinstance(value, (int, float) if kind is float else get_origin(kind) or kind):
+        raise TypeError(f"{value!r} is no {kind}")
+    return value
 
 
 def table(record: Record) -> str:
     """The record for people: a short table, or one line when there is no score."""
-    if record["status"] != "ok":
-        return f"{record['status']}: {record['reason']}"
-    limits = rules.track(record["track"])
-    seconds = {name: value for name, value in record["seconds"].items() if name != "total"}
+    if record.status != "ok":
+        return f"{record.status}: {record.reason}"
+    assert record.track and record.submission and record.data and record.bytes and record.tokens  # a score has them
+    limits = rules.track(record.track)
+    seconds = {name: value for name, value in record.seconds.items() if name != "total"}
     phases = ", ".join(f"{name} {value:.1f}" for name, value in seconds.items())
     lines = {
-        "submission": f"{record['submission']['name']} by {record['submission']['author']}, track {limits.name}",
-        "artifact": f"{record['artifact']['bytes']:,} of {limits.artifact_bytes:,} bytes, "
-        f"sha256 {record['artifact']['sha256'][:16]}",
-        "text": f"{printable(record['data']['name'])}: {record['documents']:,} documents, {record['bytes']:,} bytes",
-        "tokens": f"{record['tokens']:,} scored, {record['bytes'] / record['tokens']:.3f} bytes per token",
+        "submission": f"{record.submission.name} by {record.submission.author}, track {limits.name}",
+        "artifact": f"{record.artifact.bytes:,} of {limits.artifact_bytes:,} bytes, "
+        f"sha256 {str(record.artifact.sha256)[:16]}",
+        "text": f"{printable(record.data.name)}: {record.documents:,} documents, {record.bytes:,} bytes",
+        "tokens": f"{record.tokens:,} scored, {record.bytes / record.tokens:.3f} bytes per token",
         "seconds": f"{sum(seconds.values()):.1f} of {limits.eval_seconds:g} ({phases})",
-        "isolation": record["isolation"],
-        "loss": f"{record['nats_per_token']:.6f} nats per token",
-        "score": f"{record['bpb']:.6f} bpb" + ("" if record["eligible"] else "  (practice score)"),
+        "isolation": record.isolation,
+        "loss": f"{record.nats_per_token:.6f} nats per token",
+        "score": f"{record.bpb:.6f} bpb" + ("" if record.eligible else "  (practice score)"),
     }
-    if check := record["spot_check"]:
+    if check := record.spot_check:
         lines["spot check"] = (
-            f"{check['changed']:,} of {check['tokens']:,} sampled tokens changed without what follows them"
-            + (f", most of all token {check['token']:,} by {check['largest']:+.2g} nats" if check["changed"] else "")
+            f"{check.changed:,} of {check.tokens:,} sampled tokens changed without what follows them"
+            + (f", most of all token {check.token:,} by {check.largest:+.2g} nats" if check.changed else "")
         )
     text = "\n".join(f"{name:<11} {value}" for name, value in lines.items())
-    if record["eligible"]:
+    if record.eligible:
         return text
-    return "\n".join([text, "does not count:", *(f"  - {reason}" for reason in record["reasons"]), _NEXT])
+    return "\n".join([text, "does not count:", *(f"  - {reason}" for reason in record.reasons), _NEXT])
 
 
 def _processor() -> str:

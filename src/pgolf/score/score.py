@@ -10,13 +10,13 @@ a sandbox and only ever returns logits over its whole vocabulary, before it is s
 import importlib.metadata
 import math
 import time
-from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Generator, Sequence
+from contextlib import closing
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
 import torch
-from tqdm import tqdm
 
 from pgolf import rules
 from pgolf.artifact import Artifact, Manifest, read
@@ -26,11 +26,12 @@ from pgolf.sandbox import lock, probe
 from pgolf.sandbox.box import check_hidden
 from pgolf.sandbox.probe import Isolation
 from pgolf.sandbox.wire import Ids, WireError
-from pgolf.score import record, schedule, tokenization, windows
+from pgolf.score import schedule, tokenization, windows
 from pgolf.score.deadline import Clock
-from pgolf.score.devices import find_device, one_thread
+from pgolf.score.devices import Runtime, find_device, one_thread
 from pgolf.score.likelihood import Floats, log_losses
-from pgolf.score.predictors import Predictor
+from pgolf.score.predictors import Predictor, progress
+from pgolf.score.record import CodeLength, Packed, Record, Submission, Text, new
 from pgolf.score.schedule import Targets
 
 
@@ -48,7 +49,7 @@ class Options:
     """The operator states that nothing else runs, or ran, on this machine."""
 
 
-def score(path: Path, data: Path, options: Options = Options()) -> record.Record:
+def score(path: Path, data: Path, options: Options = Options()) -> Record:
     """Score the artifact at `path` on the validation text of `data`.
 
     Returns the record: status "ok", or "refused" (the submission breaks a rule) or "failed" (this machine or the
@@ -56,63 +57,94 @@ def score(path: Path, data: Path, options: Options = Options()) -> record.Record
     """
     if not path.is_file():
         raise UsageError(f"{path}: no such artifact")
-    device = find_device(options.device)
-    started = time.monotonic()
-    result = record.new(path, options.track, device)
+    runtime = Runtime(find_device(options.device), options.isolated)
+    started, clock = time.monotonic(), Clock()
+    latest = new(path, options.track, runtime.device)
+    reason: str | None = None
     try:
-        with lock.hold(), one_thread(device):
-            _score(result, path, data, options, device)
-        result["status"] = "ok"
-        result["eligible"] = not result["reasons"]
+        with (
+            lock.hold(),
+            one_thread(runtime.device),
+            closing(_stages(latest, path, data, options, runtime, clock)) as stages,
+        ):
+            for record in stages:
+                latest = record  # which knows more than the one before
+        status = "ok"
     except Refused as error:
-        result.update(status="refused", reason=str(error))
+        status, reason = "refused", str(error)
     except WireError as error:
-        result.update(status="refused", reason=f"the submission broke the wire protocol: {error}")
+        status, reason = "refused", f"the submission broke the wire protocol: {error}"
     except torch.OutOfMemoryError:
-        result.update(status="refused", reason="the predictor leaves the scorer too little of the GPU's memory")
+        status, reason = "refused", "the predictor leaves the scorer too little of the GPU's memory"
     except EnvironmentBroken as error:
-        result["reason"] = str(error)
+        status, reason = "failed", str(error)
     except OSError as error:
-        result["reason"] = f"{error.filename or 'the scorer'}: {error.strerror or error}"
-    result["seconds"]["total"] = round(time.monotonic() - started, 3)
-    return result
+        status, reason = "failed", f"{error.filename or 'the scorer'}: {error.strerror or error}"
+    eligible = status == "ok" and not latest.reasons
+    seconds = {**clock.seconds, "total": time.monotonic() - started}
+    return replace(latest, status=status, reason=reason, eligible=eligible, seconds=seconds)
 
 
-def _score(result: record.Record, path: Path, data: Path, options: Options, device: str) -> None:
-    """Fill `result` step by step, so that a refusal keeps what was known by then."""
+def _stages(
+    record: Record, path: Path, data: Path, options: Options, runtime: Runtime, clock: Clock
+) -> Generator[Record]:
+    """Yield the record whenever more of it is known, so that a refusal keeps what was known by then."""
     limit = rules.ARTIFACT_BYTES if options.track is None else rules.track(options.track).artifact_bytes
     artifact = read(path, limit)
     manifest = artifact.manifest
     track = rules.track(options.track or manifest.track)
-    result["track"] = track.name
-    result["form"] = manifest.form
-    result["submission"] = {"name": manifest.name, "author": manifest.author}
-    result["artifact"] = {"sha256": artifact.sha256, "bytes": artifact.size}
+    clock.limit = track.eval_seconds
+    submission, packed = Submission(manifest.name, manifest.author), Packed(artifact.sha256, artifact.size)
+    yield (record := replace(record, track=track.name, form=manifest.form, submission=submission, artifact=packed))
     _check_packages(manifest.packages)
-    isolation = probe.isolation() if options.isolated else None
-    result["isolation"] = isolation.description if isolation else "none"
-    result["fresh_machine"] = options.fresh_machine
+    isolation = probe.isolation() if runtime.isolated else None
+    described = isolation.description if isolation else "none"
+    yield (record := replace(record, isolation=described, fresh_machine=options.fresh_machine))
     dataset = open_dataset(data)
-    if options.isolated:
+    if runtime.isolated:
         check_hidden(dataset.root)
     text = dataset.canonical_text()
-    result["data"] = {"name": dataset.name, "sha256": text.sha256}
+    record = replace(record, data=Text(dataset.name, text.sha256))
     if options.documents is not None:
         text = CanonicalText(text.documents[: options.documents])
-    result.update(documents=len(text.documents), bytes=text.bytes)
+    yield (record := replace(record, documents=len(text.documents), bytes=text.bytes))
     if not text.bytes:
         raise EnvironmentBroken(f"{data}: the validation text is empty")
-    result["reasons"] = reasons(manifest, dataset, text, isolation, options)
+    yield (record := replace(record, reasons=tuple(reasons(manifest, dataset, text, isolation, options))))
+    yield from _evaluate(record, artifact, text, runtime, clock)
 
-    clock = Clock(track.eval_seconds, result["seconds"])
-    encoded = tokenization.encode(artifact, text.documents, options.isolated, clock.phase("encode"))
-    tokenization.check_decoding(artifact, text.documents, encoded, options.isolated, clock.phase("decode"))
-    nll = _predict(result, artifact, encoded, clock, device, options.isolated)
+
+def _evaluate(
+    record: Record, artifact: Artifact, text: CanonicalText, runtime: Runtime, clock: Clock
+) -> Generator[Record]:
+    """The stages in which code or weights of the submission run, on the clock; the last has the score."""
+    manifest = artifact.manifest
+    encoded = tokenization.encode(artifact, text.documents, runtime, clock.phase("encode"))
+    tokenization.check_decoding(artifact, text.documents, encoded, runtime, clock.phase("decode"))
+    tokens = sum(map(len, encoded)) + len(encoded)
+    count = schedule.count(manifest, len(encoded), tokens)
+    with progress("score", tokens) as bar, Predictor(artifact, count, runtime) as predictor:
+        with clock.phase("load") as deadline:
+            predictor.set_deadline(deadline)
+            yield (record := replace(record, plan=predictor.load()))
+        with clock.phase("predict") as deadline:
+            predictor.set_deadline(deadline)
+            if manifest.form == "step":
+                nll, steps, bits = step_through(manifest, encoded, count, predictor, bar.update)
+                yield (record := replace(record, steps=steps, code=CodeLength(rules.CODE_EVERY, tuple(bits))))
+            else:
+                nll = windows.predict(manifest, encoded, predictor, bar.update)
+    clock.split("predict", predictor.seconds, "scorer")  # what is neither predictor nor wire is the scorer's own work
+    if manifest.form == "window":
+        with Predictor(artifact, count, runtime) as fresh:
+            fresh.set_deadline(time.monotonic() + clock.limit)
+            fresh.load()
+            yield (record := replace(record, spot_check=windows.spot_check(manifest, encoded, fresh, nll)))
     nats = math.fsum(nll)
     if not math.isfinite(nats):
         raise EnvironmentBroken("a token was not scored, which is a bug in pgolf; please report it")
-    result.update(tokens=len(nll), margin=clock.margin())
-    result.update(nats_per_token=nats / len(nll), bpb=nats / math.log(2) / text.bytes)  # last: a refusal has no score
+    scored = replace(record, tokens=len(nll), margin=clock.margin())
+    yield replace(scored, nats_per_token=nats / len(nll), bpb=nats / math.log(2) / text.bytes)
 
 
 def reasons(
@@ -133,38 +165,6 @@ def reasons(
     if isolation is None:
         return [*found, "no sandbox"]
     return [*found, *isolation.reasons(options.fresh_machine)]
-
-
-def _predict(
-    result: record.Record, artifact: Artifact, encoded: Sequence[Ids], clock: Clock, device: str, isolated: bool
-) -> Floats:
-    """Log-loss in nats (N,) of every token, by the form of the artifact."""
-    manifest = artifact.manifest
-    tokens = sum(map(len, encoded)) + len(encoded)
-    count = schedule.count(manifest, len(encoded), tokens)
-    with (
-        progress("score", tokens) as bar,
-        Predictor(artifact, count, device, isolated) as predictor,
-    ):
-        with clock.phase("load") as deadline:
-            predictor.set_deadline(deadline)
-            result["plan"] = predictor.load()
-        with clock.phase("predict") as deadline:
-            predictor.set_deadline(deadline)
-            if manifest.form == "step":
-                nll, result["steps"], bits = step_through(manifest, encoded, count, predictor, bar.update)
-                result["code"] = {"every": rules.CODE_EVERY, "bits": bits}
-            else:
-                nll = windows.predict(manifest, encoded, predictor, bar.update)
-    # Where the time went: waiting for the predictor, the wire, and the rest is the scorer's own work.
-    seconds = clock.seconds.pop("predict")
-    clock.seconds |= {**predictor.seconds, "scorer": seconds - sum(predictor.seconds.values())}
-    if manifest.form == "window":
-        with Predictor(artifact, count, device, isolated) as fresh:
-            fresh.set_deadline(time.monotonic() + clock.limit)
-            fresh.load()
-            result["spot_check"] = asdict(windows.spot_check(manifest, encoded, fresh, nll))
-    return nll
 
 
 def step_through(
@@ -206,8 +206,3 @@ def _check_packages(packages: Sequence[str]) -> None:
             raise EnvironmentBroken(
                 f"the submission needs the package {name}, which this environment lacks; install it and score again"
             ) from None
-
-
-def progress(name: str, tokens: int) -> "tqdm[None]":
-    """A bar on a terminal, nothing elsewhere."""
-    return tqdm(total=tokens, unit="tok", unit_scale=True, desc=name, leave=False, disable=None)

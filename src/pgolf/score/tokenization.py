@@ -19,6 +19,7 @@ from pgolf.errors import Refused
 from pgolf.sandbox import wire
 from pgolf.sandbox.box import Worker
 from pgolf.sandbox.wire import Ids, Kind
+from pgolf.score.devices import Runtime
 
 Timed = AbstractContextManager[float]
 """Entered when the sandbox has started; gives the deadline, a value of time.monotonic()."""
@@ -29,12 +30,12 @@ def is_code(manifest: Manifest) -> bool:
     return manifest.tokenizer.endswith(".py")
 
 
-def encode(artifact: Artifact, documents: Sequence[bytes], isolated: bool, timed: Timed) -> list[Ids]:
+def encode(artifact: Artifact, documents: Sequence[bytes], runtime: Runtime, timed: Timed) -> list[Ids]:
     """Ids (n,) of each document. Raises Refused for ids that are out of range, spell BOS, or are too many."""
     if artifact.manifest.tokenizer == "bytes" and artifact.manifest.transform is None:
         return [np.frombuffer(document, dtype=np.uint8).astype(np.int32) for document in documents]
     encoded: list[Ids] = []
-    with _worker("encode", artifact, isolated, timed) as worker:
+    with _worker("encode", artifact, runtime, timed) as worker:
         for begin, end in _groups([len(document) for document in documents]):
             group = list(documents[begin:end])
             tokens = rules.TOKENS_PER_BYTE * sum(map(len, group)) + len(group)
@@ -49,19 +50,19 @@ def encode(artifact: Artifact, documents: Sequence[bytes], isolated: bool, timed
 
 
 def check_decoding(
-    artifact: Artifact, documents: Sequence[bytes], encoded: Sequence[Ids], isolated: bool, timed: Timed
+    artifact: Artifact, documents: Sequence[bytes], encoded: Sequence[Ids], runtime: Runtime, timed: Timed
 ) -> None:
     """Decode the ids in a fresh sandbox. Raises Refused at the first byte that differs from the canonical text."""
     sizes = [len(text) for text in documents]
     for number, (text, back) in enumerate(
-        zip(documents, decode(artifact, encoded, sizes, isolated, timed), strict=True)
+        zip(documents, decode(artifact, encoded, sizes, runtime, timed), strict=True)
     ):
         if back != text:
             raise Refused(_difference(number, text, back))
 
 
 def decode(
-    artifact: Artifact, encoded: Sequence[Ids], sizes: Sequence[int], isolated: bool, timed: Timed
+    artifact: Artifact, encoded: Sequence[Ids], sizes: Sequence[int], runtime: Runtime, timed: Timed
 ) -> list[bytes]:
     """The text of each document, from a fresh sandbox that receives nothing but the ids.
 
@@ -73,7 +74,7 @@ def decode(
                 raise Refused(f"document {number}: id {int(ids.max())} is no byte")
         return [ids.astype(np.uint8).tobytes() for ids in encoded]
     texts: list[bytes] = []
-    with _worker("decode", artifact, isolated, timed) as worker:
+    with _worker("decode", artifact, runtime, timed) as worker:
         for begin, end in _groups(sizes):
             group = list(encoded[begin:end])
             most = 2 * sum(sizes[begin:end]) + 8 * len(group) + wire.TEXT_FRAME_BYTES
@@ -86,7 +87,7 @@ def decode(
 
 
 @contextmanager
-def _worker(role: str, artifact: Artifact, isolated: bool, timed: Timed) -> Iterator[Worker]:
+def _worker(role: str, artifact: Artifact, runtime: Runtime, timed: Timed) -> Iterator[Worker]:
     """A sandbox that holds the tokenizer's file, or the whole artifact where the tokenizer is code."""
     manifest = artifact.manifest
     name = manifest.tokenizer
@@ -94,7 +95,7 @@ def _worker(role: str, artifact: Artifact, isolated: bool, timed: Timed) -> Iter
     files = artifact.members if code else {name: artifact.members[name]} if name != "bytes" else {}
     packages = manifest.packages if code else ()
     config = {"tokenizer": name, "transform": manifest.transform}
-    with Worker(role, files, isolated=isolated, config=config, packages=packages) as worker, timed as deadline:
+    with Worker(role, files, isolated=runtime.isolated, config=config, packages=packages) as worker, timed as deadline:
         worker.channel.deadline = deadline
         worker.receive(Kind.READY, 0)
         yield worker

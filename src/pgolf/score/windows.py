@@ -18,6 +18,7 @@ from pgolf.artifact import Manifest
 from pgolf.sandbox.wire import Ids
 from pgolf.score.likelihood import Floats, log_losses
 from pgolf.score.predictors import Predictor, window_tokens
+from pgolf.score.record import SpotCheck
 from pgolf.score.schedule import Index
 
 
@@ -41,19 +42,6 @@ class Batch:
     def positions(self) -> Index:
         """Stream positions (B, length) of the inputs; a row's target is one further."""
         return self.start[:, None] + np.arange(self.length)
-
-
-@dataclass(frozen=True)
-class SpotCheck:
-    """Sampled tokens whose log-loss was computed again from their prefix alone. Decides nothing."""
-
-    tokens: int
-    changed: int
-    """How many differ by more than `rules.SPOT_CHECK_NATS`."""
-    largest: float
-    """Largest difference in nats, recomputed minus scored."""
-    token: int
-    """Where that one stands among the scored tokens."""
 
 
 def predict(manifest: Manifest, documents: Sequence[Ids], predictor: Predictor, done: Callable[[int], None]) -> Floats:

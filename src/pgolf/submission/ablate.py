@@ -52,8 +52,8 @@ def one_run(args: argparse.Namespace, settings: Sequence[str], seed: int) -> dic
     done = trial.train_and_score(command, args.out / f"{key}.zst", args.data, args.documents, not args.no_sandbox)
     result = {
         "command": command,
-        "bpb": done.record["bpb"],
-        "documents": done.record["documents"],
+        "bpb": done.record.bpb,
+        "documents": done.record.documents,
         "parameters": done.log["parameters"],
         "artifact_bytes": done.log["artifact_bytes"],
         "tokens": done.log["tokens"],

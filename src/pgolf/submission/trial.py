@@ -10,7 +10,8 @@ from pathlib import Path
 from typing import Any
 
 from pgolf.errors import EnvironmentBroken, Refused, UsageError
-from pgolf.names import beside
+from pgolf.files import beside
+from pgolf.score.record import Record
 from pgolf.score.score import Options, score
 
 
@@ -20,7 +21,7 @@ class Trial:
 
     log: dict[str, Any]
     """First and last line of the training log: settings, parameters, steps, tokens, train_seconds, artifact_bytes."""
-    record: dict[str, Any]
+    record: Record
     """The score."""
 
 
@@ -40,8 +41,8 @@ def train_and_score(
             raise
     first, *_, last = map(json.loads, beside(out, ".jsonl").read_text(encoding="utf-8").splitlines())
     record = score(out, data, Options(documents=documents, isolated=isolated))
-    if record["status"] != "ok":
-        raise EnvironmentBroken(f"{out}: {record['reason']}")
+    if record.status != "ok":
+        raise EnvironmentBroken(f"{out}: {record.reason}")
     return Trial(first | last, record)
 
 

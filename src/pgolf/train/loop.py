@@ -25,7 +25,7 @@ from torch import Tensor
 from pgolf import rules
 from pgolf.data.dataset import Dataset, open_dataset
 from pgolf.errors import EnvironmentBroken, Refused, UsageError
-from pgolf.names import beside
+from pgolf.files import beside
 from pgolf.train.clock import Clock
 from pgolf.train.loader import batches
 from pgolf.train.log import Log, say

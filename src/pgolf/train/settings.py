@@ -19,8 +19,7 @@ import torch
 
 from pgolf import __version__, rules
 from pgolf.errors import EnvironmentBroken, PgolfError, Refused, UsageError
-from pgolf.files import check_replaceable
-from pgolf.names import beside
+from pgolf.files import beside, check_replaceable
 from pgolf.train.log import say
 from pgolf.train.ranks import Ranks
 
