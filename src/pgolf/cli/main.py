@@ -6,6 +6,7 @@ import os
 import sys
 from collections.abc import Sequence
 
+from pgolf import __version__
 from pgolf.cli import data, proof, score, submission
 from pgolf.errors import EnvironmentBroken, PgolfError
 from pgolf.files import printable
@@ -44,6 +45,7 @@ def command_line() -> argparse.ArgumentParser:
         "--out runs/a.zst && pgolf score runs/a.zst",
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
+    parser.add_argument("--version", action="version", version=f"pgolf {__version__}")
     commands = parser.add_subparsers(metavar="command", required=True)
     data.add_data(commands)
     submission.add_pack(commands)
