@@ -156,3 +156,16 @@ def test_rules_are_documented() -> None:
     pinned = dict(line.split("==") for line in (ROOT / "constraints.txt").read_text().splitlines() if "==" in line)
     packages = cells.keys() - numbers.keys() - rules.TRACKS.keys()
     assert packages and {name: cells[name] for name in packages} == {name: pinned[name] for name in packages}
+
+
+def test_links_lead_somewhere() -> None:
+    """Each relative link in the docs names a file, and a heading where it has an anchor."""
+    for page in (*ROOT.glob("*.md"), *DOCS.glob("**/*.md"), ROOT / "data" / "README.md"):
+        for link in re.findall(r"\]\((?!https?:)([^)\s]+)\)", page.read_text()):
+            path, _, anchor = link.partition("#")
+            target = page.parent / path if path else page
+            assert target.exists(), f"{page.name}: {link}"
+            if anchor:
+                headings = re.findall(r"^#+ (.*)", target.read_text(), re.MULTILINE)
+                names = {re.sub(r"[^\w -]", "", heading.lower()).replace(" ", "-") for heading in headings}
+                assert anchor in names, f"{page.name}: {link}"
