@@ -45,7 +45,6 @@ def command_line() -> argparse.ArgumentParser:
         "--out runs/a.zst && pgolf score runs/a.zst",
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("--version", action="version", version=f"pgolf {__version__}")
     commands = parser.add_subparsers(metavar="command", required=True)
     data.add_data(commands)
     submission.add_pack(commands)
@@ -55,4 +54,5 @@ def command_line() -> argparse.ArgumentParser:
     proof.add_decompress(commands)
     proof.add_prove(commands)
     score.add_doctor(commands)
+    parser.add_argument("--version", action="version", version=f"pgolf {__version__}")
     return parser
