@@ -134,15 +134,6 @@ def test_every_reason_is_documented(dataset: Path) -> None:
         assert reason.replace(f"{text.bytes:,}", "N") in table
 
 
-def test_file_format_is_documented() -> None:
-    """The offsets in docs/proof.md are those of the header."""
-    rows = re.findall(r"^\| (\d+) \| (\d+) \| ", PROOF, re.MULTILINE)
-    letters = re.findall(r"\d*[a-zA-Z]", compression._HEADER.format.removeprefix("<"))
-    sizes = [struct.calcsize(f"<{letter}") for letter in letters]
-    assert [(int(at), int(size)) for at, size in rows] == [(sum(sizes[:i]), size) for i, size in enumerate(sizes)]
-    assert f"| {compression._HEADER.size} | E |" in PROOF
-
-
 def test_rules_are_documented() -> None:
     """The tables of docs/rules.md have every number of rules.py, its version, and the pinned versions of packages."""
     cells = dict(re.findall(r"^\| `(\w+)` \| (\S+)", RULES, re.MULTILINE))
@@ -169,3 +160,12 @@ def test_links_lead_somewhere() -> None:
                 headings = re.findall(r"^#+ (.*)", target.read_text(), re.MULTILINE)
                 names = {re.sub(r"[^\w -]", "", heading.lower()).replace(" ", "-") for heading in headings}
                 assert anchor in names, f"{page.name}: {link}"
+
+
+def test_file_format_is_documented() -> None:
+    """The offsets in docs/proof.md are those of the header."""
+    rows = re.findall(r"^\| (\d+) \| (\d+) \| ", PROOF, re.MULTILINE)
+    letters = re.findall(r"\d*[a-zA-Z]", compression._HEADER.format.removeprefix("<"))
+    sizes = [struct.calcsize(f"<{letter}") for letter in letters]
+    assert [(int(at), int(size)) for at, size in rows] == [(sum(sizes[:i]), size) for i, size in enumerate(sizes)]
+    assert f"| {compression._HEADER.size} | E |" in PROOF
