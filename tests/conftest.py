@@ -1,4 +1,4 @@
-"""Small datasets and artifacts that the tests are made of."""
+"""Small datasets and artifacts for all tests."""
 
 import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -123,7 +123,7 @@ def load(root, device):
 
 @pytest.fixture(scope="session", autouse=True)
 def own_lock(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
-    """The tests take a lock of their own, so that they neither wait for a scorer on this machine nor hold one up."""
+    """A lock for the tests alone: they neither wait for a scorer on this machine nor delay one."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("PGOLF_LOCK", str(tmp_path_factory.mktemp("lock") / "lock"))
         yield
@@ -187,7 +187,7 @@ def write_dataset(root: Path, documents: Sequence[str], tokenizer: Path) -> Path
 
 @pytest.fixture(scope="session")
 def dataset(tmp_path_factory: pytest.TempPathFactory, tokenizer_model: Path) -> Path:
-    """The folder of a small dataset full of awkward text."""
+    """The folder of a small dataset with difficult text."""
     return write_dataset(tmp_path_factory.mktemp("data") / "tiny", DOCUMENTS, tokenizer_model)
 
 

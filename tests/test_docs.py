@@ -14,6 +14,7 @@ import torch
 from torch.nn import functional as F
 
 from conftest import DOCUMENTS, ROOT, write_dataset
+from pgolf import rules
 from pgolf.artifact import Manifest, pack
 from pgolf.data.dataset import open_dataset
 from pgolf.files import beside
@@ -24,7 +25,10 @@ from pgolf.score import record
 from pgolf.score.devices import Runtime, find_device
 from pgolf.score.score import Options, reasons, score
 
-ARTIFACT, SECURITY, PROOF = ((ROOT / "docs" / name).read_text() for name in ("artifact.md", "security.md", "proof.md"))
+DOCS = ROOT / "docs"
+ARTIFACT, SECURITY, PROOF, RULES = (
+    (DOCS / f"{name}.md").read_text() for name in ("artifact", "security", "proof", "rules")
+)
 UNBOXED = Options(isolated=False)
 
 
@@ -128,6 +132,34 @@ def test_every_reason_is_documented(dataset: Path) -> None:
     table = re.sub(r"`", "", SECURITY)
     for reason in found:
         assert reason.replace(f"{text.bytes:,}", "N") in table
+
+
+def test_rules_are_documented() -> None:
+    """The tables of docs/rules.md have every number of rules.py, its version, and the pinned versions of packages."""
+    cells = dict(re.findall(r"^\| `(\w+)` \| (\S+)", RULES, re.MULTILINE))
+    numbers = {name: value for name, value in vars(rules).items() if type(value) in (int, float)}
+    assert f"# Rules, version {numbers.pop('VERSION')}\n" in RULES
+    assert {name: float(cells[name].replace(",", "")) for name in numbers} == numbers
+    for track in rules.TRACKS.values():
+        seconds = f"{track.train_seconds:g} s" if track.train_seconds else "no limit"
+        row = f"`{track.name}` | {track.artifact_bytes:,} bytes | {seconds} | {track.eval_seconds:g} s"
+        assert f"| {row} | {track.hardware} |" in RULES
+    pinned = dict(line.split("==") for line in (ROOT / "constraints.txt").read_text().splitlines() if "==" in line)
+    packages = cells.keys() - numbers.keys() - rules.TRACKS.keys()
+    assert packages and {name: cells[name] for name in packages} == {name: pinned[name] for name in packages}
+
+
+def test_links_lead_somewhere() -> None:
+    """Each relative link in the docs names a file, and a heading where it has an anchor."""
+    for page in (*ROOT.glob("*.md"), *DOCS.glob("**/*.md"), ROOT / "data" / "README.md"):
+        for link in re.findall(r"\]\((?!https?:)([^)\s]+)\)", page.read_text()):
+            path, _, anchor = link.partition("#")
+            target = page.parent / path if path else page
+            assert target.exists(), f"{page.name}: {link}"
+            if anchor:
+                headings = re.findall(r"^#+ (.*)", target.read_text(), re.MULTILINE)
+                names = {re.sub(r"[^\w -]", "", heading.lower()).replace(" ", "-") for heading in headings}
+                assert anchor in names, f"{page.name}: {link}"
 
 
 def test_file_format_is_documented() -> None:

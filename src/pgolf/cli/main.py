@@ -6,6 +6,7 @@ import os
 import sys
 from collections.abc import Sequence
 
+from pgolf import __version__
 from pgolf.cli import data, proof, score, submission
 from pgolf.errors import EnvironmentBroken, PgolfError
 from pgolf.files import printable
@@ -53,4 +54,5 @@ def command_line() -> argparse.ArgumentParser:
     proof.add_decompress(commands)
     proof.add_prove(commands)
     score.add_doctor(commands)
+    parser.add_argument("--version", action="version", version=f"pgolf {__version__}")
     return parser
