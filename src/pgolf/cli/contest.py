@@ -9,7 +9,7 @@ from pgolf.cli.command import Commands, add_command
 from pgolf.contest import compare
 
 
-def add_diff(commands: "Commands[argparse.ArgumentParser]") -> None:
+def add_diff(commands: Commands) -> None:
     parser = add_command(
         commands,
         "diff",

@@ -77,7 +77,7 @@ def _ablate(args: argparse.Namespace) -> int:
     return 0
 
 
-def add_check(commands: "Commands[argparse.ArgumentParser]") -> None:
+def add_check(commands: Commands) -> None:
     parser = add_command(
         commands,
         "check",

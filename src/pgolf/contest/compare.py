@@ -1,6 +1,5 @@
 """Two scores of one text, compared document by document."""
 
-import json
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -11,12 +10,11 @@ import numpy as np
 
 from pgolf import plots
 from pgolf.errors import UsageError
-from pgolf.files import printable, read_regular
-from pgolf.score import losses
+from pgolf.files import printable
+from pgolf.score import losses, record
 from pgolf.score.losses import Losses
+from pgolf.score.record import Record
 from pgolf.stats import paired_difference
-
-_RECORD_BYTES = 1 << 24  # a record of the main track has some 100 kB
 
 
 @dataclass(frozen=True)
@@ -24,7 +22,7 @@ class Side:
     """One of the two scores."""
 
     path: Path
-    record: dict[str, Any]
+    record: Record
     losses: Losses
 
 
@@ -46,12 +44,11 @@ class Comparison:
 def compare(a: Path, b: Path) -> Comparison:
     """Compare the scores whose records are at `a` and `b`. Raises UsageError when they cannot be paired."""
     left, right = _read(a), _read(b)
-    if left.losses.data != right.losses.data:
-        raise UsageError(f"{a} and {b} are scores of different texts; score both with the same --data")
-    if not np.array_equal(left.losses.sizes, right.losses.sizes):
+    counts = [len(side.losses.sizes) for side in (left, right)]
+    if left.losses.data != right.losses.data or counts[0] != counts[1]:
         raise UsageError(
-            f"{a} has {len(left.losses.sizes):,} documents and {b} {len(right.losses.sizes):,}; "
-            "score both with the same --documents"
+            f"{a} and {b} are scores of different texts, of {counts[0]:,} and {counts[1]:,} documents; "
+            "score both with the same --data and --documents"
         )
     bits = left.losses.nats / math.log(2), right.losses.nats / math.log(2)
     difference, half = paired_difference(*bits, left.losses.sizes)
@@ -60,18 +57,17 @@ def compare(a: Path, b: Path) -> Comparison:
 
 def _read(path: Path) -> Side:
     try:
-        record = json.loads(read_regular(path, _RECORD_BYTES))
-        status, sha256 = record["status"], record["artifact"]["sha256"]
+        found_record = record.read(path)
     except FileNotFoundError:
         raise UsageError(f"{path}: no such record; `pgolf score` writes one") from None
-    except (OSError, ValueError, KeyError, TypeError, RecursionError):
+    except (OSError, ValueError):
         raise UsageError(f"{path}: not a record of `pgolf score`") from None
-    if status != "ok":
-        raise UsageError(f"{path}: the record of a score that was {printable(status)}; there is nothing to compare")
+    if found_record.bpb is None:
+        raise UsageError(f"{path}: the record of a score that was {printable(found_record.status)}")
     found = losses.read(losses.path(path))
-    if found.artifact != sha256:
+    if found.artifact != found_record.artifact.sha256:
         raise UsageError(f"{losses.path(path)}: of another artifact than {path}; score it again")
-    return Side(path, record, found)
+    return Side(path, found_record, found)
 
 
 def as_json(result: Comparison) -> dict[str, Any]:
@@ -79,8 +75,8 @@ def as_json(result: Comparison) -> dict[str, Any]:
     return {
         "a": str(result.a.path),
         "b": str(result.b.path),
-        "bpb_a": result.a.record["bpb"],
-        "bpb_b": result.b.record["bpb"],
+        "bpb_a": result.a.record.bpb,
+        "bpb_b": result.b.record.bpb,
         "difference": result.bpb,
         "half_interval": None if math.isnan(result.half_interval) else result.half_interval,
         "documents": result.documents,
@@ -115,16 +111,12 @@ def plot(result: Comparison, path: Path) -> str | None:
     return plots.draw(path, (8, 5), fill)
 
 
-def _seconds(record: dict[str, Any]) -> str:
-    return f"{sum(value for name, value in record['seconds'].items() if name != 'total'):.1f}"
-
-
-_FIELDS: dict[str, Callable[[dict[str, Any]], str]] = {
-    "submission": lambda r: printable(r["submission"]["name"]),
-    "bpb": lambda r: f"{r['bpb']:.6f}",
-    "artifact bytes": lambda r: f"{r['artifact']['bytes']:,}",
-    "tokens": lambda r: f"{r['tokens']:,}",
-    "steps": lambda r: "-" if r["steps"] is None else f"{r['steps']:,}",
-    "evaluation seconds": _seconds,
-    "eligible": lambda r: "yes" if r["eligible"] else "no",
+_FIELDS: dict[str, Callable[[Record], str]] = {
+    "submission": lambda r: printable(r.submission.name) if r.submission else "-",
+    "bpb": lambda r: f"{r.bpb:.6f}",
+    "artifact bytes": lambda r: f"{r.artifact.bytes:,}",
+    "tokens": lambda r: f"{r.tokens:,}",
+    "steps": lambda r: "-" if r.steps is None else f"{r.steps:,}",
+    "evaluation seconds": lambda r: f"{sum(v for name, v in r.seconds.items() if name != 'total'):.1f}",
+    "eligible": lambda r: "yes" if r.eligible else "no",
 }

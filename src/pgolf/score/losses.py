@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
+from pgolf.data.dataset import text_digest
 from pgolf.errors import UsageError
 from pgolf.files import read_regular, write_atomically
 from pgolf.sandbox.wire import Ids
@@ -25,19 +26,19 @@ class Losses:
     artifact: str
     """sha256 of the artifact."""
     data: str
-    """sha256 of the whole validation text."""
+    """sha256 of the documents that were scored."""
     nats: Floats
     """(D,) log-loss of each document and of the BOS that ends it."""
     sizes: npt.NDArray[np.int64]
     """(D,) UTF-8 bytes."""
 
     @staticmethod
-    def of(artifact: str, data: str, nll: Floats, encoded: Sequence[Ids], documents: Sequence[bytes]) -> "Losses":
+    def of(artifact: str, nll: Floats, encoded: Sequence[Ids], documents: Sequence[bytes]) -> "Losses":
         """From the log-loss (N,) of each token of the encoded documents, BOS after each."""
         ends = np.cumsum([len(ids) + 1 for ids in encoded])
         nats = np.add.reduceat(nll, np.concatenate([[0], ends[:-1]]))
         sizes = np.array([len(text) for text in documents], dtype=np.int64)
-        return Losses(artifact, data, nats, sizes)
+        return Losses(artifact, text_digest(documents), nats, sizes)
 
 
 def path(record: Path) -> Path:

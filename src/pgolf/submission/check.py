@@ -155,23 +155,23 @@ def _unused(found: Artifact) -> Iterator[Finding]:
 def _sample(file: Path, found: Artifact, data: Path, options: Options) -> tuple[dict[str, Any] | None, list[Finding]]:
     """Score the first documents in the sandbox, and project the seconds of all."""
     text = open_dataset(data).canonical_text()
-    count = total = 0
-    while count < len(text.documents) and total < SAMPLE_BYTES:
-        total += len(text.documents[count])
+    count = sampled = 0
+    while count < len(text.documents) and sampled < SAMPLE_BYTES:
+        sampled += len(text.documents[count])
         count += 1
     record = score(file, data, Options(options.track, options.device, count, options.isolated))
-    if record["status"] == "failed":
-        return None, [Finding("machine", WARNING, None, None, record["reason"], "see `pgolf doctor`")]
-    if record["status"] == "refused":
-        return None, [Finding("score", ERROR, None, None, record["reason"], "see docs/artifact.md")]
-    seconds = {name: value for name, value in record["seconds"].items() if name != "total"}
+    if record.status == "failed":
+        return None, [Finding("machine", WARNING, None, None, str(record.reason), "see `pgolf doctor`")]
+    if record.status == "refused":
+        return None, [Finding("score", ERROR, None, None, str(record.reason), "see docs/artifact.md")]
+    seconds = {name: value for name, value in record.seconds.items() if name != "total"}
     fixed = seconds.get("load", 0.0)
-    projected = fixed + (sum(seconds.values()) - fixed) * text.bytes / record["bytes"]
+    projected = fixed + (sum(seconds.values()) - fixed) * text.bytes / sampled
     limit = rules.track(options.track or found.manifest.track).eval_seconds
     sample = {
         "documents": count,
-        "bytes": record["bytes"],
-        "bpb": record["bpb"],
+        "bytes": sampled,
+        "bpb": record.bpb,
         "seconds": round(sum(seconds.values()), 3),
         "projected_seconds": round(projected, 1),
         "limit_seconds": limit,
