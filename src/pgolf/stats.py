@@ -27,3 +27,20 @@ def row(name: str, runs: Sequence[dict[str, Any]], base: npt.NDArray[np.float64]
         "tokens": runs[0]["tokens"],
         "tokens_per_second": round(float(np.median([run["tokens_per_second"] for run in runs]))),
     }
+
+
+def paired_difference(
+    a: npt.NDArray[np.float64], b: npt.NDArray[np.float64], sizes: npt.NDArray[np.int64]
+) -> tuple[float, float]:
+    """sum(b - a) / sum(sizes) of D documents (D,), and the half-width of its 95 % interval; NaN for one document.
+
+    Documents are the sample, so this is a ratio estimator: its variance is that of the residuals of b - a about the
+    line through the origin, with Student's t for D - 1 degrees of freedom (Cochran 1977, equation 6.13).
+    """
+    difference, count = b - a, len(sizes)
+    ratio = float(difference.sum() / sizes.sum())
+    if count < 2:
+        return ratio, math.nan
+    residuals = difference - ratio * sizes
+    error = math.sqrt(count / (count - 1) * float((residuals**2).sum())) / float(sizes.sum())
+    return ratio, float(special.stdtrit(count - 1, 0.975)) * error

@@ -7,7 +7,7 @@ import sys
 from collections.abc import Sequence
 
 from pgolf import __version__
-from pgolf.cli import data, proof, score, submission
+from pgolf.cli import contest, data, proof, score, submission
 from pgolf.errors import EnvironmentBroken, PgolfError
 from pgolf.files import printable
 from pgolf.machine import exit_on_signals
@@ -48,7 +48,9 @@ def command_line() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(metavar="command", required=True).add_parser
     data.add_data(commands)
     submission.add_pack(commands)
+    submission.add_check(commands)
     submission.add_ablate(commands)
+    contest.add_diff(commands)
     score.add_score(commands)
     proof.add_compress(commands)
     proof.add_decompress(commands)

@@ -11,8 +11,9 @@ from pgolf.data.dataset import default_dataset, open_dataset
 from pgolf.errors import EnvironmentBroken, UsageError
 from pgolf.files import beside, check_replaceable
 from pgolf.sandbox import lock, probe
-from pgolf.score import record
+from pgolf.score import losses, record
 from pgolf.score.devices import find_device
+from pgolf.score.losses import Losses
 from pgolf.score.score import Options, score
 
 
@@ -54,9 +55,13 @@ def _score(args: argparse.Namespace) -> int:
         raise UsageError(f"{out.parent}: no such folder for the record")
     open_dataset(data)
     check_replaceable(out)
+    check_replaceable(losses.path(out))
     options = Options(args.track, args.device, args.documents, not args.no_sandbox, args.fresh_machine)
-    result = score(args.artifact, data, options)
+    kept: list[Losses] = []
+    result = score(args.artifact, data, options, kept.append)
     record.write(result, out)
+    for found in kept:
+        losses.write(found, losses.path(out))
     print_record(record.as_json(result), record.table(result), args.json)
     return exit_code(result.status)
 

@@ -1,4 +1,4 @@
-"""`pgolf pack` and `pgolf ablate`: commands for participants."""
+"""`pgolf pack`, `pgolf check` and `pgolf ablate`: commands for participants."""
 
 import argparse
 import json
@@ -7,7 +7,10 @@ from pathlib import Path
 
 from pgolf import artifact, plots, rules
 from pgolf.cli.command import Commands, add_command
-from pgolf.submission import ablate
+from pgolf.data.dataset import default_dataset
+from pgolf.errors import Refused
+from pgolf.score.score import Options
+from pgolf.submission import ablate, check
 
 
 def add_pack(commands: Commands) -> None:
@@ -72,3 +75,29 @@ def _ablate(args: argparse.Namespace) -> int:
     if fault := plots.draw_effects(rows, args.out / "ablation.png"):
         print(f"pgolf: {fault}", file=sys.stderr)
     return 0
+
+
+def add_check(commands: Commands) -> None:
+    parser = add_command(
+        commands,
+        "check",
+        "see whether a submission will pass, in half a minute",
+        "Check an artifact, or a folder to be packed, before it is sent: format, sizes, imports, a sample's score in "
+        "the sandbox, and the seconds that the whole text would take.",
+        "pgolf check runs/naive.zst --data data/demo\n\n"
+        "exit codes: 0 passes, 1 will be refused, 2 wrong usage, 3 this machine or the data is broken",
+        _check,
+    )
+    parser.add_argument("submission", type=Path, metavar="ARTIFACT|FOLDER")
+    parser.add_argument("--data", type=Path, help="dataset folder (default: the only one in ./data)")
+    parser.add_argument("--track", choices=rules.TRACKS, help="check against this track's limits, not its own")
+    parser.add_argument("--device", default="auto", help="cpu, cuda (all GPUs), cuda:N (default: what is there)")
+    parser.add_argument("--no-sandbox", action="store_true", help="run code you trust without sandbox")
+    parser.add_argument("--json", action="store_true", help="print the findings as JSON")
+
+
+def _check(args: argparse.Namespace) -> int:
+    options = Options(args.track, args.device, isolated=not args.no_sandbox)
+    report = check.check(args.submission, args.data or default_dataset(), options)
+    print(json.dumps(check.as_json(report), indent=2) if args.json else check.table(report))
+    return 0 if report.passes else Refused.exit_code

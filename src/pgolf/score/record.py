@@ -13,9 +13,10 @@ import torch
 
 import pgolf
 from pgolf import rules
-from pgolf.files import printable, write_atomically
+from pgolf.files import printable, read_regular, write_atomically
 from pgolf.machine import cores
 
+_MOST_BYTES = 1 << 24  # a record of the main track has some 100 kB
 _NEXT = "what this machine lacks, and the remedies: pgolf doctor; what a counting score needs: docs/security.md"
 
 
@@ -176,7 +177,7 @@ def write(record: Record, path: Path) -> None:
 def read(path: Path) -> Record:
     """The record at `path`. Raises OSError when it cannot be read, ValueError when it is no record."""
     try:
-        record: Record = _typed(Record, json.loads(path.read_text(encoding="utf-8")))
+        record: Record = _typed(Record, json.loads(read_regular(path, _MOST_BYTES)))
     except (TypeError, RecursionError):
         raise ValueError(f"{path}: is no record of a score") from None
     return record

@@ -30,6 +30,7 @@ from pgolf.score import schedule, tokenization, windows
 from pgolf.score.deadline import Clock
 from pgolf.score.devices import Runtime, find_device, one_thread
 from pgolf.score.likelihood import Floats, log_losses
+from pgolf.score.losses import Losses
 from pgolf.score.predictors import Predictor, progress
 from pgolf.score.record import CodeLength, Packed, Record, Submission, Text, new
 from pgolf.score.schedule import Targets
@@ -49,8 +50,10 @@ class Options:
     """The operator states that nothing else runs, or ran, on this machine."""
 
 
-def score(path: Path, data: Path, options: Options = Options()) -> Record:
-    """Score the artifact at `path` on the validation text of `data`.
+def score(
+    path: Path, data: Path, options: Options = Options(), keep: Callable[[Losses], object] = lambda losses: None
+) -> Record:
+    """Score the artifact at `path` on the validation text of `data`; `keep` gets the log-loss of each document.
 
     Returns the record: status "ok", or "refused" (the submission breaks a rule) or "failed" (this machine or the
     data is not fit) with the reason. Raises UsageError when there is nothing to score.
@@ -65,7 +68,7 @@ def score(path: Path, data: Path, options: Options = Options()) -> Record:
         with (
             lock.hold(),
             one_thread(runtime.device),
-            closing(_stages(latest, path, data, options, runtime, clock)) as stages,
+            closing(_stages(latest, path, data, options, runtime, clock, keep)) as stages,
         ):
             for record in stages:
                 latest = record  # which knows more than the one before
@@ -86,7 +89,13 @@ def score(path: Path, data: Path, options: Options = Options()) -> Record:
 
 
 def _stages(
-    record: Record, path: Path, data: Path, options: Options, runtime: Runtime, clock: Clock
+    record: Record,
+    path: Path,
+    data: Path,
+    options: Options,
+    runtime: Runtime,
+    clock: Clock,
+    keep: Callable[[Losses], object],
 ) -> Generator[Record]:
     """Yield the record whenever more of it is known, so that a refusal keeps what was known by then."""
     limit = rules.ARTIFACT_BYTES if options.track is None else rules.track(options.track).artifact_bytes
@@ -111,12 +120,12 @@ def _stages(
     if not text.bytes:
         raise EnvironmentBroken(f"{data}: the validation text is empty")
     yield (record := replace(record, reasons=tuple(reasons(manifest, dataset, text, isolation, options))))
-    yield from _evaluate(record, artifact, text, runtime, clock)
+    keep((yield from _evaluate(record, artifact, text, runtime, clock)))
 
 
 def _evaluate(
     record: Record, artifact: Artifact, text: CanonicalText, runtime: Runtime, clock: Clock
-) -> Generator[Record]:
+) -> Generator[Record, None, Losses]:
     """The stages in which code or weights of the submission run, on the clock; the last has the score."""
     manifest = artifact.manifest
     encoded = tokenization.encode(artifact, text.documents, runtime, clock.phase("encode"))
@@ -145,6 +154,7 @@ def _evaluate(
         raise EnvironmentBroken("a token was not scored, which is a bug in pgolf; please report it")
     scored = replace(record, tokens=len(nll), margin=clock.margin())
     yield replace(scored, nats_per_token=nats / len(nll), bpb=nats / math.log(2) / text.bytes)
+    return Losses.of(artifact.sha256, nll, encoded, text.documents)
 
 
 def reasons(

@@ -1,0 +1,1 @@
+"""The organizers' side: compare scores, and later re-run and rank submissions."""

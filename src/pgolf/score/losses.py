@@ -1,0 +1,68 @@
+"""Log-loss of each document, in a file beside the record: what two scores of one text are compared by."""
+
+import io
+import zipfile
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+
+from pgolf.data.dataset import text_digest
+from pgolf.errors import UsageError
+from pgolf.files import read_regular, write_atomically
+from pgolf.sandbox.wire import Ids
+from pgolf.score.likelihood import Floats
+
+_SUFFIX = ".losses.npz"
+_LARGEST = 1 << 26  # bytes: ten times what the contest's 50,000 documents take
+
+
+@dataclass(frozen=True)
+class Losses:
+    """Of one score, in the order of the documents."""
+
+    artifact: str
+    """sha256 of the artifact."""
+    data: str
+    """sha256 of the documents that were scored."""
+    nats: Floats
+    """(D,) log-loss of each document and of the BOS that ends it."""
+    sizes: npt.NDArray[np.int64]
+    """(D,) UTF-8 bytes."""
+
+    @staticmethod
+    def of(artifact: str, nll: Floats, encoded: Sequence[Ids], documents: Sequence[bytes]) -> "Losses":
+        """From the log-loss (N,) of each token of the encoded documents, BOS after each."""
+        ends = np.cumsum([len(ids) + 1 for ids in encoded])
+        nats = np.add.reduceat(nll, np.concatenate([[0], ends[:-1]]))
+        sizes = np.array([len(text) for text in documents], dtype=np.int64)
+        return Losses(artifact, text_digest(documents), nats, sizes)
+
+
+def path(record: Path) -> Path:
+    """Where the log-losses are that belong to a record."""
+    return record.with_name(record.name.removesuffix(".json").removesuffix(".score") + _SUFFIX)
+
+
+def write(losses: Losses, path: Path) -> None:
+    """Write atomically."""
+    file = io.BytesIO()
+    np.savez_compressed(file, **vars(losses))
+    write_atomically(path, file.getvalue())
+
+
+def read(path: Path) -> Losses:
+    """Read what `write` wrote. Raises UsageError for anything else."""
+    try:
+        with np.load(io.BytesIO(read_regular(path, _LARGEST)), allow_pickle=False) as file:
+            losses = Losses(str(file["artifact"]), str(file["data"]), file["nats"], file["sizes"])
+    except FileNotFoundError:
+        raise UsageError(f"{path}: no such file; `pgolf score` writes it beside the record") from None
+    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
+        raise UsageError(f"{path}: not a file of log-losses ({error})") from None
+    shapes = losses.nats.shape, losses.sizes.shape
+    if shapes != 2 * ((len(losses.nats),),) or losses.nats.dtype != float or losses.sizes.dtype != np.int64:
+        raise UsageError(f"{path}: not a file of log-losses (shapes {shapes[0]} and {shapes[1]})")
+    return losses

@@ -1,0 +1,76 @@
+"""`pgolf check`: what passes, what is named with its place and remedy, and that it judges as the scorer does."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from conftest import UNIFORM, WINDOW, MakeArtifact
+from pgolf.artifact import read
+from pgolf.cli.main import main
+from pgolf.rules import ARTIFACT_BYTES, TRACKS
+from pgolf.score.score import Options
+from pgolf.submission.check import check
+
+UNSANDBOXED = Options(device="cpu", isolated=False)
+
+
+def test_a_sound_artifact_passes(dataset: Path, make_artifact: MakeArtifact) -> None:
+    path = make_artifact(UNIFORM)
+    report = check(path, dataset, UNSANDBOXED)
+    assert report.passes and not report.findings
+    assert report.sizes["total"] == path.stat().st_size
+    assert report.sizes["left"] == TRACKS["laptop"].artifact_bytes - path.stat().st_size
+    assert report.sample is not None and report.sample["bpb"] > 0
+
+
+def test_a_folder_is_checked_as_what_it_packs_into(dataset: Path, make_artifact: MakeArtifact, tmp_path: Path) -> None:
+    folder = tmp_path / "entry"
+    folder.mkdir()
+    for name, content in read(make_artifact(UNIFORM), ARTIFACT_BYTES).members.items():
+        (folder / name).write_bytes(content)
+    assert check(folder, dataset, UNSANDBOXED).passes
+    (folder / "submission.json").write_text("{")
+    (finding,) = check(folder, dataset, UNSANDBOXED).findings
+    assert (finding.rule, finding.severity) == ("artifact", "error")
+
+
+@pytest.mark.parametrize(
+    ("code", "rule", "severity"),
+    [
+        ("import pytest\n", "import-undeclared", "error"),
+        ("import no_such_module.part\n", "import-missing", "warning"),
+        ("import helper\n", "import-undeclared", "error"),
+    ],
+)
+def test_imports_are_named_with_their_line(
+    dataset: Path, make_artifact: MakeArtifact, code: str, rule: str, severity: str
+) -> None:
+    members = {"helper.py": b"\nimport json\nfrom hypothesis import given\n"}
+    path = make_artifact("try:\n    " + code + "except ImportError:\n    pass\n" + UNIFORM, members)
+    report = check(path, dataset, UNSANDBOXED)
+    member, line = ("helper.py", 3) if "helper" in code else ("predict.py", 2)
+    assert (rule, severity, member, line) in [(f.rule, f.severity, f.file, f.line) for f in report.findings]
+
+
+def test_what_the_scorer_refuses_is_an_error(dataset: Path, make_artifact: MakeArtifact) -> None:
+    report = check(make_artifact(UNIFORM.replace("torch.zeros", "torch.nan * torch.ones")), dataset, UNSANDBOXED)
+    (finding,) = report.findings
+    assert (finding.rule, finding.severity) == ("score", "error") and "NaN" in finding.what
+
+
+def test_warnings_do_not_fail(dataset: Path, make_artifact: MakeArtifact, capsys: pytest.CaptureFixture[str]) -> None:
+    path = make_artifact(WINDOW, {"run.log": b"steps"}, form="window")
+    assert main(["check", str(path), "--data", str(dataset), "--no-sandbox", "--device", "cpu", "--json"]) == 0
+    report = json.loads(capsys.readouterr().out)
+    assert report["passes"]
+    assert {f["rule"] for f in report["findings"]} == {"window-form", "member-useless"}
+
+
+def test_the_command_says_what_is_wrong_and_ends_with_1(
+    dataset: Path, make_artifact: MakeArtifact, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = make_artifact("import pytest\n" + UNIFORM)
+    assert main(["check", str(path), "--data", str(dataset), "--no-sandbox", "--device", "cpu"]) == 1
+    out = capsys.readouterr().out
+    assert "error predict.py:1: imports pytest" in out and out.endswith("will be refused\n")
