@@ -1,7 +1,4 @@
-"""Hostile tokenizer.json files: slow patterns, deep and huge tables, tokens that swallow text, decoders that invent it.
-
-The library reads them inside the sandboxes that encode and decode; what counts is that the text comes back.
-"""
+"""The library reads them inside the sandboxes that encode and decode; what counts is that the text comes back."""
 
 import json
 from typing import Any
@@ -46,7 +43,7 @@ def variants() -> dict[str, tuple[bytes, str]]:
     return {
         "sound": (changed(), ""),
         "huge table": (changed(model=huge), ""),
-        "catastrophic pattern": (changed(pre_tokenizer=split("(([a-z ])+.)+[A-Z]([a-z ])+$")), "CATASTROPHE"),
+        "catastrophic pattern": (changed(pre_tokenizer=split("(([a-z ])+.)+[A-Z]([a-z ])+$")), "MAY TAKE FOREVER"),
         "pattern that does not close": (changed(pre_tokenizer=split("(")), "encode: "),
         "nested": (b'{"added_tokens": ' + b"[" * 100_000, "encode: "),
         "nested decoder": (b'{"decoder": ' + b'{"type": "Sequence", "decoders": [' * 50_000, "encode: "),
