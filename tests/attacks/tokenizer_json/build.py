@@ -40,6 +40,13 @@ def variants() -> dict[str, tuple[bytes, str]]:
     huge["vocab"] |= {f"never{number}": 257 + number for number in range(100_000)}
     lower = {"type": "Sequence", "normalizers": [{"type": "Lowercase"}]}
     grows = {"type": "Sequence", "decoders": [sound()["decoder"], replace("e", "e" * 10_000)]}
+
+    def pads(strategy: Any) -> dict[str, Any]:
+        kind = {"direction": "Right", "pad_to_multiple_of": None, "pad_type_id": 0, "pad_token": "<pad>"}
+        return {"padding": {"strategy": strategy, "pad_id": 257, **kind}, "added_tokens": added("<pad>")}
+
+    merged = {"dropout": 0.5, "merges": [["t", "h"]], "vocab": sound()["model"]["vocab"] | {"th": 257}}
+    unpad = {"type": "Sequence", "decoders": [replace("<pad>", ""), sound()["decoder"]]}
     return {
         "sound": (changed(), ""),
         "huge table": (changed(model=huge), ""),
@@ -57,5 +64,13 @@ def variants() -> dict[str, tuple[bytes, str]]:
         "folds case": (changed(normalizer=lower), LOSSY),
         "decoder grows": (changed(decoder=grows), "bytes of TEXTS where at most"),
         "decoder invents": (changed(decoder={"type": "Sequence", "decoders": [replace("T", FIRST)]}), LOSSY),
+        "pads to the longest text of a group": (changed(**pads("BatchLongest"), decoder=unpad), ""),
+        "pads to a length": (changed(**pads({"Fixed": 20_000}), decoder=unpad), "bytes of TOKENS where at most"),
+        "pads are text": (changed(**pads("BatchLongest")), LOSSY),
+        "segments at random": (changed(model=sound()["model"] | merged), ""),
+        "drops unknown bytes": (
+            changed(model=sound()["model"] | {"vocab": {"e": 0, "<bos>": 256}, "unk_token": None}),
+            LOSSY,
+        ),
         "no decoder": (changed(decoder=None), LOSSY),
     }
