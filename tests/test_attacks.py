@@ -507,8 +507,10 @@ def test_byte_side_file_would_have_won() -> None:
 
 
 def test_data_within_reach_of_the_sandbox_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A dataset below a folder that the sandbox sees (a prefix of Python, /usr) could be read by the submission."""
+    """A dataset below a folder that the sandbox sees could be read: a prefix of Python, or a declared package."""
     box.check_hidden(tmp_path)
+    with pytest.raises(EnvironmentBroken, match=r"holds .*\.py, which the submission can read"):
+        box.check_hidden(Path(artifact.__file__).parent / "data", ["pgolf"])
     monkeypatch.setattr(sys, "prefix", str(tmp_path))
     with pytest.raises(EnvironmentBroken, match="which the submission can read"):
         box.check_hidden(tmp_path / "data" / "text")

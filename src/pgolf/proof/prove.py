@@ -117,7 +117,7 @@ def _prove(
     with lock.hold(), one_thread(device), compression.judged():
         proof["isolation"] = isolation().description if isolated else "none"
         if isolated:
-            check_hidden(dataset.root)
+            check_hidden(dataset.root, read.manifest.packages)
         limit = nullcontext(time.monotonic() + compression.coding_seconds(0))
         encoded = tokenization.encode(read, texts, isolated, limit)
         tokenization.check_decoding(read, texts, encoded, isolated, limit)

@@ -94,7 +94,7 @@ def _score(result: record.Record, path: Path, data: Path, options: Options, devi
     result["fresh_machine"] = options.fresh_machine
     dataset = open_dataset(data)
     if options.isolated:
-        check_hidden(dataset.root)
+        check_hidden(dataset.root, manifest.packages)
     text = dataset.canonical_text()
     result["data"] = {"name": dataset.name, "sha256": text.sha256}
     if options.documents is not None:
