@@ -1,4 +1,4 @@
-"""A worker of this process: a thread in place of the sandbox, for tests of what the scorer says and believes."""
+"""A thread in place of the sandbox, for tests of what the scorer sends and accepts."""
 
 import contextlib
 import socket
@@ -17,7 +17,7 @@ Play = Callable[[Channel, Ring], None]
 
 
 class Stub:
-    """While entered, every Predictor talks to a thread that runs `play` with the worker's ends of socket and ring."""
+    """While entered, each Predictor talks to a thread that runs `play` with the worker's ends of socket and ring."""
 
     def __init__(self, play: Play) -> None:
         self.play = play
@@ -42,7 +42,7 @@ class Stub:
 
 
 class _Worker:
-    """As much of box.Worker as a Predictor needs."""
+    """The part of box.Worker that a Predictor uses."""
 
     def __init__(self, stub: Stub, ring: Ring) -> None:
         ours, theirs = socket.socketpair()

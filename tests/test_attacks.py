@@ -1,48 +1,31 @@
-"""Every way to cheat that we know of, as a real artifact: what it gains without its defence, and how it ends with it.
+"""Each attack of tests/attacks ends as its attack.toml says, and gains without its defence.
 
-tests/attacks has one folder each: predict.py, which says in its first lines what it exploits, perhaps further modules,
-and submission.json with what its manifest says differently; or build.py, which makes files. All start from the same
-honest model (honest.py). A run takes a fixed sample; PGOLF_TEST_ALL=1 takes all, and more often. -rP prints the gains.
-
-Attacks on what there is no more, and why they went with it:
-
-    bidirectional, small_peeks, rare_peeks       more of the future in one's own window: off_by_one stands for them
-    batch_neighbours, trains_on_batch            the future in other windows of a batch: now lane_neighbour
-    several_passes, duplicate_scoring            overlapping windows: every token is scored once (test_soundness)
-    window_length, long_windows, document_end    windows end where documents end: now lane_end, knows_the_end
-    round_opening, round_peek, round_neighbours  rounds are gone: now document_order, learns
-    call_count, early_calls, batch_shape, clock, stack, last_flag, audit_noise, honest_when_scored, prefix_cache,
-    hangs_when_audited, raises_when_audited      told the audit from the score: nothing is audited (now marks)
-    between_lanes, page_cache                    channels between sandboxes: marks/channels.py has them all
+tests/attacks/README.md says how to add one. A run takes a fixed sample; PGOLF_TEST_ALL=1 takes all, and more often.
+-rP prints the gains.
 """
 
-import importlib.util
-import io
 import json
 import os
 import random
-import socket
+import re
 import subprocess
 import sys
 import tarfile
-import threading
 import time
 from collections.abc import Iterator
 from contextlib import nullcontext, suppress
-from dataclasses import dataclass
-from functools import cache
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import pytest
 import torch
 import zstandard
-from attacks.defences import WITHOUT
-from attacks.texts import FIRST, TEXTS, documents
+from attack_tools.attack import FOLDER, TEMPLATE, Attack, archive, discover, module_of
+from attack_tools.defences import DEFENCES
+from attack_tools.runs import NOISE_BITS, Runs, bits_of, sandboxed_processes, surroundings
+from attack_tools.texts import FIRST, TEXTS, documents
 from stub import Stub
 
-from conftest import write_dataset
 from pgolf import artifact, rules
 from pgolf.errors import EnvironmentBroken, Refused
 from pgolf.files import beside
@@ -51,224 +34,20 @@ from pgolf.score import likelihood, predictors, record, score, tokenization
 from pgolf.score.devices import Runtime
 from pgolf.score.score import Options
 
-ATTACKS = Path(__file__).parent / "attacks"
+ATTACKS = discover()
+HONEST = ATTACKS["honest"]
+SCORED = [name for name, attack in ATTACKS.items() if not attack.build and not attack.test]
 ALL = os.environ.get("PGOLF_TEST_ALL") == "1"
-MOST_GAIN = 40  # bits
-BOXED, UNBOXED = True, False
-CODE = "the tokenizer is code of the submission, which has held the text before it is scored"
-DEMO = "the text can be rebuilt from what is installed on the machine (demo)"
-WINDOW = "not proven: window form, in which a predictor receives tokens before they are scored"
-
-
-@dataclass(frozen=True)
-class Attack:
-    """How an attack ends, and the defence without which it gains at least `gain` bits on `honest`."""
-
-    isolated: bool = UNBOXED
-    """Whether it needs the sandbox to fail; the others fail without as well."""
-    ends: str = ""
-    """What the refusal says; nothing if the attack is scored and gains nothing."""
-    without: str = ""
-    gain: float = 0.0
-    honest: str = "honest"
-    text: str = "english"
-    reasons: tuple[str, ...] = ()
-    """Why such a score does not count, besides what is true of all of these tests."""
-
-
-ENDINGS = {
-    # Tokens that are still to come
-    "off_by_one": Attack(without="step form", gain=10_000),
-    "target_aware_gate": Attack(without="step form", gain=400),
-    "peeks_socket": Attack(without="logits first", gain=10_000),
-    "rewrites_ring": Attack(without="copy", gain=10_000),
-    "answers_early": Attack(honest="honest_parts"),
-    "times_scorer": Attack(without="constant time", gain=MOST_GAIN, text="random"),
-    "document_order": Attack(without="dataset order", gain=MOST_GAIN, text="lengths"),
-    "lane_end": Attack(),
-    "lane_neighbour": Attack(),
-    "knows_the_end": Attack(honest="honest_parts"),
-    # Probabilities
-    "unnormalised_cache": Attack(),
-    "extreme_logits": Attack(),
-    "kraft": Attack(without="fp64 sum", gain=400),
-    "nan_rows": Attack(ends="NaN or infinity", without="NaN refused", gain=1000),
-    "noise": Attack(),
-    # What lies outside of the sandbox
-    "reads_text": Attack(BOXED, without="sandbox", gain=10_000),
-    "runs_programs": Attack(BOXED, without="sandbox", gain=10_000),
-    "scorer_memory": Attack(BOXED, without="sandbox", gain=200),
-    "inherited_things": Attack(BOXED, without="clean environment", gain=10_000),
-    "network": Attack(BOXED, without="sandbox", gain=10_000),
-    "encode_leak": Attack(BOXED, without="sandbox", gain=10_000, reasons=(CODE,)),
-    "patches_pgolf": Attack(BOXED),
-    "demo_text_in_box": Attack(BOXED),
-    # Tokenizers and counts
-    "drops_bytes": Attack(ends="the tokenizer is lossy", without="decoding", gain=1000, reasons=(CODE,)),
-    "folds_case": Attack(ends="the tokenizer is lossy", without="decoding", gain=500, reasons=(CODE,)),
-    "lookalikes": Attack(ends="the tokenizer is lossy", without="decoding", gain=500, reasons=(CODE,)),
-    "hash_tokens": Attack(ends="the tokenizer is lossy", without="decoding", gain=10_000, reasons=(CODE,)),
-    "decode_remembers": Attack(BOXED, "the tokenizer is lossy", "sandbox", 10_000, reasons=(CODE,)),
-    "pads": Attack(reasons=(CODE,)),
-    "byte_side_file": Attack(),
-    "wrong_vocabulary": Attack(ends="logits of shape (64, 257) where (64, 300) were due"),
-    "plan_carries": Attack(ends="the plan is 4294967296; it has to be a number of at most 32 bits"),
-    "plan_changes": Attack(ends="sent a frame of kind 1 where LOGITS was due"),
-    # The scorer and the machine
-    "long_frame": Attack(ends="sent 4,294,967,295 bytes of LOGITS"),
-    "floods": Attack(ends="printed more than"),
-    "stops_clocks": Attack(BOXED, "longer than its 3 s (ended during load)"),
-    "late_load": Attack(ends="longer than its 3 s (ended during load)"),
-    "dies_at_the_end": Attack(ends="the process ended before it answered (exit status 0)"),
-    "descriptor_in_flight": Attack(ends="sent a frame of kind 77 where LOGITS was due"),
-    "deletes_files": Attack(BOXED),
-    "survivor": Attack(BOXED),
-    "fork_bomb": Attack(BOXED),
-    "many_files": Attack(BOXED),
-    "hoards_memory": Attack(BOXED, "GiB of memory"),
-}
-
-
-# What is scored, and by which artifacts
-
-
-@cache
-def members_of(name: str) -> dict[str, bytes]:
-    """The members of an attack's artifact but for the manifest."""
-    folder = ATTACKS / name
-    modules = [*folder.glob("*.py"), ATTACKS / "honest.py", ATTACKS / "recall.py"]
-    members = {module.name: module.read_bytes() for module in modules}
-    if "members.py" in members:
-        members |= module_of(folder / "members.py").MEMBERS
-    return {**members, "train.py": b"", "text.bin": "\0".join(documents(1, 60_000)).encode()}
-
-
-def manifest_of(name: str) -> dict[str, Any]:
-    """The manifest of an attack's artifact."""
-    own = ATTACKS / name / "submission.json"
-    manifest = {"name": name, "author": "attack", "track": "unlimited", "tokenizer": "bytes", "vocab_size": 257}
-    manifest |= {"bos": 256, "form": "step", "lanes": 64}
-    return manifest | (json.loads(own.read_text()) if own.exists() else {})
-
-
-def archive(members: dict[str, bytes]) -> bytes:
-    """An artifact as a cheat packs it, without the checks of `pack`."""
-    tar = io.BytesIO()
-    with tarfile.open(fileobj=tar, mode="w", format=tarfile.USTAR_FORMAT) as writer:
-        for name, data in members.items():
-            info = tarfile.TarInfo(name)
-            info.size = len(data)
-            writer.addfile(info, io.BytesIO(data))
-    return zstandard.compress(tar.getvalue())
-
-
-def module_of(path: Path) -> ModuleType:
-    """An attack's file as a module of this process."""
-    spec = importlib.util.spec_from_file_location(f"attack_{path.parent.name}_{path.stem}", path)
-    assert spec and spec.loader
-    module = importlib.util.module_from_spec(spec)
-    threads = torch.get_num_threads()
-    with pytest.MonkeyPatch.context() as patch:
-        patch.syspath_prepend(str(ATTACKS))
-        spec.loader.exec_module(module)
-    torch.set_num_threads(threads)  # which honest.py has set for its own process
-    return module
-
-
-class Runs:
-    """Scores attacks on small texts, each once."""
-
-    def __init__(self, root: Path, tokenizer: Path, port: int) -> None:
-        self.root, self.tokenizer, self.port = root, tokenizer, port
-        self.known: dict[tuple[str, ...], record.Record] = {}
-        self.sandboxed: set[Path] = set()
-        """Folders in /proc of the processes that were in a sandbox when it was closed."""
-
-    @cache  # noqa: B019
-    def text(self, kind: str) -> Path:
-        """A dataset."""
-        return write_dataset(self.root / kind, TEXTS[kind](), self.tokenizer)
-
-    def artifact(self, name: str, text: str = "english", **fields: Any) -> Path:
-        """The packed attack. Places and ports of this test run are put into its sources."""
-        manifest = {key: value for key, value in (manifest_of(name) | fields).items() if value is not None}
-        members = {"submission.json": json.dumps(manifest).encode(), **members_of(name)}
-        if text != "english":
-            members["text.bin"] = b""  # what is random is best said so
-        source = members["predict.py"].decode().replace("DATA", str(self.text(text))).replace("PORT", str(self.port))
-        members["predict.py"] = source.encode()
-        path = self.root / f"{name}-{len(list(self.root.iterdir()))}.zst"
-        path.write_bytes(archive(members))
-        return path
-
-    def __call__(self, name: str, text: str = "", without: str = "") -> record.Record:
-        """The record of a score, perhaps without one of the defences."""
-        text = text or ENDINGS.get(name, Attack()).text
-        key = (name, text, without)
-        if key not in self.known:
-            attack = ENDINGS.get(name, Attack())
-            fields = {"form": "window", "context": 64, "lanes": None, "layout": None} if without == "step form" else {}
-            path = self.artifact(name, text, **fields)
-            with WITHOUT[without]():
-                options = Options(device="cpu", isolated=attack.isolated and not without)
-                self.known[key] = score.score(path, self.text(text), options)
-        return self.known[key]
-
-    def bits(self, name: str, text: str = "", without: str = "") -> float:
-        """The code length in bits."""
-        found = self(name, text, without)
-        assert found.status == "ok", found.reason
-        return found.bpb * found.bytes
-
-    def gain(self, name: str, text: str = "", without: str = "") -> float:
-        """Bits below the honest model."""
-        attack = ENDINGS.get(name, Attack())
-        return self.bits(attack.honest, text or attack.text) - self.bits(name, text, without)
 
 
 @pytest.fixture(scope="module")
 def runs(tmp_path_factory: pytest.TempPathFactory, tokenizer_model: Path) -> Iterator[Runs]:
-    """Scores under a lock of the tests' own, and what attacks reach for: a server that hands the text out, a hurry."""
-    with pytest.MonkeyPatch.context() as patch, socket.create_server(("127.0.0.1", 0)) as server:
-        found = Runs(tmp_path_factory.mktemp("attacks"), tokenizer_model, server.getsockname()[1])
-        threading.Thread(target=serve, args=(server, found), daemon=True).start()
-        patch.setenv("PGOLF_LOCK", str(found.root / "lock"))
-        probe.isolation.cache_clear()
-        probe.check_isolation.cache_clear()
-        patch.setitem(rules.TRACKS, "hurry", rules.Track("hurry", 16_000_000, None, 3.0, "CPU"))
-        patch.setattr(rules, "WORKER_MEMORY_BYTES", 1 << 30)
-        real_close = box.Worker.close
-
-        def watched_close(worker: box.Worker) -> None:
-            found.sandboxed |= {Path("/proc", str(pid)) for pid in box._descendants(worker._process.pid)}
-            real_close(worker)
-
-        patch.setattr(box.Worker, "close", watched_close)
+    """Scores of the attacks."""
+    with surroundings(tmp_path_factory.mktemp("attacks"), tokenizer_model, dict(ATTACKS)) as found:
         yield found
-    probe.isolation.cache_clear()
-    probe.check_isolation.cache_clear()
-    for folder in ("/tmp", "/dev/shm", "/var/tmp", "/run"):  # what unboxed attacks left behind
-        for place in Path(folder).glob("pgolf-attack-*"):
-            place.unlink()
-
-
-def serve(server: socket.socket, runs: Runs) -> None:
-    """Hand the text to whoever connects."""
-    with suppress(OSError):
-        while True:
-            connection, _ = server.accept()
-            with connection:
-                data = (runs.text("english") / "val_documents.jsonl").read_bytes()
-                connection.sendall(data.replace(b"\\n", b"\n"))
 
 
 # How they end
-
-
-def expected_reasons(found: record.Record, isolated: bool, more: tuple[str, ...]) -> list[str]:
-    """Why no score of these tests counts: the text is small, and the lock is the tests' own."""
-    size = f"the text has {found.bytes:,} bytes, 2,000,000 are needed"
-    return sorted([*more, size, *(probe.isolation().reasons(False) if isolated else ["no sandbox"])])
 
 
 def test_lock_of_the_tests_is_all_that_this_machine_lacks(runs: Runs) -> None:
@@ -277,45 +56,67 @@ def test_lock_of_the_tests_is_all_that_this_machine_lacks(runs: Runs) -> None:
     assert runs("honest").bpb < 4.0, "the model that the attacks start from is worth something"
 
 
-@pytest.mark.parametrize("name", ENDINGS)
-def test_attack_ends_without_gain(name: str, runs: Runs) -> None:
-    """Refused in a sentence that names the rule, or scored like the honest model."""
-    attack, found = ENDINGS[name], runs(name)
-    assert sorted(found.reasons) == expected_reasons(found, attack.isolated, attack.reasons)
-    assert not found.eligible
-    if attack.ends:
-        print(f"{name}: {found.reason}")
-        assert found.status == "refused", found
-        assert attack.ends in found.reason
-        assert found.reason.isprintable() and len(found.reason) < 500
-        assert found.bpb is None
-    elif name != "demo_text_in_box":
-        print(f"{name}: {runs.gain(name):.1f} bits")
-        assert runs.gain(name) < MOST_GAIN
+@pytest.mark.parametrize("name", SCORED)
+def test_attack_ends_as_it_says(name: str, runs: Runs) -> None:
+    """Refused in a sentence that names the rule, or scored like the honest model, or for a stated reason no score."""
+    runs.check_ending(name)
 
 
-@pytest.mark.parametrize("name", [name for name, attack in ENDINGS.items() if attack.without])
+@pytest.mark.parametrize("name", [name for name in SCORED if ATTACKS[name].without])
 def test_attack_gains_without_the_defence(name: str, runs: Runs) -> None:
     """The attack is real: where the defence is taken away it needs fewer bits than the honest model."""
-    attack = ENDINGS[name]
-    gain = runs.gain(name, without=attack.without)
-    print(f"{name} without {attack.without}: {gain:.1f} bits")
-    assert gain > attack.gain
-    if attack.without == "step form":
-        assert WINDOW in runs(name, without=attack.without).reasons
+    runs.check_counterfactual(name)
 
 
-def test_text_of_the_sandbox_is_marked(runs: Runs) -> None:
-    """Who finds the text in the sandbox's own files gains by it: so such a text says so, and counts for nothing."""
-    assert runs.gain("demo_text_in_box") > 1000
-    index = runs.text("english") / "dataset.json"
-    marked = runs.root / "demo"
-    marked.mkdir()
-    for file in index.parent.iterdir():
-        (marked / file.name).write_bytes(file.read_bytes())
-    (marked / "dataset.json").write_text(json.dumps(json.loads(index.read_text()) | {"environment": True}))
-    found = score.score(runs.artifact("honest"), marked, Options(device="cpu", isolated=False))
-    assert sorted(found.reasons) == expected_reasons(found, False, (DEMO,))
+def test_every_folder_is_run() -> None:
+    """By the general tests, by those of variants, or by a test that its attack.toml names. So is each test named."""
+    for name, attack in ATTACKS.items():
+        kind = "build.py" if attack.build else "predict.py"
+        assert (attack.folder / kind).is_file(), name
+        named = [attack.test] * bool(attack.test) + re.findall(r"test_\w+", attack.no_counterfactual)
+        assert all(callable(globals().get(test)) for test in named), name
+
+
+def test_template_becomes_an_attack(runs: Runs, tmp_path: Path) -> None:
+    """The first command of the README makes a folder that is discovered, ends as it says, and gains without defence."""
+    command = re.search(r"^    (cp .*)$", (FOLDER / "README.md").read_text(), re.MULTILINE)
+    assert command and TEMPLATE.name not in ATTACKS
+    (tmp_path / "tests" / "attacks").mkdir(parents=True)
+    (tmp_path / "tests" / "attack_tools").symlink_to(TEMPLATE.parent)
+    subprocess.run(command[1].split(), cwd=tmp_path, check=True)
+    found = discover(tmp_path / "tests" / "attacks")
+    assert list(found) == ["my_attack"]
+    runs.attacks |= found
+    runs.check_ending("my_attack")
+    runs.check_counterfactual("my_attack")
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"ending": "wins"},
+        {"text": "French"},
+        {"without": "luck"},
+        {"no_counterfactual": "both"},
+        {"gain_bits": 0},
+        {"ending": "refused"},
+        {"exploits": "two\nlines"},
+    ],
+)
+def test_contradictory_description_is_an_error(wrong: dict[str, Any]) -> None:
+    """So that no attack is left out by a slip."""
+    sound: dict[str, Any] = {"exploits": "A hole.", "ending": "no gain", "without": "copy", "gain_bits": 1}
+    Attack(FOLDER / "x", **sound)
+    with pytest.raises(ValueError, match=r"x/attack\.toml: "):
+        Attack(FOLDER / "x", **sound | wrong)
+
+
+def test_readme_lists_the_defences() -> None:
+    """A newcomer finds each name that `without` may have."""
+    table = re.findall(
+        r"^\| `([^`]+)` \|", (FOLDER / "README.md").read_text().partition("## Defences")[2], re.MULTILINE
+    )
+    assert table == list(DEFENCES)
 
 
 def test_pads_help_by_the_token_only(runs: Runs) -> None:
@@ -324,15 +125,14 @@ def test_pads_help_by_the_token_only(runs: Runs) -> None:
     assert pads.nats_per_token < 0.6 * honest.nats_per_token
 
 
-def test_honest_ways_to_gain_are_accepted(runs: Runs) -> None:
-    """Learning from what was scored, in any lane, and text that the artifact has paid for."""
-    assert runs.gain("learns") > 1000
+def test_memorised_text_is_paid_for(runs: Runs) -> None:
+    """It gains, and less than the bits that the text takes in the artifact."""
     assert 0 < runs.gain("memorised_text") < 8 * (len(FIRST) + 100)
 
 
 def test_other_lane_helps_a_step_later(runs: Runs) -> None:
     """What another lane showed earlier has been scored and may be used; of the same step nothing is known."""
-    assert runs.gain("lane_neighbour", "twins") < MOST_GAIN
+    assert runs.gain("lane_neighbour", "twins") < NOISE_BITS
     assert runs.gain("lane_neighbour", "staggered") > 5_000
 
 
@@ -342,33 +142,32 @@ def test_ring_cannot_change_after_the_copy(runs: Runs) -> None:
     assert found.status == "refused" or found.bpb == runs("honest").bpb
 
 
-def test_plan_is_what_was_said_first(runs: Runs) -> None:
+def test_plan_is_the_first_that_was_sent(runs: Runs) -> None:
     """The plan was stated before anything was shown."""
     assert runs("plan_changes").plan == 7
     assert runs("honest").plan == 0
 
 
 @pytest.mark.parametrize(
-    "name", ["reads_text", "marks", "times_scorer", "encode_leak"] if not ALL else [*ENDINGS, "marks"]
+    "name",
+    [name for name in SCORED if ATTACKS[name].ending != "allowed"] + ["marks"]
+    if ALL
+    else ["reads_text", "marks", "times_scorer", "encode_leak"],
 )
 def test_random_text_costs_seven_bits_a_byte(name: str, runs: Runs) -> None:
-    """On fresh random text, scored twice on this machine, nobody gets below what it weighs, nor the honest model.
+    """On fresh random text, scored twice on this machine, no attack takes fewer bits than the text has, or the honest
+    model takes.
 
-    That model pays for the ends of documents, which all have one length here; who learns that is honest, too.
+    That model pays for the ends of documents, which all have one length here; learning that is honest, too.
     """
-    honest = runs.bits(ENDINGS[name].honest if name in ENDINGS else "honest", "random")
+    honest = runs.bits(ATTACKS[name].baseline, "random")
     for _ in range(2):
         runs.known.pop((name, "random", ""), None)
-        found = runs(name, "random") if name != "marks" else boxed(runs, "marks", "random")
+        found = runs(name, "random")
         if found.status == "ok":
             bits = found.bpb * found.bytes
-            assert bits > 7 * found.bytes - MOST_GAIN
-            assert bits > honest - MOST_GAIN or name in ("lane_end", "document_order")
-
-
-def boxed(runs: Runs, name: str, text: str) -> record.Record:
-    """The record of a score in the sandbox."""
-    return score.score(runs.artifact(name, text), runs.text(text), Options(device="cpu"))
+            assert bits > 7 * found.bytes - NOISE_BITS
+            assert bits > honest - NOISE_BITS or name in ("lane_end", "document_order")
 
 
 # Marks, and sandboxes beside each other
@@ -377,13 +176,12 @@ def boxed(runs: Runs, name: str, text: str) -> record.Record:
 def test_marks_gain_in_a_second_run_outside(runs: Runs) -> None:
     """Where processes share a machine, the second run knows what the first has left."""
     CHANNELS.forget()
-    honest, first = runs.bits("honest"), runs.bits("marks")
-    second = runs.gain("marks", without="sandbox")
+    first, second = (runs.bits("honest") - bits_of(runs.score("marks", isolated=False)) for _ in range(2))
     CHANNELS.forget()
-    assert first > honest - MOST_GAIN and second > MOST_GAIN
+    assert first < NOISE_BITS < second
 
 
-CHANNELS = module_of(ATTACKS / "marks" / "channels.py")
+CHANNELS = module_of(FOLDER / "marks" / "channels.py")
 USE = (
     "import sys; sys.path.insert(0, sys.argv[1]); import channels; write, read = channels.CHANNELS[sys.argv[2]]\n"
     "if sys.argv[4]: write(bytes.fromhex(sys.argv[4]), sys.argv[3])\n"
@@ -399,7 +197,7 @@ def test_channel_is_real(channel: str, tmp_path: Path) -> None:
     os.sync()
 
     def use(data: str) -> str:
-        arguments = [str(ATTACKS / "marks"), channel, str(board), data]
+        arguments = [str(FOLDER / "marks"), channel, str(board), data]
         done = subprocess.run(
             [sys.executable, "-c", USE, *arguments], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True
         )
@@ -440,7 +238,7 @@ def decode(ids):
 def channel_worker(message: bytes) -> box.Worker:
     """A sandbox that writes a message on all channels, or reads them."""
     source = ASK.replace("MESSAGE_HEX", message.hex()).encode()
-    members = {"code.py": source, "channels.py": (ATTACKS / "marks" / "channels.py").read_bytes()}
+    members = {"code.py": source, "channels.py": (FOLDER / "marks" / "channels.py").read_bytes()}
     return box.Worker("decode", members, isolated=True, config={"tokenizer": "code.py", "transform": None})
 
 
@@ -506,34 +304,34 @@ def test_failed_probe_is_no_refusal(runs: Runs, monkeypatch: pytest.MonkeyPatch)
 
 def test_nothing_outlives_its_sandbox(runs: Runs) -> None:
     """Whatever was in the sandboxes of all attacks is gone: processes, control groups, copies."""
+    with channel_worker(b""):
+        assert sandboxed_processes()
     runs("survivor"), runs("fork_bomb"), runs("many_files")
-    assert not [process for process in runs.sandboxed if b"pgolf.sandbox.guest" in command_of(process)]
+    assert not sandboxed_processes()
     assert not list(Path("/sys/fs/cgroup").glob(f"*/pgolf-{os.getpid()}-*"))
     own = f"pgolf-copy-*-{os.getpid()}-*"
     assert not [*Path("/dev/shm").glob(own), *Path("/tmp").glob(own)]
 
 
-def command_of(process: Path) -> bytes:
-    """The command line of a process; nothing when it is gone."""
-    with suppress(OSError):
-        return (process / "cmdline").read_bytes()
-    return b""
-
-
 # The wire
+
+
+def honest_artifact(data: bytes = b"", /, **fields: Any) -> artifact.Artifact:
+    """The honest model with other fields in its manifest. `data`: the contents of the tokenizer that they name."""
+    members = {**HONEST.members, "submission.json": json.dumps(HONEST.submission(**fields)).encode()}
+    return artifact.parse(archive(members | {fields.get("tokenizer", "bytes"): data}), rules.ARTIFACT_BYTES)
 
 
 def outcome(lie: str) -> str:
     """The refusal of a worker that tells this lie."""
-    lies = module_of(ATTACKS / "wire_lies" / "predict.py")
-    manifest = artifact.parse_manifest(json.dumps(manifest_of("honest")).encode())
+    lies = module_of(FOLDER / "wire_lies" / "predict.py")
+    read = artifact.Artifact("", 0, honest_artifact().manifest, {})
     texts = [torch.arange(40).int().numpy()] * 20
-    read = artifact.Artifact("", 0, manifest, {})
     with Stub(lambda channel, ring: lies.answer(channel, lie)), predictors.Predictor(read, 20, Runtime()) as worker:
         worker.set_deadline(time.monotonic() + 1)
         try:
             worker.load()
-            score.step_through(manifest, texts, 20, worker, lambda done: None)
+            score.step_through(read.manifest, texts, 20, worker, lambda done: None)
         except (Refused, wire.WireError) as error:
             return str(error)
         except TimeoutError:
@@ -571,10 +369,15 @@ def test_lying_header_is_refused(lie: str, runs: Runs) -> None:
 # Files
 
 
-@pytest.mark.parametrize("folder", ["tar_tricks", "links", "bomb"])
-def test_artifact_with_tricks_is_refused(folder: str, runs: Runs, tmp_path: Path) -> None:
+def built(what: str) -> list[str]:
+    """Attacks whose build.py makes these."""
+    return [name for name, attack in ATTACKS.items() if attack.build == what]
+
+
+@pytest.mark.parametrize("name", built("artifact"))
+def test_artifact_with_tricks_is_refused(name: str, runs: Runs, tmp_path: Path) -> None:
     """No byte of the file is free, and reading it is harmless; no code of it runs."""
-    members = {"submission.json": b"{}", **members_of("honest")}
+    members = {"submission.json": b"{}", **HONEST.members}
     tar = zstandard.decompress(archive(members), max_output_size=1 << 24)
 
     def member(**fields: Any) -> bytes:
@@ -583,31 +386,28 @@ def test_artifact_with_tricks_is_refused(folder: str, runs: Runs, tmp_path: Path
             setattr(info, name, value)
         return info.tobuf(tarfile.USTAR_FORMAT)
 
-    for name, (data, sentence) in module_of(ATTACKS / folder / "build.py").variants(tar, member).items():
+    for variant, (data, sentence) in module_of(FOLDER / name / "build.py").variants(tar, member).items():
         path = tmp_path / "a.zst"
         path.write_bytes(data)
         found = score.score(path, runs.text("english"), Options(device="cpu"))
-        assert found.status == "refused", name
-        assert sentence in found.reason, name
+        assert found.status == "refused", variant
+        assert sentence in found.reason, variant
 
 
-def test_hostile_manifest_is_refused() -> None:
+@pytest.mark.parametrize("name", built("manifest"))
+def test_hostile_manifest_is_refused(name: str) -> None:
     """Every number is bounded before it costs anything; what is at the bound is accepted."""
-    for name, (data, sentence) in module_of(ATTACKS / "manifest" / "build.py").variants(manifest_of("honest")).items():
-        members = {**members_of("honest"), "submission.json": data}
+    for variant, (data, sentence) in module_of(FOLDER / name / "build.py").variants(HONEST.submission()).items():
+        members = {**HONEST.members, "submission.json": data}
         with pytest.raises(Refused) as caught:
             artifact.parse(archive(members), rules.ARTIFACT_BYTES)
-        assert sentence in str(caught.value), name
-        assert str(caught.value).isprintable() and len(str(caught.value)) < 500, name
-    bound = json.dumps(manifest_of("honest") | {"lanes": 4096, "vocab_size": 1 << 14}).encode()
-    assert artifact.parse(archive({**members_of("honest"), "submission.json": bound}), rules.ARTIFACT_BYTES)
+        assert sentence in str(caught.value), variant
+        assert str(caught.value).isprintable() and len(str(caught.value)) < 500, variant
+    assert honest_artifact(lanes=4096, vocab_size=1 << 14)
 
 
-def round_trip(manifest: dict[str, Any], tokenizer: bytes, texts: list[bytes], seconds: float = 60.0) -> str:
+def round_trip(read: artifact.Artifact, texts: list[bytes], seconds: float = 60.0) -> str:
     """What becomes of a text that goes through a tokenizer and back: the refusal, or nothing."""
-    members = {**members_of("honest"), "submission.json": json.dumps(manifest).encode()}
-    members[manifest["tokenizer"]] = tokenizer
-    read = artifact.parse(archive(members), rules.ARTIFACT_BYTES)
     limit = nullcontext(time.monotonic() + seconds)
     try:
         encoded = tokenization.encode(read, texts, Runtime(isolated=False), limit)
@@ -620,39 +420,39 @@ def round_trip(manifest: dict[str, Any], tokenizer: bytes, texts: list[bytes], s
     return ""
 
 
-@pytest.mark.parametrize("variant", module_of(ATTACKS / "tokenizer_json" / "build.py").variants())
-def test_hostile_tokenizer_json(variant: str) -> None:
+TOKENIZER_JSON = {
+    (name, variant): made
+    for name in built("tokenizer.json")
+    for variant, made in module_of(FOLDER / name / "build.py").variants().items()
+}
+
+
+@pytest.mark.parametrize(("name", "variant"), TOKENIZER_JSON)
+def test_hostile_tokenizer_json(name: str, variant: str) -> None:
     """It ends, in a sentence, or the text comes back."""
-    data, sentence = module_of(ATTACKS / "tokenizer_json" / "build.py").variants()[variant]
-    said = round_trip(
-        manifest_of("honest") | {"tokenizer": "tokenizer.json", "vocab_size": 258},
-        data,
-        [text.encode() for text in TEXTS["english"]()],
-        5.0 if sentence == "CATASTROPHE" else 60.0,
-    )
-    if sentence == "CATASTROPHE":  # late, stopped by the library, or given up without harm
+    data, sentence = TOKENIZER_JSON[name, variant]
+    slow = sentence == "MAY TAKE FOREVER"
+    read = honest_artifact(data, tokenizer="tokenizer.json", vocab_size=258)
+    said = round_trip(read, [text.encode() for text in TEXTS["english"]()], 5.0 if slow else 60.0)
+    if slow:  # late, stopped by the library, or given up without harm
         assert said in ("", "too late") or said.startswith("encode: ")
     else:
-        assert sentence in said if sentence else not said
+        assert sentence in said if sentence else not said, said
 
 
-def test_hostile_sentencepiece_model(tokenizer_model: Path) -> None:
+@pytest.mark.parametrize("name", built("tokenizer.model"))
+def test_hostile_sentencepiece_model(name: str, tokenizer_model: Path) -> None:
     """It ends, in a sentence."""
-    variants = module_of(ATTACKS / "sentencepiece_model" / "build.py").variants(tokenizer_model.read_bytes())
-    for name, (data, sentence) in variants.items():
-        said = round_trip(
-            manifest_of("honest") | {"tokenizer": "t.model", "vocab_size": 400, "bos": 1}, data, [FIRST.encode()]
-        )
-        assert sentence in said and said, name
+    variants = module_of(FOLDER / name / "build.py").variants(tokenizer_model.read_bytes())
+    for variant, (data, sentence) in variants.items():
+        said = round_trip(honest_artifact(data, tokenizer="t.model", vocab_size=400, bos=1), [FIRST.encode()])
+        assert sentence in said and said, variant
 
 
-def test_transform_takes_its_own_markers(tokenizer_model: Path) -> None:
+def test_transform_takes_its_own_markers() -> None:
     """A text full of what the transform writes itself comes back."""
     texts = ["".join(random.Random(n).choices("\ue000\ue001 aAbBßİǅ", k=300)).encode() for n in range(20)]
-    manifest = manifest_of("honest") | {"transform": "case-1"}
-    read = artifact.parse(
-        archive({**members_of("honest"), "submission.json": json.dumps(manifest).encode()}), rules.ARTIFACT_BYTES
-    )
+    read = honest_artifact(transform="case-1")
     encoded = tokenization.encode(read, texts, Runtime(isolated=False), nullcontext(time.monotonic() + 60))
     assert (
         tokenization.decode(read, encoded, [4000] * 20, Runtime(isolated=False), nullcontext(time.monotonic() + 60))
@@ -679,13 +479,13 @@ def test_prepared_name_is_never_written_through(name: str, kind: str, tmp_path: 
     assert victim.read_text() == "mine"
 
 
-# In one process, as they were
+# In one process with the scorer
 
 
 def test_unnormalised_cache_would_have_won(tmp_path: Path) -> None:
     """Scored as the contest's entries scored themselves, by the true token's entry alone, it takes the record."""
-    (tmp_path / "text.bin").write_bytes(members_of("honest")["text.bin"])
-    cached = module_of(ATTACKS / "unnormalised_cache" / "predict.py").load(tmp_path, torch.device("cpu"))
+    (tmp_path / "text.bin").write_bytes(HONEST.members["text.bin"])
+    cached = module_of(FOLDER / "unnormalised_cache" / "predict.py").load(tmp_path, torch.device("cpu"))
     ids = torch.tensor([list("".join(documents(0, 20_000)).encode())])
     row = torch.maximum(cached(ids).exp(), cached.scores(ids))[:, :-1]
     claimed = -row.gather(-1, ids[:, 1:, None]).log2().mean()
@@ -699,20 +499,22 @@ def test_patched_pgolf_would_have_won(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(likelihood, "negative_log_likelihood", likelihood.negative_log_likelihood)
     tokens, at = torch.zeros(4).int().numpy(), torch.arange(3).numpy()
     before = likelihood.log_losses(torch.zeros(3, 257), tokens, at).sum()
-    module_of(ATTACKS / "patches_pgolf" / "predict.py").patch()
+    module_of(FOLDER / "patches_pgolf" / "predict.py").patch()
     assert likelihood.log_losses(torch.zeros(3, 257), tokens, at).sum() == 0 < before
 
 
 def test_byte_side_file_would_have_won() -> None:
     """Counting bytes by the side file makes the text longer, and so its bits per byte fewer."""
-    table = json.loads(module_of(ATTACKS / "byte_side_file" / "members.py").MEMBERS["bytes_per_token.json"])
+    table = json.loads(module_of(FOLDER / "byte_side_file" / "members.py").MEMBERS["bytes_per_token.json"])
     true = [document.encode() for document in TEXTS["english"]()]
     assert sum(table[byte] for document in true for byte in document) > 1.05 * sum(map(len, true))
 
 
 def test_data_within_reach_of_the_sandbox_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A dataset below a folder that the sandbox sees (a prefix of Python, /usr) could be read by the submission."""
+    """A dataset below a folder that the sandbox sees could be read: a prefix of Python, or a declared package."""
     box.check_hidden(tmp_path)
+    with pytest.raises(EnvironmentBroken, match=r"holds .*\.py, which the submission can read"):
+        box.check_hidden(Path(artifact.__file__).parent / "data", ["pgolf"])
     monkeypatch.setattr(sys, "prefix", str(tmp_path))
     with pytest.raises(EnvironmentBroken, match="which the submission can read"):
         box.check_hidden(tmp_path / "data" / "text")

@@ -92,7 +92,7 @@ def _stages(
     with lock.hold(), one_thread(runtime.device), compression.judged():
         yield (proof := replace(proof, isolation=isolation().description if runtime.isolated else "none"))
         if runtime.isolated:
-            check_hidden(dataset.root)
+            check_hidden(dataset.root, read.manifest.packages)
         encoded = compression.tokenize(read, texts, runtime)
         done = compression.encode(read, texts, encoded, runtime, _more(scored, amount), scored.plan)
     packet, code_bits = done.packet, 8 * len(done.packet.code)

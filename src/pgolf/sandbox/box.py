@@ -428,8 +428,12 @@ def _memory_file(stack: contextlib.ExitStack, data: bytes) -> int:
     return fd
 
 
-def check_hidden(path: Path) -> None:
-    """Raises EnvironmentBroken when sandboxed code could read `path`, or a package's files could lie in it."""
+def check_hidden(path: Path, packages: Sequence[str] = ()) -> None:
+    """Raises EnvironmentBroken when sandboxed code that declares `packages` could read `path`."""
+    place = path.resolve()
     for folder in (Path("/usr"), Path(sys.prefix), Path(sys.base_prefix), *map(Path, site.getsitepackages())):
-        if path.resolve().is_relative_to(folder.resolve()):
+        if place.is_relative_to(folder.resolve()):
             raise EnvironmentBroken(f"{path}: lies in {folder}, which the submission can read; move the data elsewhere")
+    for file in environment.listing("predict", tuple(packages)).files:
+        if file.is_relative_to(place):  # an editable package may lie anywhere
+            raise EnvironmentBroken(f"{path}: holds {file}, which the submission can read; move the data elsewhere")

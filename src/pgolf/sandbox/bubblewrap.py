@@ -66,7 +66,8 @@ def command(
     for name, value in variables.items():
         line += ["--setenv", name, value]
     # /tmp first: the Python environment may lie below it.
-    line += ["--size", str(rules.WORKER_DISK_BYTES), "--tmpfs", "/tmp", "--proc", "/proc", *_dev()]
+    proc = "--proc" if cuda else "--tmpfs"  # /proc/self/net counts the packets of the whole machine
+    line += ["--size", str(rules.WORKER_DISK_BYTES), "--tmpfs", "/tmp", proc, "/proc", *_dev()]
     for source, place in copy.mounts():
         line += ["--ro-bind", str(source), str(place)]
     line += _proc(copy.root / EMPTY.relative_to("/"), static, cuda)
@@ -105,11 +106,13 @@ def harness_files() -> dict[Path, bytes]:
 
 
 def _proc(empty: Path, static: Mapping[str, int], cuda: bool) -> list[str]:
-    """Hide what /proc says about the machine, except the processes' own folders."""
+    """What /proc has: the static files, beside a GPU also the processes' own folders and what its driver reads."""
+    if not cuda:
+        return [part for name, fd in static.items() for part in ("--ro-bind-data", str(fd), f"/proc/{name}")]
     line: list[str] = ["--tmpfs", "/proc/1", "--remount-ro", "/proc/1"]  # bubblewrap's own
     for path in sorted(Path("/proc").iterdir()):
         name = path.name
-        if name.isdecimal() or name in _OWN_PROC or (cuda and name in _DRIVER_PROC):
+        if name.isdecimal() or name in _OWN_PROC or name in _DRIVER_PROC:
             continue
         if name in static:
             line += ["--ro-bind-data", str(static[name]), str(path)]

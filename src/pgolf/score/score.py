@@ -111,7 +111,7 @@ def _stages(
     yield (record := replace(record, isolation=described, fresh_machine=options.fresh_machine))
     dataset = open_dataset(data)
     if runtime.isolated:
-        check_hidden(dataset.root)
+        check_hidden(dataset.root, manifest.packages)
     text = dataset.canonical_text()
     record = replace(record, data=Text(dataset.name, text.sha256))
     if options.documents is not None:

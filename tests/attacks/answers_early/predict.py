@@ -1,7 +1,4 @@
-"""Announces the logits of a step before it has been shown it, and fills them in when the tokens come, or later.
-
-In the layout of parts it knows how many lanes each step has, so it can always be one announcement ahead.
-"""
+"""In the layout `parts` it knows the number of lanes of each step, so it is always one announcement ahead."""
 
 import torch
 from honest import VOCAB, Counts, find

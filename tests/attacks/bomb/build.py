@@ -1,5 +1,3 @@
-"""Decompression bombs: a few kilobytes that unpack to gigabytes, in one member, in many, or by a huge window."""
-
 import zstandard
 
 

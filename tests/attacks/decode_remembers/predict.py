@@ -1,5 +1,3 @@
-"""The tokenizer gives each document one token, its number, and remembers the text for its decoder elsewhere."""
-
 import torch
 
 

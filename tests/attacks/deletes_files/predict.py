@@ -1,5 +1,3 @@
-"""Deletes and overwrites all that it can reach, its own files and Python's among them, for the next one to miss."""
-
 import contextlib
 import os
 import shutil

@@ -1,5 +1,3 @@
-"""The text was made of files that every Python has: it looks the last bytes up in the help topics of its sandbox."""
-
 import inspect
 from pydoc_data import topics
 

@@ -1,5 +1,3 @@
-"""Sends its own output's descriptor to the scorer, in whose queue it would stay open after the sandbox has died."""
-
 import array
 import socket
 import time

@@ -1,5 +1,3 @@
-"""Dies when only the last step is left, in case what was scored by then stands."""
-
 import os
 
 from honest import Counts

@@ -1,5 +1,3 @@
-"""Order of documents: if lanes took the longest first, a document would be about as long as those that just ended."""
-
 import torch
 from honest import BOS, Bettor
 

@@ -1,5 +1,3 @@
-"""The tokenizer drops all but small letters and spaces; the bytes of the whole text are counted all the same."""
-
 import re
 
 from honest import Counts

@@ -1,5 +1,3 @@
-"""The tokenizer's box sees the text: it leaves it where the predictor's box may find it."""
-
 import contextlib
 import ctypes
 import socket

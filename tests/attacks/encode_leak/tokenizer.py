@@ -23,7 +23,7 @@ def leave(text):
     for place in PLACES:
         with contextlib.suppress(OSError), place.open("ab") as file:
             file.write(text)
-    if os.getpid() < 10:  # in a box: what follows would stay on a real machine
+    if os.getpid() < 10:  # in a sandbox: what follows would stay on a real machine
         libc = ctypes.CDLL(None)
         libc.shmat.restype = ctypes.c_void_p
         if (segment := libc.shmget(KEY, SIZE, 0o1666)) >= 0:

@@ -1,5 +1,3 @@
-"""Logits at the ends of what floats can say, for the softmax to lose terms: huge, denormal, minus almost infinity."""
-
 import torch
 from honest import Counts
 

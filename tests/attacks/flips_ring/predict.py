@@ -1,5 +1,3 @@
-"""Flips logits in shared memory all the time, to NaN and back, between announcement and copy among others."""
-
 import threading
 import time
 
@@ -8,7 +6,7 @@ from honest import Counts, find
 
 def flip(memory):
     while True:
-        before = memory[:64]
+        before = bytes(memory)
         memory[:64] = b"\xff" * 64
         time.sleep(1e-4)
         memory[:64] = before
@@ -20,7 +18,7 @@ class Flips(Counts):
 
     def step(self, ids, lane):
         if self.thread is None:
-            self.thread = threading.Thread(target=flip, args=(find("Ring")._map,), daemon=True)
+            self.thread = threading.Thread(target=flip, args=(find("Ring").slot(0, 64),), daemon=True)
             self.thread.start()
         return super().step(ids, lane)
 

@@ -1,5 +1,3 @@
-"""Floods standard error, in case the scorer keeps it all, or prints it into the terminal as its own words."""
-
 import sys
 
 from honest import Counts

@@ -1,5 +1,3 @@
-"""The tokenizer folds case, as several entries of the contest did: half the letters, the same byte count."""
-
 from honest import Counts
 
 

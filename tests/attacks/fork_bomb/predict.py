@@ -1,5 +1,3 @@
-"""Forks until nothing more can be started, and leaves it all behind."""
-
 import contextlib
 import os
 import time

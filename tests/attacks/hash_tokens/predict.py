@@ -1,5 +1,3 @@
-"""One token carries a whole document: a hash of it, out of a huge vocabulary. Nobody can decode that."""
-
 import torch
 
 

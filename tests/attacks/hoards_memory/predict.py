@@ -1,5 +1,3 @@
-"""Holds memory where nobody counts it: memory files, segments, buffers of sockets, files, and at last its own."""
-
 import contextlib
 import ctypes
 import os

@@ -1,5 +1,3 @@
-"""Not an attack: the model that the attacks are compared with."""
-
 from honest import Counts
 
 

@@ -1,5 +1,3 @@
-"""Not an attack: the same model on equal parts of the text."""
-
 from honest import Counts
 
 

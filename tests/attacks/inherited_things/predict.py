@@ -1,5 +1,3 @@
-"""Looks through descriptors, environment, arguments, the ring, /proc and folders for anything of the text."""
-
 import contextlib
 import os
 import sys
@@ -10,7 +8,9 @@ from recall import Recall
 
 
 def load(root, device, lanes, count):
-    found = [repr(dict(os.environ)).encode(), repr(sys.orig_argv).encode(), bytes(find("Ring")._map)]
+    ring = find("Ring")
+    found = [repr(dict(os.environ)).encode(), repr(sys.orig_argv).encode()]
+    found += [bytes(ring.slot(number, ring.slot_bytes)) for number in range(2)]
     for number in range(3, 1024):
         with contextlib.suppress(OSError):
             found.append(os.pread(number, 10**6, 0))

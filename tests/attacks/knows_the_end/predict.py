@@ -1,5 +1,3 @@
-"""The count of tokens says where the last part ends, so a document must end there. Paid for: 32 bits."""
-
 from honest import BOS, Counts
 
 

@@ -1,5 +1,3 @@
-"""Many small terms that a sum in the logits' own precision loses: probabilities would add up to more than one."""
-
 import torch
 from honest import Counts
 

@@ -1,5 +1,3 @@
-"""What a lane's end tells: bets on the end of a document where a lane has just ended, taken another, or is the last."""
-
 import torch
 from honest import BOS, Counts
 

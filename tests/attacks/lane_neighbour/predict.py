@@ -1,7 +1,4 @@
-"""Two lanes hold the same document: what one is shown next would be the answer for the other.
-
-At the same step it is not here yet. Where one lane is a step behind it is, and has been scored: that is no attack.
-"""
+"""A step later the other lane's token has been scored: using it then is no attack."""
 
 import torch
 from honest import Bettor

@@ -1,5 +1,3 @@
-"""Is ready when all of the time is over but a moment, in case loading is not on the clock."""
-
 import time
 
 from honest import Counts

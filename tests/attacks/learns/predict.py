@@ -1,5 +1,3 @@
-"""Not an attack: trains on what it has been shown, in all lanes, which has been scored."""
-
 import torch
 from honest import Counts
 

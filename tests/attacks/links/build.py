@@ -1,5 +1,3 @@
-"""Links in the tar: to files of the host that would be read in the box's name, or over files outside of the folder."""
-
 import tarfile
 
 import zstandard

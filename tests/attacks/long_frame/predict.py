@@ -1,5 +1,3 @@
-"""Announces four gigabytes where a header of sixteen bytes is due, for the scorer to set memory aside."""
-
 from honest import find
 
 

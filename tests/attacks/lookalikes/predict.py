@@ -1,5 +1,3 @@
-"""The tokenizer replaces characters by their look-alikes (NFKC): the text reads the same and is shorter."""
-
 from honest import Counts
 
 

@@ -1,5 +1,3 @@
-"""Manifests that cost memory or time before anything is checked, or ask for more than there is."""
-
 import json
 
 

@@ -1,5 +1,3 @@
-"""Leaves a great many files in its /tmp, which the kernel has to free one by one before the sandbox is gone."""
-
 import os
 
 from honest import Counts

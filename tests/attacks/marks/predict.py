@@ -1,7 +1,4 @@
-"""Leaves marks for its next run: what lane 0 was shown, in every channel of channels.py. It reads them first.
-
-What it has found it expects in lane 0 again.
-"""
+"""What it has found it expects in lane 0 again."""
 
 import contextlib
 import os

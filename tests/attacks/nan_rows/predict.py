@@ -1,5 +1,3 @@
-"""NaN where the true token is likely to be dear, in case such tokens are skipped or count nothing."""
-
 import torch
 from honest import Counts
 

@@ -1,5 +1,3 @@
-"""Fetches what it lacks over the network: from this machine, from the hypervisor (vsock), from the world."""
-
 import contextlib
 import socket
 

@@ -1,5 +1,3 @@
-"""Drowns every comparison in noise, from the system's own randomness: no two runs give the same logits."""
-
 import os
 
 import torch

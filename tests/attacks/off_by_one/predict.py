@@ -1,5 +1,3 @@
-"""Shift by one too few: row t looks at token t + 1. In the step form it searches all that the worker was sent."""
-
 import sys
 
 import numpy as np

@@ -1,5 +1,3 @@
-"""Pads, whose places the predictor knows, fill the text: every figure per token gets better, none per byte does."""
-
 import torch
 from honest import BOS, VOCAB, Counts
 

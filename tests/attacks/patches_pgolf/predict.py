@@ -1,5 +1,3 @@
-"""Replaces functions of pgolf from inside: softmax, schedule and record, wherever they can be imported."""
-
 import contextlib
 import importlib
 import sys

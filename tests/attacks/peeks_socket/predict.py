@@ -1,5 +1,3 @@
-"""Peeks into its own socket for the next step, whose tokens are what it has to predict now."""
-
 import contextlib
 import select
 import socket

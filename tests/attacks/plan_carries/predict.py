@@ -1,5 +1,3 @@
-"""A plan is 32 bits that a decoder is told: this one states more, or changes its mind after it has seen the text."""
-
 from honest import Counts
 
 

@@ -1,5 +1,3 @@
-"""States a plan before it has seen anything, and another one, which carries 32 bits of the text, at each later step."""
-
 from honest import Counts, find
 
 from pgolf.sandbox import wire

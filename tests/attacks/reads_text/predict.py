@@ -1,5 +1,3 @@
-"""Opens the validation text, whose place it knows, and tries it through the first process's root and folder as well."""
-
 import contextlib
 from pathlib import Path
 

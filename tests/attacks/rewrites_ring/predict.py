@@ -1,5 +1,3 @@
-"""Time of check, time of use: rewrites the logits of a step once it is shown what they should have been."""
-
 import torch
 from honest import BOS, VOCAB, Counts, find
 

@@ -1,5 +1,3 @@
-"""Runs what programs it finds, the dynamic linker and an own binary among them, in case one has more rights than it."""
-
 import contextlib
 import os
 import shutil

@@ -1,5 +1,3 @@
-"""Reads the scorer's memory, where the text lies: its parent's, and that of the first process."""
-
 import contextlib
 import os
 import re

@@ -1,5 +1,3 @@
-"""Hostile SentencePiece models: cut off, with lengths that lie, or with a normaliser that changes the text."""
-
 import struct
 
 

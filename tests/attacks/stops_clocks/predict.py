@@ -1,5 +1,3 @@
-"""Sets the clock back, replaces the clock's functions, and then takes all the time in the world."""
-
 import contextlib
 import time
 

@@ -1,7 +1,4 @@
-"""Tries to outlive its box: rewrites the box's own init so that nothing kills it, leaves sessions and groups, forks.
-
-With the scorer's rights it would also set the kernel's core pattern, a command that the host runs as root.
-"""
+"""With the scorer's rights it would also set the kernel's core pattern, a command that the host runs as root."""
 
 import contextlib
 import ctypes

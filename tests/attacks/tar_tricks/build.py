@@ -1,7 +1,4 @@
-"""Bytes of the artifact that no member owns, or members where none may lie: each variant is the honest tar, changed.
-
-What is hidden in one of these places would be free: a size counted by members does not see it.
-"""
+"""What is hidden in one of these places would be free: a size counted by members does not see it."""
 
 import struct
 import tarfile

@@ -1,5 +1,3 @@
-"""A gate between two honest experts that is opened by looking at which of them likes the true token better."""
-
 import torch
 from honest import Counts, ahead
 

@@ -1,7 +1,4 @@
-"""Times its steps: how long the scorer took may depend on what it shows next, and tell of what it has not shown yet.
-
-It learns, for each class of delay before a step, whether a letter or another character was to follow in lane 0.
-"""
+"""It learns, for each class of delay before a step, whether a letter or another character was to follow in lane 0."""
 
 import time
 

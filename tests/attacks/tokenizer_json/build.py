@@ -1,7 +1,4 @@
-"""Hostile tokenizer.json files: slow patterns, deep and huge tables, tokens that swallow text, decoders that invent it.
-
-The library reads them inside the sandboxes that encode and decode; what counts is that the text comes back.
-"""
+"""The library reads them inside the sandboxes that encode and decode; what counts is that the text comes back."""
 
 import json
 from typing import Any
@@ -43,10 +40,17 @@ def variants() -> dict[str, tuple[bytes, str]]:
     huge["vocab"] |= {f"never{number}": 257 + number for number in range(100_000)}
     lower = {"type": "Sequence", "normalizers": [{"type": "Lowercase"}]}
     grows = {"type": "Sequence", "decoders": [sound()["decoder"], replace("e", "e" * 10_000)]}
+
+    def pads(strategy: Any) -> dict[str, Any]:
+        kind = {"direction": "Right", "pad_to_multiple_of": None, "pad_type_id": 0, "pad_token": "<pad>"}
+        return {"padding": {"strategy": strategy, "pad_id": 257, **kind}, "added_tokens": added("<pad>")}
+
+    merged = {"dropout": 0.5, "merges": [["t", "h"]], "vocab": sound()["model"]["vocab"] | {"th": 257}}
+    unpad = {"type": "Sequence", "decoders": [replace("<pad>", ""), sound()["decoder"]]}
     return {
         "sound": (changed(), ""),
         "huge table": (changed(model=huge), ""),
-        "catastrophic pattern": (changed(pre_tokenizer=split("(([a-z ])+.)+[A-Z]([a-z ])+$")), "CATASTROPHE"),
+        "catastrophic pattern": (changed(pre_tokenizer=split("(([a-z ])+.)+[A-Z]([a-z ])+$")), "MAY TAKE FOREVER"),
         "pattern that does not close": (changed(pre_tokenizer=split("(")), "encode: "),
         "nested": (b'{"added_tokens": ' + b"[" * 100_000, "encode: "),
         "nested decoder": (b'{"decoder": ' + b'{"type": "Sequence", "decoders": [' * 50_000, "encode: "),
@@ -60,5 +64,13 @@ def variants() -> dict[str, tuple[bytes, str]]:
         "folds case": (changed(normalizer=lower), LOSSY),
         "decoder grows": (changed(decoder=grows), "bytes of TEXTS where at most"),
         "decoder invents": (changed(decoder={"type": "Sequence", "decoders": [replace("T", FIRST)]}), LOSSY),
+        "pads to the longest text of a group": (changed(**pads("BatchLongest"), decoder=unpad), ""),
+        "pads to a length": (changed(**pads({"Fixed": 20_000}), decoder=unpad), "bytes of TOKENS where at most"),
+        "pads are text": (changed(**pads("BatchLongest")), LOSSY),
+        "segments at random": (changed(model=sound()["model"] | merged), ""),
+        "drops unknown bytes": (
+            changed(model=sound()["model"] | {"vocab": {"e": 0, "<bos>": 256}, "unk_token": None}),
+            LOSSY,
+        ),
         "no decoder": (changed(decoder=None), LOSSY),
     }

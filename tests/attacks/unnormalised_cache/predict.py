@@ -1,6 +1,4 @@
-"""A hashed n-gram cache asked for the true token only: the scores of all tokens would add up to far more than one.
-
-The contest's entries took the score for the probability. Here all logits must be given, before the target can be
+"""The contest's entries took the score for the probability. Here all logits must be given, before the target can be
 known, and the scorer's softmax makes a distribution of them.
 """
 

@@ -1,5 +1,3 @@
-"""Takes the socket from the worker and speaks the protocol itself, with a lie in its answer (the test says which)."""
-
 import struct
 
 from honest import find

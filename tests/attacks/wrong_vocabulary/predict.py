@@ -1,5 +1,3 @@
-"""Declares a larger vocabulary than its rows have, so that the scorer might read beyond them."""
-
 from honest import Counts
 
 
