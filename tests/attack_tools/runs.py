@@ -117,7 +117,7 @@ class Runs:
     @staticmethod
     def always(found: record.Record, isolated: bool) -> list[str]:
         """Why no score of these tests counts: the text is small, and the lock is the tests' own."""
-        size = f"the text has {found['bytes']:,} bytes, 2,000,000 are needed"
+        size = f"the text has {found.bytes:,} bytes, 2,000,000 are needed"
         return [size, *(probe.isolation().reasons(False) if isolated else ["no sandbox"])]
 
 
