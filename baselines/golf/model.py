@@ -25,34 +25,34 @@ class GPTConfig:
     vocab_size: int = 8192
     context: int = 2048
     """Longest sequence in tokens."""
-    layers: int = 11
-    dim: int = 512
-    heads: int = 8
-    kv_heads: int = 4
+    layers: int = 11  # Transformer blocks.
+    dim: int = 512  # Width of the residual stream.
+    heads: int = 8  # Query heads.
+    kv_heads: int = 4  # Key and value heads, each shared by heads / kv_heads query heads.
     mlp_ratio: int = 4
     """Wider MLPs gained more than more layers did once codes of 4 bits were cheap (contest, March)."""
-    rope_base: float = 10000.0
+    rope_base: float = 10000.0  # Base of the rotary frequencies.
     rope_dims: int = 16
-    """Partial rotary positions (GPT-NeoX): only so many dimensions of a head turn (middle: +0.007); 0: all of them."""
-    qk_gain: float = 5.0
+    """Partial rotary positions (GPT-NeoX): only this many dimensions of a head turn (middle: +0.007); 0: all."""
+    qk_gain: float = 5.0  # Initial gain of each query head.
     softcap: float = 30.0
     """Logits are softcap * tanh(logits / softcap) (Gemma 2, arXiv:2408.00118); 0: as they are."""
-    embed_std: float = 0.02
+    embed_std: float = 0.02  # Standard deviation of the initial embedding.
     leak: float = 0.5
     """Slope of the MLP's squared ReLU below zero (contest, LeakyReLU^2), middle: -0.003; 0: as arXiv:2109.08668."""
     xsa: int = 11
-    """The last so many layers attend exclusively (XSA, contest), middle: -0.006; see `Attention.exclude`."""
+    """This many last layers attend exclusively (XSA, contest), middle: -0.006; see `Attention.exclude`."""
     gate: bool = True
     """Each head's output is scaled by a sigmoid of the first channels of its input (modded-nanogpt), middle: -0.005."""
     loops: int = 1
-    """Depth recurrence: layers loop_start to loop_stop - 1 run so many times more (arXiv:2502.05171, contest); not for
-    short runs, middle: +0.005."""
-    loop_start: int = 3
-    loop_stop: int = 6
+    """Depth recurrence: layers loop_start to loop_stop - 1 run this many times more (arXiv:2502.05171, contest); not
+    for short runs, middle: +0.005."""
+    loop_start: int = 3  # First recurrent layer.
+    loop_stop: int = 6  # First layer after the recurrent ones.
     smear: bool = True
     """Each embedding takes up a learned, gated share of the one before (modded-nanogpt), middle: -0.011."""
     ngram: int = 0
-    """Counts of n-grams up to so many tokens are mixed in as experts (see ngram.py), laptop: -0.25; 0: none."""
+    """Counts of n-grams of up to this many tokens are mixed in as experts (see ngram.py), laptop: -0.25; 0: none."""
 
     def __post_init__(self) -> None:
         for field in fields(GPTConfig):

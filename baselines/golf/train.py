@@ -11,7 +11,6 @@ import signal
 if __name__ == "__main__" and signal.getsignal(signal.SIGINT) is signal.default_int_handler:
     signal.signal(signal.SIGINT, signal.SIG_DFL)  # Ctrl-C during the imports: an end without a traceback
 
-import argparse
 import sys
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
@@ -36,7 +35,7 @@ from pgolf.data.shards import count_tokens, first_tokens
 from pgolf.errors import Refused
 from pgolf.train import loop, optim
 from pgolf.train.ranks import Ranks
-from pgolf.train.settings import run_trainer
+from pgolf.train.settings import FromData, Options
 
 CALIBRATION_BATCHES = 16
 DIVERGED = "training diverged; lower the learning rates"
@@ -51,19 +50,20 @@ SOURCE = {path.name: path.read_bytes() for path in (CACHE, *HERE.glob("*.py")) i
 class Settings(GPTConfig):
     """Shape and switches of the model (see GPTConfig) and recipe; the defaults are for 8 H100."""
 
+    vocab_size: FromData = 8192
     batch_tokens: int = 786_432
     """Tokens per step, all ranks together."""
     micro_tokens: int = 98_304
     """Most tokens that one rank takes through the model at once."""
     loop_at: float = 0.35
-    """Depth recurrence is switched on when so much of the run is done."""
-    matrix_lr: float = 0.023
-    table_lr: float = 0.03
-    vector_lr: float = 0.02
+    """Depth recurrence is switched on at this fraction of the run."""
+    matrix_lr: float = 0.023  # Learning rate of matrices (Muon).
+    table_lr: float = 0.03  # Learning rate of the embedding (Adam).
+    vector_lr: float = 0.02  # Learning rate of vectors (Adam).
     weight_decay: float = 0.09
     """Decoupled, for matrices and tables (contest: smaller weights are cheaper to code); laptop: -0.003 ± 0.004."""
-    momentum: float = 0.97
-    momentum_start: float = 0.85
+    momentum: float = 0.97  # Of Muon, after momentum_steps.
+    momentum_start: float = 0.85  # Of Muon, at the first step.
     momentum_steps: int = 500
     """Muon's momentum goes from `momentum_start` to `momentum` over these steps."""
     polar: bool = True
@@ -71,9 +71,9 @@ class Settings(GPTConfig):
     row_norm: bool = True
     """Muon's rows get equal length before they are orthogonalised (contest); laptop: -0.002 ± 0.005."""
     warmdown: float = 0.7
-    """The learning rates fall linearly over the last so much of the run (arXiv:2405.18392) ..."""
+    """The learning rates fall linearly over this last fraction of the run (arXiv:2405.18392) ..."""
     floor: float = 0.1
-    """... to this part of their height (contest: 0.1)."""
+    """The learning rates end at this fraction of their height (contest: 0.1)."""
     ema: float = 0.997
     """The packed weights are a moving average over the steps with this decay (contest); 0: the last ones."""
 
@@ -88,7 +88,7 @@ class Settings(GPTConfig):
     ngram_least: int = 2
     """Rarer n-grams are dropped; more and first the longest, where they take over a third of the limit."""
     ngram_tokens: int = 16_777_216
-    """The first so many training tokens are counted: some 5 s of the clock for each million."""
+    """Training tokens that are counted, the first ones: some 5 s of the clock for each million."""
     limit: int = 0
     """Largest artifact in bytes; 0: the track's."""
 
@@ -96,8 +96,8 @@ class Settings(GPTConfig):
     """Steps on made-up tokens before the clock; undone afterwards."""
     bf16: bool = True
     """Matrix products in bf16, on a GPU and on the CPUs that are faster with it; 0: all in fp32."""
-    compile: bool = True
-    log_every: int = 50
+    compile: bool = True  # Use torch.compile, if it works here.
+    log_every: int = 50  # Steps from one line of the log to the next.
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -218,7 +218,9 @@ class Trainer:
     def save(self, path: Path, feed: Iterator[tuple[Tensor, Tensor]]) -> tuple[dict[str, Any], str]:
         """Calibrate, quantise to what fits, and pack."""
         run, s, limit = self.run, self.settings, limit_of(self.run)
-        members = loop.members(run, SOURCE, "golf baseline", packages=["torch", "numpy", "constriction"])
+        members = loop.members(
+            run.data, run.options.track, SOURCE, "golf baseline", packages=["torch", "numpy", "constriction"]
+        )
         if s.ngram:  # in the warm-up: as large as they get, and as hard to compress
             members["counts.bin"] = self.counted.packed if self.counted else np.random.bytes(counts_limit(run))
         for weight, mean in zip(self.weights, self.average, strict=False):
@@ -239,7 +241,7 @@ class Trainer:
         def dump(step: float) -> bytes:
             return coder.dumps(config, quant.quantize(matrices, corrections, step, rows), plain)
 
-        without = size_of({**members, "weights.bin": b""}, path, rules.track(run.args.track).artifact_bytes)
+        without = size_of({**members, "weights.bin": b""}, path, rules.track(run.options.track).artifact_bytes)
         count = sum(map(Tensor.numel, matrices.values()))
         room = limit - without - 1024  # for the tar's padding and the frame's block headers, 3 bytes in 128 KiB
         try:
@@ -258,7 +260,7 @@ class Trainer:
 
 
 def limit_of(run: loop.Run) -> int:
-    track = rules.track(run.args.track).artifact_bytes
+    track = rules.track(run.options.track).artifact_bytes
     return min(run.settings.limit or track, track)
 
 
@@ -321,16 +323,12 @@ def calibrate(
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    return run_trainer(argv, DESCRIPTION, PRESETS, train_and_pack)
+    return loop.main(argv, DESCRIPTION, PRESETS, build, Trainer, SOURCE)
 
 
-def train_and_pack(args: argparse.Namespace, settings: Settings, ranks: Ranks) -> None:
-    loop.train_and_pack(build(args, settings, ranks), Trainer, SOURCE)
-
-
-def build(args: argparse.Namespace, settings: Settings, ranks: Ranks) -> loop.Run:
+def build(options: Options, settings: Settings, ranks: Ranks) -> loop.Run:
     orthogonalize = partial(muon.orthogonalize, polar=settings.polar, row_norm=settings.row_norm)
-    return loop.build(args, settings, ranks, GPT, GPTConfig, orthogonalize)
+    return loop.build(options, settings, ranks, GPT, GPTConfig, orthogonalize)
 
 
 if __name__ == "__main__":

@@ -27,15 +27,15 @@ class GPTConfig:
     vocab_size: int = 1024
     context: int = 1024
     """Longest sequence in tokens."""
-    layers: int = 9
-    dim: int = 512
-    heads: int = 8
-    kv_heads: int = 4
-    mlp_ratio: int = 2
-    rope_base: float = 10000.0
-    qk_gain: float = 1.5
-    softcap: float = 30.0
-    embed_std: float = 0.005
+    layers: int = 9  # Transformer blocks.
+    dim: int = 512  # Width of the residual stream.
+    heads: int = 8  # Query heads.
+    kv_heads: int = 4  # Key and value heads, each shared by heads / kv_heads query heads.
+    mlp_ratio: int = 2  # Hidden width of the MLP over dim.
+    rope_base: float = 10000.0  # Base of the rotary frequencies.
+    qk_gain: float = 1.5  # Initial gain of each query head.
+    softcap: float = 30.0  # Logits are softcap * tanh(logits / softcap).
+    embed_std: float = 0.005  # Standard deviation of the initial embedding.
 
     def __post_init__(self) -> None:
         for field in fields(GPTConfig):

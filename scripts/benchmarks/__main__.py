@@ -7,7 +7,6 @@ import dataclasses
 import importlib
 import itertools
 import json
-import math
 import shutil
 import subprocess
 import sys

@@ -66,7 +66,7 @@ def bench_speed(args: argparse.Namespace) -> None:
 def ours(args: argparse.Namespace, name: str, data: Path, settings: Sequence[str]) -> Result:
     """Train one of our baselines and score it."""
     out = args.out / f"{name}.zst"
-    options = ["--track", args.track, "--seconds", str(args.seconds), *(f"--set={item}" for item in settings)]
+    options = ["--track", args.track, "--seconds", str(args.seconds), *(f"--{item}" for item in settings)]
     command = [str(BASELINES / name / "train.py"), *options]
     print("speed:", name, file=sys.stderr)
     done = trial.train_and_score(command, out, data, args.documents, not args.no_sandbox, args.processes)

@@ -33,7 +33,7 @@ def run(script: str, *args: object) -> None:
 
 
 def train(data: Path, out: Path, steps: int) -> Path:
-    sets = [f"--set={item}" for item in TINY]
+    sets = [f"--{item}" for item in TINY]
     run("naive/train.py", "--data", data, "--out", out, "--track", "laptop", "--steps", steps, *sets)
     return out
 

@@ -400,15 +400,13 @@ def test_mixture_is_a_distribution_of_the_counts(golf: Any) -> None:
 
 
 def options(data: Path, out: Path, *more: str) -> list[str]:
-    sets = [f"--set={item}" for item in TINY.split()]
+    sets = [f"--{item}" for item in TINY.split()]
     return ["--data", str(data), "--out", str(out), "--track", "laptop", *sets, *more]
 
 
 def built(golf: Any, data: Path, folder: Path, *more: str) -> Any:
     """The run of a command line, ready to train."""
-    args = settings.parse(options(data, folder / "a.zst", *more), "", list(golf.train.PRESETS))
-    ranks = Ranks()
-    return golf.train.build(args, settings.read_settings(args, ranks, golf.train.PRESETS), ranks)
+    return golf.train.build(*settings.parse(options(data, folder / "a.zst", *more), "", golf.train.PRESETS), Ranks())
 
 
 def test_warm_up_is_undone_bit_for_bit(golf: Any, dataset: Path, tmp_path: Path) -> None:
@@ -425,7 +423,7 @@ def test_warm_up_is_undone_bit_for_bit(golf: Any, dataset: Path, tmp_path: Path)
 
 def test_two_ranks_train_like_one_and_its_artifact_predicts(golf: Any, dataset: Path, tmp_path: Path) -> None:
     runs = [(tmp_path / "one.zst", 0), (tmp_path / "two.zst", 2)]
-    more = "--steps", "8", "--set=micro_tokens=256", "--set=bf16=0"
+    more = "--steps", "8", "--micro_tokens=256", "--bf16=0"
     processes = [start(TRAINER, options(dataset, out, *more), n) for out, n in runs]
     printed = [finish(process) for process in processes]
     one, two = (losses(o.with_suffix(".jsonl")) for o, _ in runs)
@@ -451,13 +449,13 @@ def test_warm_up_teaches_nothing(dataset: Path, tmp_path: Path) -> None:
     """The same losses and weights after one step of warm-up and after four."""
     outs = [tmp_path / f"{n}.zst" for n in (1, 4)]
     for out, n in zip(outs, (1, 4), strict=True):
-        finish(start(TRAINER, options(dataset, out, "--steps", "4", "--set=bf16=0", f"--set=warmup_steps={n}")))
+        finish(start(TRAINER, options(dataset, out, "--steps", "4", "--bf16=0", f"--warmup_steps={n}")))
     assert losses(outs[0].with_suffix(".jsonl")) == losses(outs[1].with_suffix(".jsonl"))
     assert read(outs[0], 1_000_000).members["weights.bin"] == read(outs[1], 1_000_000).members["weights.bin"]
 
 
 def test_packed_weights_are_the_average_of_the_last_steps(golf: Any, dataset: Path, tmp_path: Path) -> None:
-    run = built(golf, dataset, tmp_path, "--set=ema=0.5")
+    run = built(golf, dataset, tmp_path, "--ema=0.5")
     trainer, seen = golf.train.Trainer(run), []
     ids = torch.randint(run.data.vocab_size, (8, 64), generator=torch.Generator().manual_seed(1))
     for step in range(30):
@@ -472,7 +470,7 @@ def test_packed_weights_are_the_average_of_the_last_steps(golf: Any, dataset: Pa
 
 def test_experts_speak_about_the_batch_that_is_trained_on(golf: Any, dataset: Path, tmp_path: Path) -> None:
     """Put the tokens themselves in the experts' mouths: for every batch and rank they have to be its targets."""
-    run = built(golf, dataset, tmp_path, "--set=ngram=3")
+    run = built(golf, dataset, tmp_path, "--ngram=3")
     run.ranks.world, run.ranks.rank = 2, 1
     counted, s = golf.train.Counted(run, 50_000), run.settings
     tokens = np.concatenate([read_shard(path, s.vocab_size) for path in run.data.train_shards])
@@ -487,7 +485,7 @@ def test_experts_of_the_first_tokens_speak_about_all(golf: Any, dataset: Path, t
     """What they say about the tokens that they were counted on leaves out a fold; about others they say all."""
     tokens = np.concatenate([read_shard(path, 2**16) for path in sorted(dataset.glob("train_*.bin"))]).astype(np.int64)
     first = len(tokens) // 3
-    more = "--set=ngram=3", f"--set=ngram_tokens={first}", "--set=batch_tokens=64"
+    more = "--ngram=3", f"--ngram_tokens={first}", "--batch_tokens=64"
     run = built(golf, dataset, tmp_path, *more)
     counted, s = golf.train.Counted(run, 50_000), run.settings
     tables = counts(golf, tokens[:first], s.vocab_size, 3)
@@ -544,7 +542,7 @@ def test_orders_may_be_empty(golf: Any) -> None:
 
 def test_artifact_trains_again_from_its_own_code(dataset: Path, tmp_path: Path) -> None:
     first, again = tmp_path / "a.zst", tmp_path / "b.zst"
-    more = "--steps", "2", "--set=bf16=0"
+    more = "--steps", "2", "--bf16=0"
     finish(start(TRAINER, options(dataset, first, *more)))
     folder = unpack(first, tmp_path / "code")
     command = [sys.executable, str(folder / "train.py"), *options(dataset, again, *more)]
@@ -576,7 +574,7 @@ def test_sigterm_ends_training_with_an_artifact(dataset: Path, tmp_path: Path) -
 def test_artifact_fills_the_limit_it_is_given(golf: Any, dataset: Path, tmp_path: Path) -> None:
     for limit in (80_000, 70_000):
         out = tmp_path / f"{limit}.zst"
-        assert golf.train.main(options(dataset, out, "--steps", "40", "--set=dim=64", f"--set=limit={limit}")) == 0
+        assert golf.train.main(options(dataset, out, "--steps", "40", "--dim=64", f"--limit={limit}")) == 0
         assert 0.9 * limit < out.stat().st_size <= limit
 
 
@@ -584,22 +582,22 @@ def test_artifact_fills_the_limit_it_is_given(golf: Any, dataset: Path, tmp_path
     ("more", "code", "sentence"),
     [
         (["--data", "nowhere"], 2, "no such dataset"),
-        (["--set", "dimm=3"], 2, "no such setting"),
-        (["--set", "dim=30"], 2, "does not split into 4 heads"),
-        (["--set", "matrix_lr=nan"], 2, "no finite number"),
-        (["--set", "gate=2"], 2, "a switch is 0 or 1"),
-        (["--set", "rope_dims=3"], 2, "odd or wider"),
-        (["--set", "loop_stop=9"], 2, "cannot loop"),
-        (["--set", "ngram=6"], 2, "ngram is 6"),
-        (["--set", "dim=8", "--set", "rope_dims=2"], 2, "below the 12 channels"),
-        (["--set", "limit=-5"], 2, "cannot be below 0"),
-        (["--set", "ema=1.5"], 2, "from 0 to 1"),
+        (["--dimm=3"], 2, "Unrecognized options"),
+        (["--dim=30"], 2, "does not split into 4 heads"),
+        (["--matrix_lr=nan"], 2, "must be finite"),
+        (["--gate=2"], 2, "a switch is 0 or 1"),
+        (["--rope_dims=3"], 2, "odd or wider"),
+        (["--loop_stop=9"], 2, "cannot loop"),
+        (["--ngram=6"], 2, "ngram is 6"),
+        (["--dim=8", "--rope_dims=2"], 2, "below the 12 channels"),
+        (["--limit=-5"], 2, "cannot be below 0"),
+        (["--ema=1.5"], 2, "from 0 to 1"),
         (["--out", "."], 2, "is a folder"),
-        (["--seconds", "inf"], 2, "positive and finite"),
+        (["--seconds", "inf"], 2, "must be finite"),
         (["--seconds", "0.2"], 2, "too few"),
         (["--track", "unlimited"], 2, "no time limit"),
-        (["--set", "limit=20000"], 1, "cannot fit its limit of 20,000 bytes"),
-        (["--set", "vector_lr=1e39", "--steps", "9"], 1, "diverged"),
+        (["--limit=20000"], 1, "cannot fit its limit of 20,000 bytes"),
+        (["--vector_lr=1e39", "--steps", "9"], 1, "diverged"),
         (["--log", "/nowhere/log"], 3, "No such file"),
     ],
 )

@@ -40,7 +40,7 @@ def one_run(args: argparse.Namespace, settings: Sequence[str], seed: int) -> dic
     budget = ["--steps", str(args.steps)] if args.steps else ["--seconds", str(args.seconds)]
     command = [str(args.trainer), "--track", args.track, "--seed", str(seed), *budget]
     command += ["--preset", args.preset] if args.preset else []
-    command += [f"--set={setting}" for setting in settings]
+    command += [f"--{setting}" for setting in settings]
     key = hashlib.sha256(
         json.dumps([*command, str(args.data), args.documents, source(args.trainer)]).encode()
     ).hexdigest()[:16]
