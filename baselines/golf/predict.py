@@ -5,6 +5,7 @@ cache (`cache`, the naive baseline's). Every token attends to the last `context`
 """
 
 from pathlib import Path
+from typing import cast
 
 import coder
 import ngram
@@ -37,7 +38,7 @@ class Predictor:
         self.head = model.embed.weight.detach().to(dtype)
         self.embed = F.pad(rms_norm(self.head), (0, 0, 0, 1))  # (V + 1, C): the last one, token -1, is no token
         self.smear = None if model.smear is None else model.smear.detach().to(dtype)
-        self.layers = [Layer(block, dtype) for block in model.blocks]
+        self.layers = [Layer(cast(Block, block), dtype) for block in model.blocks]
         self.passes = config.order(config.loops)
         self.cache = Cache(
             len(self.passes), lanes, config.context, config.kv_heads, config.dim // config.heads, dtype, device
@@ -57,7 +58,7 @@ class Predictor:
             x = self.layers[layer](x, x0, cos, sin, self.cache, number)
         x = rms_norm(x)[places]
         logits = cap(F.linear(x, self.head).float(), self.config.softcap)  # (B, V)
-        return logits if self.model.experts is None else self.mix(logits, x, last)
+        return logits if self.model.experts is None else self.mix(self.model.experts, logits, x, last)
 
     def embedding(self, last: Tensor) -> Tensor:
         """Normalised embedding (B, C) of the last of tokens (B, N) and the one before it."""
@@ -74,12 +75,11 @@ class Predictor:
             self.cos, self.sin = (table.to(positions.device) for table in tables)
         return self.cos[positions], self.sin[positions]
 
-    def mix(self, logits: Tensor, x: Tensor, last: Tensor) -> Tensor:
+    def mix(self, experts: ngram.Experts, logits: Tensor, x: Tensor, last: Tensor) -> Tensor:
         """Log-probabilities (B, V) of network and experts together, after tokens (B, N)."""
-        experts = self.model.experts
         found = [expert.find_last(last) for expert in experts]
-        kinds = torch.stack([expert.kinds(*at) for expert, at in zip(experts, found, strict=True)], -1)
-        own, *others = self.model.weights(x, kinds).unbind(-1)
+        bins = torch.stack([expert.context_bins(*at) for expert, at in zip(experts, found, strict=True)], -1)
+        own, *others = self.model.weights(x, bins).unbind(-1)
         p = logits.softmax(-1).mul_(own[:, None])
         for expert, weight, at in zip(experts, others, found, strict=True):
             expert.mix(p, weight, *at)

@@ -5,6 +5,7 @@ cache. Every token attends to the last `context` tokens of its lane.
 """
 
 from pathlib import Path
+from typing import cast
 
 import quant
 import torch
@@ -34,7 +35,7 @@ class Predictor:
         self.head = model.embed.weight.detach().to(model.dtype)
         self.embed = rms_norm(self.head)
         self.skip = model.skip.detach().to(model.dtype)
-        self.layers = [Layer(block, model.dtype) for block in model.blocks]
+        self.layers = [Layer(cast(Block, block), model.dtype) for block in model.blocks]
         shape = config.layers, lanes, config.context, config.kv_heads, width
         self.cache = Cache(*shape, model.dtype, self.device)
         self.cos, self.sin = model.cos, model.sin
@@ -92,5 +93,5 @@ def normed(x: Tensor) -> Tensor:
     """As rms_norm, which takes twice as long for few rows in fp32 on a CPU."""
     if x.dtype != torch.float32:
         return rms_norm(x)
-    length = torch.linalg.vector_norm(x, dim=-1, keepdim=True)
+    length: Tensor = torch.linalg.vector_norm(x, dim=-1, keepdim=True)
     return x * length.square_().div_(x.size(-1)).add_(EPS).rsqrt_()

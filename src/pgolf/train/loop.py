@@ -267,14 +267,14 @@ def train(
     return step, chain([batch], feed)
 
 
-def gradients(forward: Callable[..., Tensor], batch: Sequence[Tensor], most: int) -> Tensor:
-    """Forward and backward on a batch (B, T, ...), in equal parts of at most `most` sequences; returns the loss."""
+def gradients(forward: Callable[..., Tensor], batch: Sequence[Tensor], at_once: int) -> Tensor:
+    """Forward and backward on a batch (B, T, ...), in equal parts of at most `at_once` sequences; returns the loss."""
     count = len(batch[0])
-    micro = max(size for size in range(1, max(1, most) + 1) if count % size == 0)  # equal: one compiled shape
+    micro = max(size for size in range(1, max(1, at_once) + 1) if count % size == 0)  # equal: one compiled shape
     total = torch.zeros((), device=batch[0].device)
     for part in zip(*(torch.split(t, micro) for t in batch), strict=True):
         loss = forward(*part) * (micro / count)
-        loss.backward()  # type: ignore[no-untyped-call]
+        loss.backward()
         total += loss.detach()
     return total
 

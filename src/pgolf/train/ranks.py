@@ -63,7 +63,7 @@ class Ranks:
         if not self.gpu:
             return lambda: float(number)
         host = number.to("cpu", non_blocking=True)
-        event = torch.cuda.Event()  # type: ignore[no-untyped-call]
+        event = torch.cuda.Event()
         event.record()
 
         def read() -> float:
