@@ -19,7 +19,7 @@ import torch.nn.functional as F
 import zstandard
 
 from conftest import ROOT
-from pgolf import rules
+from pgolf import __version__, rules
 from pgolf.artifact import read
 from pgolf.data.shards import read_shard
 from pgolf.train import loop, settings
@@ -549,6 +549,7 @@ def test_artifact_trains_again_from_its_own_code(dataset: Path, tmp_path: Path) 
     done = subprocess.run(command, capture_output=True, text=True, env=os.environ | {"OMP_NUM_THREADS": "1"})
     assert done.returncode == 0, done.stderr
     assert read(first, 1_000_000).members == read(again, 1_000_000).members
+    assert read(again, 1_000_000).manifest.pgolf == __version__
 
 
 def test_timed_run_ends_in_time(dataset: Path, tmp_path: Path) -> None:

@@ -22,7 +22,7 @@ from typing import Any, Protocol, TypeVar
 import torch
 from torch import Tensor
 
-from pgolf import rules
+from pgolf import __version__, rules
 from pgolf.data.dataset import Dataset, open_dataset
 from pgolf.errors import EnvironmentBroken, PgolfError, Refused, UsageError
 from pgolf.names import beside
@@ -302,6 +302,7 @@ def members(data: Dataset, track: str, source: Mapping[str, bytes], name: str, *
         "layout": "parts",
         "lanes": LANES[track],
         "packages": ["torch"],
+        "pgolf": __version__,
     }
     if data.transform is not None:
         manifest["transform"] = data.transform
