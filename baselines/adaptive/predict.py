@@ -25,9 +25,9 @@ DISCOUNT = 0.75  # taken off every count, for words not seen in the context
 MOST_KEYS = 1 << 21  # per order; then the counts are halved and those below 1 forgotten
 CACHE = (3.0, 1.0, 0.5)  # K_n for n = 1, 2, 3
 WEIGHTS = (0.8, 0.2, 0.3, 0.3, 0.2)  # to begin with
-CAUTION = 300.0  # curvature that the first weights are worth: that of about a hundred tokens
+CAUTION = 300.0  # curvature of the first weights: that of about a hundred tokens
 MEMORY = 1 - 1e-4  # of the curvature, from one fitted token to the next
-FIT = 16  # steps: the tokens of one in so many are used for fitting
+FIT = 16  # the mixture is fitted on the tokens of every 16th step
 UPDATE = 512, 4096  # tokens, fewest and most, that are counted together: a sixteenth of those before
 LOOK_BACK = 2048  # tokens of a document that the cache looks at
 

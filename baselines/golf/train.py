@@ -57,7 +57,7 @@ class Settings(GPTConfig):
     batch_tokens: int = 786_432
     """Tokens per step, all ranks together."""
     micro_tokens: int = 98_304
-    """Most tokens that one rank takes through the model at once."""
+    """Largest number of tokens that one rank takes through the model at once."""
     loop_at: float = 0.35
     """Depth recurrence is switched on at this fraction of the run."""
     matrix_lr: float = 0.023  # Learning rate of matrices (Muon).
@@ -96,7 +96,7 @@ class Settings(GPTConfig):
     """Largest artifact in bytes; 0: the track's."""
 
     warmup_steps: int = 20
-    """Steps on made-up tokens before the clock; undone afterwards."""
+    """Steps on random tokens before the clock; undone afterwards."""
     bf16: bool = True
     """Matrix products in bf16, on a GPU and on the CPUs that are faster with it; 0: all in fp32."""
     compile: bool = True  # Use torch.compile, if it works here.
@@ -174,7 +174,7 @@ PRESETS = {"main": Settings(), "laptop": LAPTOP, "unlimited": Settings(), "middl
 
 
 class Trainer:
-    """Optimizer, averaged weights and counts; what training and packing do (see loop.Trainer)."""
+    """Optimizer, averaged weights and counts (see loop.Trainer)."""
 
     def __init__(self, run: loop.Run) -> None:
         s = run.settings
@@ -193,14 +193,14 @@ class Trainer:
 
     def stages(self) -> Sequence[Callable[[Tensor], object]]:
         depths = dict.fromkeys(map(self.settings.depth, (0.0, 1.0)))  # each once
-        return [partial(self.practise, depth) for depth in depths]
+        return [partial(self.warm_up_step, depth) for depth in depths]
 
-    def practise(self, depth: int, ids: Tensor) -> None:
-        made_up: tuple[Tensor, ...] = ()
+    def warm_up_step(self, depth: int, ids: Tensor) -> None:
+        dummy: tuple[Tensor, ...] = ()
         if self.settings.ngram:
             shape = *ids.shape, self.settings.ngram - 1
-            made_up = torch.full(shape, 0.1, device=ids.device), torch.ones(shape, dtype=torch.uint8, device=ids.device)
-        self.take_step(0, 1.0, depth, ids, ids, *made_up)
+            dummy = torch.full(shape, 0.1, device=ids.device), torch.ones(shape, dtype=torch.uint8, device=ids.device)
+        self.take_step(0, 1.0, depth, ids, ids, *dummy)
 
     def step(self, step: int, left: float, done: float, ids: Tensor, targets: Tensor) -> tuple[Tensor, float]:
         s, scale = self.settings, self.settings.lr_scale(done)
@@ -284,12 +284,12 @@ def limit_of(run: loop.Run) -> int:
 
 
 def counts_limit(run: loop.Run) -> int:
-    """Most bytes that the counts of n-grams may take."""
+    """Largest size of the counts of n-grams in bytes."""
     return limit_of(run) // 3
 
 
 def size_of(members: dict[str, bytes], path: Path, limit: int) -> int:
-    """Bytes of an artifact of these members, tried out beside `path`."""
+    """Bytes of an artifact of these members, packed beside `path`."""
     with tempfile.TemporaryDirectory(dir=path.parent, prefix=".size-") as folder:
         return pack(members, Path(folder) / path.name, limit)
 
@@ -331,7 +331,7 @@ class Counted:
 def calibrate(
     run: loop.Run, feed: Iterator[tuple[Tensor, Tensor]], depth: int
 ) -> tuple[dict[str, quant.InverseHessian], dict[str, Tensor]]:
-    """What quantising needs to know (see quant.calibrate), from about the next `calibration_tokens` of the feed."""
+    """Inverse-Hessian factors and sensitivities (see quant.calibrate), from the next `calibration_tokens` or so."""
     model, s = run.model, run.settings
     tokens = min(s.micro_tokens, s.batch_tokens // run.ranks.world, s.calibration_tokens // CALIBRATION_BATCHES)
     at_once = max(1, tokens // s.context)

@@ -36,7 +36,7 @@ class Settings(GPTConfig):
     batch_tokens: int = 524_288
     """Tokens per step, all ranks together."""
     micro_tokens: int = 65_536
-    """Most tokens that one rank takes through the model at once."""
+    """Largest number of tokens that one rank takes through the model at once."""
     matrix_lr: float = 0.04  # Learning rate of matrices (Muon).
     embed_lr: float = 0.05  # Learning rate of the embedding (Adam).
     vector_lr: float = 0.04  # Learning rate of vectors (Adam).
@@ -47,7 +47,7 @@ class Settings(GPTConfig):
     warmdown_steps: int = 1200
     """The learning rates fall to 0 over this many last steps, or over the time that they take."""
     warmup_steps: int = 20
-    """Steps on made-up tokens before the clock; undone afterwards."""
+    """Steps on random tokens before the clock; undone afterwards."""
     bf16: bool = True
     """Matrix products in bf16, on a GPU and on the CPUs that are faster with it; 0: all in fp32."""
     compile: bool = True  # Use torch.compile, if it works here.
@@ -62,7 +62,7 @@ class Settings(GPTConfig):
             raise ValueError(f"batch_tokens {self.batch_tokens} is not a multiple of the context {self.context}")
 
     def lr_scale(self, step: int, left: float) -> float:
-        """Factor for the learning rates at step number `step`, with so many steps `left`."""
+        """Factor for the learning rates at step number `step`, with `left` steps to go."""
         return min(1.0, left / min(self.warmdown_steps, step + left))
 
 
@@ -106,7 +106,7 @@ class Trainer:
         self.optimizer = optim.Optimizer(run.model, **rates, orthogonalize=run.orthogonalize)
 
     def begin(self) -> None:
-        """Nothing but steps."""
+        """Nothing to prepare."""
 
     def stages(self) -> Sequence[Callable[[Tensor], object]]:
         return [lambda ids: self.step(0, 1.0, 0.0, ids, ids)]

@@ -84,7 +84,7 @@ def ours(args: argparse.Namespace, name: str, data: Path, settings: Sequence[str
 
 
 def contest(args: argparse.Namespace) -> Result:
-    """Run the contest's script, unchanged, in a folder of its own, and read what it printed."""
+    """Run the contest's script, unchanged, in a temporary folder, and read what it printed."""
     data = open_dataset(args.data)
     settings = {
         "DATA_PATH": str(data.root.resolve()),

@@ -1,7 +1,7 @@
 """From settings to artifact: what trainers share, in the order in which it happens.
 
-Build the model, compile and warm up on made-up tokens, pack once for practice, undo all that, start the clock, open
-the data, train, pack. What comes before the clock costs nothing and learns nothing; everything after it counts.
+Build the model, compile and warm up on random tokens, pack once for practice, undo all that, start the clock, open
+the data, train, pack. What comes before the clock is free and teaches nothing; everything after it is timed.
 """
 
 import json
@@ -66,13 +66,13 @@ class Run:
 
 @dataclass(frozen=True)
 class Budget:
-    """How long to train: so many steps, or by the wall clock when `steps` is None."""
+    """How long to train: a number of steps, or by the wall clock when `steps` is None."""
 
     steps: int | None
     seconds: float
     """Time to train: the limit less what packing takes."""
     step_seconds: float
-    """What the longest kind of step took in the warm-up."""
+    """Of the slowest kind of step in the warm-up."""
     in_flight: int
     """In-flight steps to reserve time for."""
 
@@ -84,18 +84,18 @@ class Budget:
         return (self.seconds - elapsed) / each - self.in_flight
 
     def done(self, step: int, elapsed: float) -> float:
-        """How much of the run is over then, from 0 to 1."""
+        """Fraction of the run that is over, from 0 to 1."""
         return min(1.0, elapsed / self.seconds) if self.steps is None else step / self.steps
 
 
 class Trainer(Protocol):
-    """What a baseline does its own way; made anew after the warm-up."""
+    """What differs between baselines; a new one is made after the warm-up."""
 
     def begin(self) -> None:
         """First thing under the clock."""
 
     def stages(self) -> Sequence[Callable[[Tensor], object]]:
-        """One function for each kind of step that training will take, for practice on made-up ids (B, T)."""
+        """One function for each kind of step that training will take, to be called on random ids (B, T)."""
 
     def step(self, step: int, left: float, done: float, ids: Tensor, targets: Tensor) -> tuple[Tensor, float]:
         """Train on a batch (B, T); returns the loss and the factor of the learning rates."""
@@ -214,9 +214,9 @@ def report(options: Options, log: Log, late: float) -> None:
 
 
 def warm_up(run: Run, trainer: Trainer) -> tuple[float, float]:
-    """Compile, take some steps on made-up tokens and pack, then restore the weights bit for bit.
+    """Compile, take some steps on random tokens and pack, then restore the weights bit for bit.
 
-    Returns the seconds of the longest kind of step and of packing. Raises Refused when the artifact cannot fit.
+    Returns the seconds of the slowest kind of step and of packing. Raises Refused when the artifact cannot fit.
     """
     s, ranks = run.settings, run.ranks
     initial = {name: tensor.clone() for name, tensor in run.model.state_dict().items()}
@@ -286,11 +286,11 @@ def momentum(settings: Any, step: int) -> float:
 
 
 LANES = {"main": 2048, "laptop": 128, "unlimited": 128}
-"""Parts of the text that are scored beside each other: fewer are slower, more cut the text into shorter pieces."""
+"""Lanes of the step form: fewer are slower, more cut the text into shorter parts."""
 
 
 def members(data: Dataset, track: str, source: Mapping[str, bytes], name: str, **changes: Any) -> dict[str, bytes]:
-    """The artifact without its weights: code, tokenizer, and the manifest, usual but for these changes."""
+    """The artifact without its weights: code, tokenizer, and the usual manifest with these changes."""
     manifest = {
         "name": name,
         "author": "pgolf",

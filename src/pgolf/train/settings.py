@@ -30,7 +30,7 @@ from pgolf.train.ranks import Ranks
 
 S = TypeVar("S")
 LARGEST = 2**63 - 1
-"""Of seeds, steps and whole settings: what torch can hold."""
+"""Of integers on the command line: what torch can hold."""
 PICTURE = ".png"
 
 
