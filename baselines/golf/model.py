@@ -286,13 +286,7 @@ class CappedCrossEntropy(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: Any,
-        x: Tensor,
-        head: Tensor,
-        targets: Tensor,
-        softcap: float,
-        own: Tensor | None,
-        other: Tensor | None,
+        ctx: Any, x: Tensor, head: Tensor, targets: Tensor, softcap: float, own: Tensor | None, other: Tensor | None
     ) -> Tensor:
         weight, n, total = head.to(x.dtype), len(x), x.new_zeros((), dtype=torch.float32)
         grad_head, grads_x, mixture = torch.zeros_like(head), [], []

@@ -163,9 +163,9 @@ def build(
 
 
 PACK_MARGIN = 1.3
-"""Packing may take this many times as long as in the warm-up: trained weights compress less well."""
+"""Safety factor on the packing time of the warm-up: the machine may be busier at the end."""
 RESERVE = 0.5
-"""Seconds kept for what neither steps nor packing count: the last all_reduce, writing and renaming the file."""
+"""Seconds to spare: a step or the writing of the file may take longer than any before."""
 IN_FLIGHT = 2
 """Steps that a GPU may have queued when the host looks at its clock."""
 
