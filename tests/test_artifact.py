@@ -194,6 +194,8 @@ def test_required_members(name: str) -> None:
         (MANIFEST, "transform", "case-0"),
         (MANIFEST, "transform", ["case-1"]),
         (MANIFEST, "compiler", 1),
+        (MANIFEST, "pgolf", 1),
+        (MANIFEST, "pgolf", "a version"),
         (MANIFEST, "surprise", 1),
         (MANIFEST, "lanes", 0),
         (MANIFEST, "lanes", 4097),

@@ -1,6 +1,5 @@
 """What the tests of the trainers share: their modules under their own names, and runs as processes of their own."""
 
-import importlib
 import json
 import os
 import signal
@@ -9,23 +8,17 @@ import sys
 import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 from pgolf import rules
 from pgolf.artifact import read
+from pgolf.submission.modules import loaded
 
 
 def load(names: Sequence[str], *folders: Path) -> Iterator[Any]:
     """Modules of the folders, earlier ones first, gone afterwards: every baseline has some of the same names."""
-    path = list(sys.path)
-    for name in names:
-        sys.modules.pop(name, None)
-    sys.path[:0] = map(str, folders)
-    yield SimpleNamespace(**{name: importlib.import_module(name) for name in names})
-    sys.path[:] = path
-    for name in names:
-        sys.modules.pop(name, None)
+    with loaded(*folders, names=tuple(names)) as modules:
+        yield modules
 
 
 SIGNALS = signal.SIGINT, signal.SIGTERM, signal.SIGHUP

@@ -25,9 +25,9 @@ DISCOUNT = 0.75  # taken off every count, for words not seen in the context
 MOST_KEYS = 1 << 21  # per order; then the counts are halved and those below 1 forgotten
 CACHE = (3.0, 1.0, 0.5)  # K_n for n = 1, 2, 3
 WEIGHTS = (0.8, 0.2, 0.3, 0.3, 0.2)  # to begin with
-CAUTION = 300.0  # curvature that the first weights are worth: that of about a hundred tokens
+CAUTION = 300.0  # curvature of the first weights: that of about a hundred tokens
 MEMORY = 1 - 1e-4  # of the curvature, from one fitted token to the next
-FIT = 16  # steps: the tokens of one in so many are used for fitting
+FIT = 16  # the mixture is fitted on the tokens of every 16th step
 UPDATE = 512, 4096  # tokens, fewest and most, that are counted together: a sixteenth of those before
 LOOK_BACK = 2048  # tokens of a document that the cache looks at
 
@@ -63,7 +63,7 @@ class Predictor:
         if self.sample is not None:
             self.fit(*self.sample, ids, lane)
         self.learn(ids, lane)
-        logits = self.model.step(ids, lane).float()
+        logits: Tensor = self.model.step(ids, lane).float()
         ngram = self.ngram(self.context[lane])
         caches = self.caches(lane, ngram)
         ngram.log_()
@@ -112,7 +112,7 @@ class Predictor:
     def ngram(self, context: Tensor) -> Tensor:
         """Kneser-Ney probabilities (B, V) after contexts (B,) of ORDER tokens.
 
-        p_n(w) = max(times(w) - D, 0) / total + D * kinds / total * p_(n-1)(w); p_(-1) is uniform. A context that was
+        p_n(w) = max(times(w) - D, 0) / total + D * distinct / total * p_(n-1)(w); p_(-1) is uniform. A context that was
         never seen has the distribution of the shorter one.
         """
         p = self.unigram.expand(len(context), -1).clone()
@@ -139,16 +139,16 @@ class Predictor:
             terms[..., n].view(-1)[cell] = value
         return terms
 
-    def fit(self, terms: Tensor, asked: Tensor, ids: Tensor, lane: Tensor) -> None:
+    def fit(self, terms: Tensor, lanes: Tensor, ids: Tensor, lane: Tensor) -> None:
         """One step of Newton's method on the weights, over the tokens ids (B,) that followed `terms` in these lanes.
 
         The log-loss of a token is convex in the weights: its gradient is the mean of the terms under the mixture less
         the terms of the target, its Hessian their covariance under the mixture. The Hessian is summed up over all fits
         with slowly fading weight, so steps get smaller but never stop.
         """
-        still = torch.isin(asked, lane)  # a lane that has ended shows nothing any more
+        still = torch.isin(lanes, lane)  # a lane that has ended shows nothing any more
         terms = terms[still]
-        target = ids[torch.searchsorted(lane, asked[still]), None, None]
+        target = ids[torch.searchsorted(lane, lanes[still]), None, None]
         share = (terms @ self.weights.float()).softmax(-1)  # (B, V)
         mean = torch.einsum("rv,rvk->rk", share, terms)
         slope = (mean - terms.take_along_dim(target, 1).squeeze(1)).sum(0)

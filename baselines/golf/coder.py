@@ -2,7 +2,7 @@
 
     4 bytes   length of the head, little-endian
     head      deflated (zlib): a line of JSON, {"config": {...}, "coded": [[name, [R, C], step], ...],
-              "models": [[least code, length], ...], "plain": [[name, [sizes]], ...]}; then the models,
+              "models": [[lowest code, length], ...], "plain": [[name, [sizes]], ...]}; then the models,
               one byte per possible code: the logarithm of how often it occurs
     halves    the plain tensors in fp16
     codes     one range-coded stream (constriction) of 32-bit words
@@ -77,12 +77,13 @@ class Reader:
 
     def take(self, model: npt.NDArray[np.uint8], size: int) -> Codes:
         """The next group, of `size` codes."""
-        return self.coder.decode(_categorical(model), size) if len(model) > 1 else np.zeros(size, np.int32)
+        codes: Codes = self.coder.decode(_categorical(model), size) if len(model) > 1 else np.zeros(size, np.int32)
+        return codes
 
 
 def spreads(codes: Codes) -> Codes:
     """Of each row of codes (R, C) the logarithm of its root mean square (R,), two per doubling; -16 where all are 0."""
-    rms = np.sqrt(np.square(codes, dtype=np.float64).mean(1))
+    rms: npt.NDArray[np.float64] = np.sqrt(np.square(codes, dtype=np.float64).mean(1))
     return np.round(2 * np.log2(np.maximum(rms, 2**-8))).astype(np.int32)
 
 
@@ -99,12 +100,12 @@ def split(coded: Mapping[str, Coded]) -> list[Codes]:
 def dumps(config: Mapping[str, Any], coded: Mapping[str, Coded], plain: Mapping[str, npt.NDArray[Any]]) -> bytes:
     """Model shape and tensors as bytes (see above)."""
     groups = split(coded)
-    leasts = [int(group.min(initial=0)) for group in groups]
-    models, stream = encode([group - least for group, least in zip(groups, leasts, strict=True)])
+    lowest = [int(group.min(initial=0)) for group in groups]
+    models, stream = encode([group - low for group, low in zip(groups, lowest, strict=True)])
     header = {
         "config": dict(config),
         "coded": [[name, list(matrix.codes.shape), matrix.step] for name, matrix in coded.items()],
-        "models": [[least, len(model)] for least, model in zip(leasts, models, strict=True)],
+        "models": [[low, len(model)] for low, model in zip(lowest, models, strict=True)],
         "plain": [[name, list(tensor.shape)] for name, tensor in plain.items()],
     }
     line = json.dumps(header, separators=(",", ":")).encode() + b"\n"
@@ -130,13 +131,13 @@ def parse(data: bytes) -> tuple[dict[str, Any], dict[str, Coded], dict[str, npt.
         plain[name], halves = halves[: prod(shape)].reshape(shape).copy(), halves[prod(shape) :]
 
     reader, models = Reader(data[stream_at:]), []
-    for least, length in header["models"]:
-        models.append((least, np.frombuffer(table[:length], np.uint8)))
+    for low, length in header["models"]:
+        models.append((low, np.frombuffer(table[:length], np.uint8)))
         table = table[length:]
 
-    def take(size: int) -> Codes:
-        least, model = models.pop(0)
-        return reader.take(model, int(size)) + least
+    def take(size: int | np.integer[Any]) -> Codes:
+        low, model = models.pop(0)
+        return reader.take(model, int(size)) + np.int32(low)
 
     shapes = np.array([shape for _, shape, _ in header["coded"]], np.int64).reshape(-1, 2)
     scales, by_row = take(shapes[:, 0].sum()), take(shapes[:, 0].sum())

@@ -8,6 +8,7 @@ left out.
 """
 
 from dataclasses import dataclass, fields
+from typing import Any
 
 import numpy as np
 import torch
@@ -25,34 +26,34 @@ class GPTConfig:
     vocab_size: int = 8192
     context: int = 2048
     """Longest sequence in tokens."""
-    layers: int = 11
-    dim: int = 512
-    heads: int = 8
-    kv_heads: int = 4
+    layers: int = 11  # Transformer blocks.
+    dim: int = 512  # Width of the residual stream.
+    heads: int = 8  # Query heads.
+    kv_heads: int = 4  # Key and value heads, each shared by heads / kv_heads query heads.
     mlp_ratio: int = 4
     """Wider MLPs gained more than more layers did once codes of 4 bits were cheap (contest, March)."""
-    rope_base: float = 10000.0
+    rope_base: float = 10000.0  # Base of the rotary frequencies.
     rope_dims: int = 16
-    """Partial rotary positions (GPT-NeoX): only so many dimensions of a head turn (middle: +0.007); 0: all of them."""
-    qk_gain: float = 5.0
+    """Partial rotary positions (GPT-NeoX): only this many dimensions of a head turn (middle: +0.007); 0: all."""
+    qk_gain: float = 5.0  # Initial gain of each query head.
     softcap: float = 30.0
     """Logits are softcap * tanh(logits / softcap) (Gemma 2, arXiv:2408.00118); 0: as they are."""
-    embed_std: float = 0.02
+    embed_std: float = 0.02  # Standard deviation of the initial embedding.
     leak: float = 0.5
     """Slope of the MLP's squared ReLU below zero (contest, LeakyReLU^2), middle: -0.003; 0: as arXiv:2109.08668."""
     xsa: int = 11
-    """The last so many layers attend exclusively (XSA, contest), middle: -0.006; see `Attention.exclude`."""
+    """This many last layers attend exclusively (XSA, contest), middle: -0.006; see `Attention.exclude`."""
     gate: bool = True
     """Each head's output is scaled by a sigmoid of the first channels of its input (modded-nanogpt), middle: -0.005."""
     loops: int = 1
-    """Depth recurrence: layers loop_start to loop_stop - 1 run so many times more (arXiv:2502.05171, contest); not for
-    short runs, middle: +0.005."""
-    loop_start: int = 3
-    loop_stop: int = 6
+    """Depth recurrence: layers loop_start to loop_stop - 1 run this many times more (arXiv:2502.05171, contest); not
+    for short runs, middle: +0.005."""
+    loop_start: int = 3  # First recurrent layer.
+    loop_stop: int = 6  # First layer after the recurrent ones.
     smear: bool = True
     """Each embedding takes up a learned, gated share of the one before (modded-nanogpt), middle: -0.011."""
     ngram: int = 0
-    """Counts of n-grams up to so many tokens are mixed in as experts (see ngram.py), laptop: -0.25; 0: none."""
+    """Counts of n-grams of up to this many tokens are mixed in as experts (see ngram.py), laptop: -0.25; 0: none."""
 
     def __post_init__(self) -> None:
         for field in fields(GPTConfig):
@@ -160,7 +161,8 @@ class Attention(nn.Module):
             y = self.exclude(y, v)
         if self.gate is not None:
             y = y * 2 * torch.sigmoid(F.linear(x[..., : self.GATE_INPUTS], self.gate.to(x.dtype)))[..., None]
-        return self.out(y.reshape(B, T, C))
+        out: Tensor = self.out(y.reshape(B, T, C))
+        return out
 
     def exclude(self, y: Tensor, v: Tensor) -> Tensor:
         """y (B, T, H, D) without its component along the token's own value: the residual stream has that already."""
@@ -178,7 +180,8 @@ class MLP(nn.Module):
         self.down = Linear(config.mlp_ratio * config.dim, config.dim, zero=True)
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.down(F.leaky_relu(self.up(x), self.leak).square())
+        out: Tensor = self.down(F.leaky_relu(self.up(x), self.leak).square())
+        return out
 
 
 class Block(nn.Module):
@@ -194,7 +197,8 @@ class Block(nn.Module):
         mix = self.mix.to(x.dtype)
         x = mix[0] * x + mix[1] * x0
         x = x + self.attn_scale.to(x.dtype) * self.attn(rms_norm(x), rotary)
-        return x + self.mlp_scale.to(x.dtype) * self.mlp(rms_norm(x))
+        x = x + self.mlp_scale.to(x.dtype) * self.mlp(rms_norm(x))
+        return x
 
 
 class GPT(nn.Module):
@@ -210,20 +214,20 @@ class GPT(nn.Module):
         self.experts: Experts | None = None  # only prediction needs them whole
         if config.ngram:
             self.gate = nn.Parameter(torch.zeros(config.ngram, config.dim))
-            self.kind = nn.Parameter(torch.zeros(config.ngram - 1, BINS, config.ngram))
+            self.bin_bias = nn.Parameter(torch.zeros(config.ngram - 1, BINS, config.ngram))
         self.rotary = Rotary(config.context, config.rope_dims or config.dim // config.heads, config.rope_base)
 
     def forward(
         self,
         ids: Tensor,
         targets: Tensor | None = None,
-        said: Tensor | None = None,
-        kinds: Tensor | None = None,
+        expert_probs: Tensor | None = None,
+        context_bins: Tensor | None = None,
         loops: int | None = None,
     ) -> Tensor:
         """Logits (B, T, V) in fp32 for ids (B, T); with targets (B, T) the mean loss in nats per token.
 
-        Training with experts needs what they `said` about the targets, and the `kinds` of their contexts, both
+        Training with experts needs their probabilities of the targets and the bins of their contexts, both
         (B, T, E). `loops` replaces the config's number: training runs its first part without recurrence.
         """
         if self.config.context < ids.size(1):
@@ -235,24 +239,24 @@ class GPT(nn.Module):
         head, softcap = self.embed.weight, self.config.softcap
         if targets is not None:
             own = other = None
-            if said is not None and kinds is not None:
-                weights = self.weights(x, kinds)
-                own, other = weights[..., 0].flatten(), (weights[..., 1:] * said).sum(-1).flatten()
+            if expert_probs is not None and context_bins is not None:
+                weights = self.weights(x, context_bins)
+                own, other = weights[..., 0].flatten(), (weights[..., 1:] * expert_probs).sum(-1).flatten()
             return capped_cross_entropy(x.flatten(0, 1), head, targets.flatten(), softcap, own, other)
         logits = cap(F.linear(x, head.to(x.dtype)).float(), softcap)  # (B, T, V)
         if self.experts is None:
             return logits
-        weights = self.weights(x, self.experts.kinds(ids))
+        weights = self.weights(x, self.experts.context_bins(ids))
         return (
             self.experts.mix(logits.softmax(-1).mul_(weights[..., :1]), weights[..., 1:], ids).clamp_min_(TINY).log_()
         )
 
-    def weights(self, x: Tensor, kinds: Tensor) -> Tensor:
-        """Weights (B, T, 1 + E), summing to 1, of the network and the experts, whose contexts are of `kinds`."""
+    def weights(self, x: Tensor, context_bins: Tensor) -> Tensor:
+        """Weights (B, T, 1 + E), summing to 1, of the network and the experts, whose contexts have these bins."""
         gate = F.linear(x, self.gate.to(x.dtype)).float()
-        for expert in range(kinds.size(-1)):
-            gate = gate + F.embedding(kinds[..., expert].long(), self.kind[expert])
-        absent = F.pad(kinds == 0, (1, 0))
+        for expert in range(context_bins.size(-1)):
+            gate = gate + F.embedding(context_bins[..., expert].long(), self.bin_bias[expert])
+        absent = F.pad(context_bins == 0, (1, 0))
         return gate.masked_fill(absent, -torch.inf).softmax(-1)
 
     def embedding(self, ids: Tensor) -> Tensor:
@@ -282,23 +286,23 @@ class CappedCrossEntropy(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx, x: Tensor, head: Tensor, targets: Tensor, softcap: float, own: Tensor | None, other: Tensor | None
-    ):
+        ctx: Any, x: Tensor, head: Tensor, targets: Tensor, softcap: float, own: Tensor | None, other: Tensor | None
+    ) -> Tensor:
         weight, n, total = head.to(x.dtype), len(x), x.new_zeros((), dtype=torch.float32)
         grad_head, grads_x, mixture = torch.zeros_like(head), [], []
         for i in range(0, n, ROWS):
             rows, wanted = x[i : i + ROWS], targets[i : i + ROWS, None]
             logits = cap(F.linear(rows, weight).float(), softcap)  # (R, V)
             log_p = logits.log_softmax(-1)
-            said = log_p.gather(-1, wanted)  # (R, 1)
+            target_log_p = log_p.gather(-1, wanted)  # (R, 1)
             if own is None or other is None:
-                total = total - said.sum()
+                total = total - target_log_p.sum()
             else:
-                p = said.exp().squeeze(1)
+                p = target_log_p.exp().squeeze(1)
                 mixed = (own[i : i + ROWS] * p + other[i : i + ROWS]).clamp_min(TINY)
                 total = total - mixed.log().sum()
                 mixture.append(torch.stack((-p, -torch.ones_like(p))) / mixed / n)
-            grad = log_p.exp().scatter_add(-1, wanted, torch.full_like(said, -1.0))
+            grad = log_p.exp().scatter_add(-1, wanted, torch.full_like(target_log_p, -1.0))
             if softcap:
                 grad = grad * (1 - (logits / softcap).square())
             grad = (grad / n).to(x.dtype)
@@ -308,7 +312,7 @@ class CappedCrossEntropy(torch.autograd.Function):
         return total / n
 
     @staticmethod
-    def backward(ctx, grad: Tensor) -> tuple[Tensor | None, ...]:
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         grad_x, grad_head, *mixture = ctx.saved_tensors
         own, other = (grad * m for m in mixture) if mixture else (None, None)
         return grad_x * grad.to(grad_x.dtype), grad_head * grad, None, None, own, other
@@ -322,4 +326,5 @@ def capped_cross_entropy(
     `own` and `other` (N,) are 1 and 0 if they are not given. They get the gradients of this loss, x and head those of
     -log p: a network taught only what the experts leave over learns too slowly (docs/LOG.md).
     """
-    return CappedCrossEntropy.apply(x, head, targets, softcap, own, other)
+    loss: Tensor = CappedCrossEntropy.apply(x, head, targets, softcap, own, other)  # type: ignore[no-untyped-call]
+    return loss

@@ -6,8 +6,8 @@ the counts of that context h. The network's gate gives a weight to itself and to
 a distribution over the vocabulary by construction (a jointly trained form of arXiv:1804.07705; why anything
 else than full distributions is no model at all: FACTS of the contest, hashed n-gram caches).
 
-Training sees honest experts: the tokens are dealt into folds, and what an expert says about a token is counted on
-all other folds. So the network learns when to trust counts, and to be good where they are not.
+In training the experts are cross-fitted: the tokens are cut into folds, and an expert's probability of a token comes
+from the counts of all other folds. So the network learns when to trust counts, and to be good where they are not.
 
 Rare n-grams are dropped, as many as it takes. The rest is coded order by order: given the counts of order n - 1, an
 n-gram u..v w can only exist where u..v and ..v w do, and c(u..v) c(..v w) / c(..v) says how likely that is; each such
@@ -16,8 +16,9 @@ n-gram.
 """
 
 import itertools
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from typing import Any, cast
 
 import coder
 import numpy as np
@@ -27,9 +28,9 @@ from torch import Tensor, nn
 
 Array = npt.NDArray[np.int64]
 BINS = 64
-"""Kinds of contexts that the gate tells apart: 16 sizes of S(h), times 4 shares of distinct successors in it."""
+"""Bins of contexts that the gate tells apart: 16 sizes of S(h), times 4 shares of distinct successors in it."""
 ORDERS = 5
-"""At most; keys of order n are numbers below V^n and have to fit 63 bits."""
+"""At most: keys of order n are numbers below V^n and have to fit 63 bits."""
 CLASSES = 3  # of counts, per doubling
 
 
@@ -67,28 +68,28 @@ def count(tokens: Array, vocab_size: int, orders: int) -> list[Table]:
     return tables
 
 
-def thin(tables: Sequence[Table], least: Sequence[int]) -> list[Table]:
-    """Without the n-grams that are rarer than what `least` says for each order; counts as their classes tell them."""
-    kept = [table.counts >= low for table, low in zip(tables, least, strict=True)]
+def prune(tables: Sequence[Table], min_counts: Sequence[int]) -> list[Table]:
+    """Without the n-grams below the minimum count of their order; counts are rounded to their classes."""
+    kept = [table.counts >= low for table, low in zip(tables, min_counts, strict=True)]
     return [Table(t.keys[k], class_counts(classes(t.counts[k]))) for t, k in zip(tables, kept, strict=True)]
 
 
-def fit(tables: Sequence[Table], vocab_size: int, least: int, limit: int) -> tuple[list[int], bytes]:
-    """The lowest counts to keep, for each order, such that the tables take at most `limit` bytes, and these bytes.
+def fit(tables: Sequence[Table], vocab_size: int, min_count: int, limit: int) -> tuple[list[int], bytes]:
+    """The minimum counts of all orders with which the tables take at most `limit` bytes, and these bytes.
 
-    Rare n-grams go first, and of these the longest. Where nothing but single tokens is left, that is what it takes.
+    Rare n-grams go first, and of these the longest. Where only single tokens are left, they may take more than `limit`.
     """
-    lowest, bits = [0] + [least] * (len(tables) - 1), 4.0
+    min_counts, bits = [0] + [min_count] * (len(tables) - 1), 4.0
     orders = itertools.cycle(reversed(range(1, len(tables))))
     while True:
-        grams = sum(int((table.counts >= low).sum()) for table, low in zip(tables[1:], lowest[1:], strict=True))
+        grams = sum(int((table.counts >= low).sum()) for table, low in zip(tables[1:], min_counts[1:], strict=True))
         if bits * grams <= 8 * limit:  # others are not worth the seconds of a try
-            packed = dumps(thin(tables, lowest), vocab_size)
+            packed = dumps(prune(tables, min_counts), vocab_size)
             if len(packed) <= limit or not grams:
-                return lowest, packed
+                return min_counts, packed
             bits = 0.9 * 8 * len(packed) / grams  # of fewer n-grams each takes more, or hardly less
         order = next(orders)
-        lowest[order] += 1 + lowest[order] // 4
+        min_counts[order] += 1 + min_counts[order] // 4
 
 
 # Coding
@@ -101,32 +102,39 @@ def find(keys: Array, wanted: Array) -> tuple[Array, npt.NDArray[np.bool_]]:
 
 
 def cells(tables: Sequence[Table], vocab_size: int) -> tuple[Array, npt.NDArray[np.int16]]:
-    """Keys of the n-grams that the next order can have, sorted, and the bin of the count to expect of each.
+    """Keys of the n-grams that the next order can have, sorted, and the bin of the expected count of each.
 
-    With a b 4 times, b c 3 times and b 6 times in all, a b c is a cell, to be expected 4 * 3 / 6 = 2 times; a b d is
-    none if b d never occurs.
+    With a b 4 times, b c 3 times and b 6 times in all, a b c is a cell with an expected count of 4 * 3 / 6 = 2; a b d
+    is none if b d never occurs.
     """
-    last, order = tables[-1], len(tables) + 1
+    last = tables[-1]
     counts = last.counts.astype(np.float32)
-    if order == 2:
+    if len(tables) == 1:  # pairs: each token may follow each, and what they share is the empty context
         keys = np.arange(vocab_size**2)
-        left, right = counts.repeat(vocab_size), np.tile(counts, vocab_size)
-        expected = left * right / max(1, counts.sum())
+        left, right, shared = counts.repeat(vocab_size), np.tile(counts, vocab_size), max(1, counts.sum())
     else:
-        contexts, start, size = np.unique(last.keys // vocab_size, return_index=True, return_counts=True)
-        middle = last.keys % vocab_size ** (order - 2)  # what u..v and ..v w share
-        at, there = find(contexts, middle)
-        sizes = np.where(there, size[at], 0)
-        u = np.repeat(np.arange(len(last.keys)), sizes)
-        w = np.arange(len(u)) + np.repeat(start[at] - np.cumsum(sizes) + sizes, sizes)
+        u, w = overlapping(last.keys, len(tables), vocab_size)
         keys = (last.keys * vocab_size)[u] + (last.keys % vocab_size)[w]
-        below = tables[-2]
-        at, there = find(below.keys, middle)
-        left, right = counts[u], counts[w]
-        expected = left * right / np.where(there, below.counts[at], 1).astype(np.float32)[u]
-    fraction, exponent = np.frexp(np.maximum(expected, 1e-6))  # unlike a logarithm the same on every machine
+        at, there = find(tables[-2].keys, last.keys % vocab_size ** (len(tables) - 1))
+        left, right, shared = counts[u], counts[w], np.where(there, tables[-2].counts[at], 1).astype(np.float32)[u]
+    # frexp is exact, a logarithm is not the same on every machine, and the decoder must find the same bins.
+    fraction, exponent = np.frexp(np.maximum(left * right / shared, 1e-6))
     bins = (2 * exponent - 2 + (fraction >= 0.5**0.5)).clip(-20, 19).astype(np.int16) + 20  # two per doubling
+    # The rarer half bounds the count: below 8 it tells more than the expectation does.
     return keys, bins * 8 + np.minimum(np.minimum(left, right), 7).astype(np.int16)
+
+
+def overlapping(keys: Array, order: int, vocab_size: int) -> tuple[Array, Array]:
+    """Indices (M,) twice of all pairs u..v, ..v w among sorted keys (E,) of `order` that share all but one token."""
+    # Keys are sorted, so the n-grams that begin with a context lie together: `size` of them from `start` on.
+    contexts, start, size = np.unique(keys // vocab_size, return_index=True, return_counts=True)
+    at, there = find(contexts, keys % vocab_size ** (order - 1))
+    # Each u..v pairs with all of those whose context is its ending; where there is none, with nothing.
+    sizes = np.where(there, size[at], 0)
+    u = np.repeat(np.arange(len(keys)), sizes)
+    # The position within the pairs of one u..v, moved to where its context starts.
+    w = np.arange(len(u)) + np.repeat(start[at] - np.cumsum(sizes) + sizes, sizes)
+    return u, w
 
 
 def by_bin(bins: npt.NDArray[np.int16]) -> Array:
@@ -171,40 +179,46 @@ def loads(data: bytes) -> tuple[int, list[Table]]:
 # Training
 
 
-def kind(total: npt.NDArray[np.float64], distinct: npt.NDArray[np.float64]) -> npt.NDArray[np.uint8]:
+def context_bin(total: npt.NDArray[Any], distinct: npt.NDArray[Any]) -> npt.NDArray[np.uint8]:
     """The gate's bin of contexts by S(h) and number of successors; 0 for those that are not there."""
     size = 1 + np.log2(np.maximum(total, 1)).astype(np.int64).clip(0, 14)
     share = (-np.log2(np.maximum(distinct, 1) / np.maximum(total, 1))).astype(np.int64).clip(0, 3)
     return np.where(total > 0, 4 * size + share, 0).astype(np.uint8)
 
 
-def held_out(
-    tokens: Array, vocab_size: int, order: int, least: int, folds: int = 16
+def cross_fitted(
+    tokens: Array, vocab_size: int, order: int, min_count: int, folds: int = 16
 ) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.uint8]]:
-    """What the expert of `order` says about each token (N,) and its context's kind (N,), by the other folds' counts.
+    """The expert's probability of each token (N,) and its context's bin (N,), by the counts of all other folds.
 
-    The text a b a b a c in three folds, pairs, least 1: its last pair is alone in the last fold, where the expert
+    The text a b a b a c in three folds, pairs, min_count 1: its last pair is alone in the last fold, where the expert
     knows a b twice and b a twice. So it gives the c 0, in a context with S(a) = 2 and a single successor.
     """
     keys, at, counts = np.unique(windows(tokens, order, vocab_size), return_inverse=True, return_counts=True)
+    _, context = np.unique(keys // vocab_size, return_inverse=True)  # of each n-gram
+    # A row for each n-gram in each fold that it occurs in, so that nothing is as large as n-grams times folds.
     fold = np.arange(len(at)) * folds // max(1, len(at))
-    pairs, pair_at, own = np.unique(at * folds + fold, return_inverse=True, return_counts=True)
-    gram, pair_fold = pairs // folds, pairs % folds
-    others = counts[gram] - own  # of each n-gram that occurs in a fold, the count elsewhere
-    _, context = np.unique(keys // vocab_size, return_inverse=True)
-    kept = np.where(counts >= least, counts, 0)
-    others = np.where(others >= least, others, 0)
-    # S(h) and the number of successors for each context and fold: over all n-grams, corrected for those in the fold.
-    total = np.bincount(context, kept).astype(np.float64)
-    distinct = np.bincount(context, kept > 0).astype(np.float64)
-    group, group_at = np.unique(context[gram] * folds + pair_fold, return_inverse=True)
-    totals = total[group // folds] - np.bincount(group_at, kept[gram] - others)
-    distincts = distinct[group // folds] - np.bincount(group_at, (kept[gram] > 0) * 1.0 - (others > 0))
-    said, kinds = np.zeros(len(tokens), np.float32), np.zeros(len(tokens), np.uint8)
-    total_at = totals[group_at][pair_at]
-    said[order - 1 :] = others[pair_at] / np.maximum(total_at, 1)
-    kinds[order - 1 :] = kind(total_at, distincts[group_at][pair_at])
-    return said, kinds
+    rows, row_at, own = np.unique(at * folds + fold, return_inverse=True, return_counts=True)
+    gram, row_fold = rows // folds, rows % folds
+    # The same pruning that the packed tables get, on all counts and on those of the other folds.
+    kept = pruned(counts, min_count)
+    others = pruned(counts[gram] - own, min_count)
+    # S(h) and the number of successors without a fold: those of the whole text, less what that fold's n-grams lose.
+    group, group_at = np.unique(context[gram] * folds + row_fold, return_inverse=True)
+    lost = np.bincount(group_at, kept[gram] - others)
+    lost_distinct = np.bincount(group_at, (kept[gram] > 0) * 1.0 - (others > 0))
+    total = np.bincount(context, kept)[group // folds] - lost
+    distinct = np.bincount(context, kept > 0)[group // folds] - lost_distinct
+    # From rows back to tokens; the first ones have no whole context, and stay 0.
+    expert_probs, context_bins = np.zeros(len(tokens), np.float32), np.zeros(len(tokens), np.uint8)
+    total_at = total[group_at][row_at]
+    expert_probs[order - 1 :] = others[row_at] / np.maximum(total_at, 1)
+    context_bins[order - 1 :] = context_bin(total_at, distinct[group_at][row_at])
+    return expert_probs, context_bins
+
+
+def pruned(counts: Array, min_count: int) -> Array:
+    return np.where(counts >= min_count, counts, 0)
 
 
 # Prediction
@@ -212,6 +226,16 @@ def held_out(
 
 class Expert(nn.Module):
     """The table of one order as tensors: its E n-grams, which share C contexts, and the sizes of these."""
+
+    keys: Tensor  # (E,) of the n-grams, sorted
+    word: Tensor  # (E,) last token of each
+    count: Tensor  # (E + 1,)
+    contexts: Tensor  # (C,) keys of the contexts, sorted
+    start: Tensor  # (C,) first n-gram of each
+    size: Tensor  # (C,) number of its n-grams
+    total: Tensor  # (C + 1,) sum of their counts
+    bins: Tensor  # (C + 1,)
+    digits: Tensor  # (order - 1,) value of each token in a context's key
 
     def __init__(self, vocab_size: int, order: int, table: Table) -> None:
         super().__init__()
@@ -224,7 +248,7 @@ class Expert(nn.Module):
             "contexts": contexts,
             "start": start,
             "size": size,
-            "kind": np.append(kind(total, size), 0).astype(np.int64),  # one more of these, should there be none
+            "bins": np.append(context_bin(total, size), 0).astype(np.int64),  # one more of these, should there be none
             "total": np.append(total, 1).astype(np.float32),
             "count": np.append(table.counts, 0).astype(np.float32),
         }
@@ -247,11 +271,11 @@ class Expert(nn.Module):
         """
         return look_up(self.contexts, last[:, 1 - self.order :] @ self.digits)
 
-    def kinds(self, at: Tensor, there: Tensor) -> Tensor:
-        """Kinds (...) of contexts that were found `at` these indices."""
-        return torch.where(there, self.kind[at], 0)
+    def context_bins(self, at: Tensor, there: Tensor) -> Tensor:
+        """Bins (...) of contexts that were found `at` these indices."""
+        return torch.where(there, self.bins[at], 0)
 
-    def say(self, ids: Tensor, targets: Tensor) -> Tensor:
+    def probs(self, ids: Tensor, targets: Tensor) -> Tensor:
         """Probabilities (B, T) of targets (B, T) behind ids (B, T)."""
         context, at, _ = self.find(ids)
         entry, there = look_up(self.keys, context * self.vocab_size + targets)
@@ -279,16 +303,19 @@ def look_up(keys: Tensor, wanted: Tensor) -> tuple[Tensor, Tensor]:
 class Experts(nn.ModuleList):
     """An expert for each order from 2 on."""
 
+    def __iter__(self) -> Iterator[Expert]:
+        return cast(Iterator[Expert], super().__iter__())
+
     def __init__(self, vocab_size: int, tables: Sequence[Table]) -> None:
         super().__init__(Expert(vocab_size, order, table) for order, table in enumerate(tables[1:], 2))
 
-    def kinds(self, ids: Tensor) -> Tensor:
-        """Kinds (B, T, E) of the contexts of the E experts."""
-        return torch.stack([expert.kinds(*expert.find(ids)[1:]) for expert in self], -1)
+    def context_bins(self, ids: Tensor) -> Tensor:
+        """Bins (B, T, E) of the contexts of the E experts."""
+        return torch.stack([expert.context_bins(*expert.find(ids)[1:]) for expert in self], -1)
 
-    def say(self, ids: Tensor, targets: Tensor) -> Tensor:
-        """What each says about targets (B, T) behind ids (B, T): (B, T, E)."""
-        return torch.stack([expert.say(ids, targets) for expert in self], -1)
+    def probs(self, ids: Tensor, targets: Tensor) -> Tensor:
+        """Each expert's probabilities (B, T, E) of targets (B, T) behind ids (B, T)."""
+        return torch.stack([expert.probs(ids, targets) for expert in self], -1)
 
     def mix(self, p: Tensor, weights: Tensor, ids: Tensor) -> Tensor:
         """Add to p (B, T, V), in place, each expert's distribution times its weight (B, T, E); ids are (B, T)."""

@@ -4,7 +4,9 @@ What the model computes for whole windows while training is computed here token 
 cache (`cache`, the naive baseline's). Every token attends to the last `context` tokens of its lane.
 """
 
+from functools import partial
 from pathlib import Path
+from typing import cast
 
 import coder
 import ngram
@@ -37,27 +39,25 @@ class Predictor:
         self.head = model.embed.weight.detach().to(dtype)
         self.embed = F.pad(rms_norm(self.head), (0, 0, 0, 1))  # (V + 1, C): the last one, token -1, is no token
         self.smear = None if model.smear is None else model.smear.detach().to(dtype)
-        self.layers = [Layer(block, dtype) for block in model.blocks]
+        self.layers = [Layer(cast(Block, block), dtype) for block in model.blocks]
         self.passes = config.order(config.loops)
-        self.cache = Cache(
-            len(self.passes), lanes, config.context, config.kv_heads, config.dim // config.heads, dtype, device
-        )
-        self.cos, self.sin = model.rotary.cos, model.rotary.sin
+        shape = len(self.passes), lanes, config.context, config.kv_heads, config.dim // config.heads
+        tables = partial(rope_tables, width=config.rope_dims or config.dim // config.heads, base=config.rope_base)
+        self.cache = Cache(*shape, dtype, device, tables)
         self.last = torch.full((lanes, ngram.ORDERS - 1), -1, device=device)  # tokens that each lane was shown last
 
     @torch.inference_mode()
     def step(self, ids: Tensor, lane: Tensor) -> Tensor:
         """Logits (B, V) of the next token in each lane (B,), whose last token is in ids (B,)."""
-        order, places, positions = self.cache.enter(lane)
+        order, places, cos, sin = self.cache.enter(lane)
         last = torch.cat([self.last[lane, 1:], ids[:, None]], 1)  # (B, N)
         self.last[lane] = last
         x = x0 = self.embedding(last[order])  # (B, C)
-        cos, sin = self.rotation(positions)
         for number, layer in enumerate(self.passes):
             x = self.layers[layer](x, x0, cos, sin, self.cache, number)
         x = rms_norm(x)[places]
         logits = cap(F.linear(x, self.head).float(), self.config.softcap)  # (B, V)
-        return logits if self.model.experts is None else self.mix(logits, x, last)
+        return logits if self.model.experts is None else self.mix(self.model.experts, logits, x, last)
 
     def embedding(self, last: Tensor) -> Tensor:
         """Normalised embedding (B, C) of the last of tokens (B, N) and the one before it."""
@@ -67,19 +67,11 @@ class Predictor:
         gate = torch.sigmoid(F.linear(x[:, : Attention.GATE_INPUTS], self.smear[None, 1:]))  # (B, 1)
         return rms_norm(x + self.smear[0] * gate * self.embed[last[:, -2]])
 
-    def rotation(self, positions: Tensor) -> tuple[Tensor, Tensor]:
-        """Cosines and sines (B, 1, R / 2) for positions (B,); the tables grow with them."""
-        if self.cache.longest > len(self.cos):
-            tables = rope_tables(2 * self.cache.longest, 2 * self.cos.size(-1), self.config.rope_base)
-            self.cos, self.sin = (table.to(positions.device) for table in tables)
-        return self.cos[positions], self.sin[positions]
-
-    def mix(self, logits: Tensor, x: Tensor, last: Tensor) -> Tensor:
+    def mix(self, experts: ngram.Experts, logits: Tensor, x: Tensor, last: Tensor) -> Tensor:
         """Log-probabilities (B, V) of network and experts together, after tokens (B, N)."""
-        experts = self.model.experts
         found = [expert.find_last(last) for expert in experts]
-        kinds = torch.stack([expert.kinds(*at) for expert, at in zip(experts, found, strict=True)], -1)
-        own, *others = self.model.weights(x, kinds).unbind(-1)
+        bins = torch.stack([expert.context_bins(*at) for expert, at in zip(experts, found, strict=True)], -1)
+        own, *others = self.model.weights(x, bins).unbind(-1)
         p = logits.softmax(-1).mul_(own[:, None])
         for expert, weight, at in zip(experts, others, found, strict=True):
             expert.mix(p, weight, *at)

@@ -23,27 +23,27 @@ FINEST, COARSEST = 0.02, 64.0
 APART = 16.0
 """The step of a row lies within this factor of the common one, in standard deviations of its matrix."""
 PRIOR = 0.25
-"""Of the sensitivity of a row, so much is its matrix's: a rare token's few gradients say little."""
+"""Shrinkage weight of a row's sensitivity towards the matrix mean: a rare token's few gradients say little."""
 SPAN = (2 * math.pi * math.e) ** 0.5
 """A normal number that is rounded to a multiple of a small step has an entropy of log2(SPAN / step) bits."""
-MOST = 32767
-"""Codes are at most so large: 40 standard deviations of the matrix in steps of FINEST / APART."""
+MAX_CODE = 32767
+"""40 standard deviations of the matrix in steps of FINEST / APART."""
 
 
 @dataclass(frozen=True)
-class Correction:
-    """What GPTQ needs to know about the inputs of a layer."""
+class InverseHessian:
+    """The inverse-Hessian factor of a layer, from its inputs: what GPTQ needs to know."""
 
     order: Tensor
     """The columns (C,), those with the largest inputs first, while there are many left to make up for them."""
     factor: Tensor
     """Row i of this (C, C) says how an error in the i-th of these columns is made up for by later ones: the upper
     Cholesky factor U of the inverse of the Gram matrix G; the identity, which makes up for nothing, if it has none."""
-    left: float
+    residual: float
     """The part of the squared error that is left then: the mean of 1 / U[i, i]^2 over that of G[i, i]."""
 
     @classmethod
-    def of(cls, gram: Tensor) -> "Correction":
+    def of(cls, gram: Tensor) -> "InverseHessian":
         """From the Gram matrix (C, C) of the inputs."""
         order, identity = gram.diagonal().argsort(descending=True), torch.eye(len(gram), device=gram.device)
         gram = gram[order][:, order]
@@ -58,14 +58,14 @@ class Correction:
 
 def calibrate(
     model: nn.Module, logits: Callable[[Tensor], Tensor], batches: Iterable[Tensor]
-) -> tuple[dict[str, Correction], dict[str, Tensor]]:
-    """A correction for each linear layer and the sensitivity of each row (R,) of each matrix, on batches of ids (B, T).
+) -> tuple[dict[str, InverseHessian], dict[str, Tensor]]:
+    """Inverse-Hessian factors of the linear layers and sensitivities of the rows (R,) of all matrices, on ids (B, T).
 
-    The embedding has no correction: what GPTQ gains for it as the head it loses twice as the input.
+    The embedding has no factor: what GPTQ gains for it as the head it loses twice as the input.
 
     `logits` (B, T, V) are the model's. Small errors e in the weights add e^T F e / 2 to the Kullback-Leibler divergence
-    of its predictions, with the Fisher information F: of that this is the diagonal, averaged by row. With targets drawn
-    from the predictions themselves the gradients of tokens have mean 0 and are independent, so the square of
+    of its predictions, with the Fisher information F: of that this is the diagonal, averaged by row. With targets
+    sampled from the predictions themselves the gradients of tokens have mean 0 and are independent, so the square of
     their sum is the sum of their squares, on average (arXiv:1503.05671). Raises ValueError if logits are not finite.
     """
     matrices = {name: p for name, p in model.named_parameters() if name.endswith("weight")}
@@ -82,18 +82,19 @@ def calibrate(
     hooks = [module.register_forward_pre_hook(partial(add, name)) for name, module in linear.items()]
     with torch.enable_grad():
         for ids in batches:
-            rows = logits(ids).flatten(0, 1)  # (N, V)
-            if not rows.isfinite().all():
+            predicted = logits(ids).flatten(0, 1)  # (N, V)
+            if not predicted.isfinite().all():
                 raise ValueError("predictions are no longer finite")
-            drawn = torch.multinomial(rows.detach().softmax(-1), 1, generator=generator).squeeze(1)
-            F.cross_entropy(rows, drawn, reduction="sum").backward()
+            sampled = torch.multinomial(predicted.detach().softmax(-1), 1, generator=generator).squeeze(1)
+            F.cross_entropy(predicted, sampled, reduction="sum").backward()
             for name, parameter in matrices.items():
+                assert parameter.grad is not None
                 sensitivity[name] += parameter.grad.float().square().mean(1)
             model.zero_grad(set_to_none=True)
             tokens += ids.numel()
     for hook in hooks:
         hook.remove()
-    return {name: Correction.of(gram) for name, gram in grams.items()}, {
+    return {name: InverseHessian.of(gram) for name, gram in grams.items()}, {
         name: s / tokens for name, s in sensitivity.items()
     }
 
@@ -105,7 +106,7 @@ def row_deviations(weight: Tensor) -> Tensor:
 
 
 def row_steps(
-    tensors: Mapping[str, Tensor], corrections: Mapping[str, Correction], sensitivity: Mapping[str, Tensor]
+    tensors: Mapping[str, Tensor], inverses: Mapping[str, InverseHessian], sensitivity: Mapping[str, Tensor]
 ) -> dict[str, Tensor]:
     """Steps (R,) of the rows of each matrix (R, C), such that every bit is worth the same.
 
@@ -114,12 +115,12 @@ def row_steps(
     sensitivity, times what GPTQ leaves. The geometric mean over all weights, in standard deviations of their matrix,
     is 1: so the size at a given step hardly depends on the model.
     """
-    most = max(float(s.mean()) for s in sensitivity.values())
+    largest = max(float(s.mean()) for s in sensitivity.values())
     deviations = {name: row_deviations(weight.flatten()[None]) for name, weight in tensors.items()}
     logs = {}
     for name in tensors:
-        k = sensitivity[name].lerp(sensitivity[name].mean(), PRIOR).clamp_min(max(1e-12 * most, 1e-30))
-        k = k * (corrections[name].left if name in corrections else 1.0)
+        k = sensitivity[name].lerp(sensitivity[name].mean(), PRIOR).clamp_min(max(1e-12 * largest, 1e-30))
+        k = k * (inverses[name].residual if name in inverses else 1.0)
         logs[name] = -0.5 * k.log() - deviations[name].log()
     count = sum(weight.numel() for weight in tensors.values())
     for bound in (math.log(APART), math.inf):  # centre, keep within bounds, and centre what is left
@@ -130,13 +131,13 @@ def row_steps(
 
 def round_nearest(weight: Tensor, step: Tensor) -> Tensor:
     """Codes (..., R, C) of weights (..., R, C) with steps (..., R)."""
-    return (weight / step[..., None]).round().clamp(-MOST, MOST)
+    return (weight / step[..., None]).round().clamp(-MAX_CODE, MAX_CODE)
 
 
-def round_gptq(weight: Tensor, step: Tensor, corrections: Sequence[Correction], block: int = 128) -> Tensor:
+def round_gptq(weight: Tensor, step: Tensor, inverses: Sequence[InverseHessian], block: int = 128) -> Tensor:
     """Codes (N, R, C) of weights (N, R, C) with steps (N, R), all N at once."""
     N, R, C = weight.shape
-    order, factor = torch.stack([c.order for c in corrections]), torch.stack([c.factor for c in corrections])
+    order, factor = torch.stack([c.order for c in inverses]), torch.stack([c.factor for c in inverses])
     left = weight.gather(2, order[:, None, :].expand(N, R, C)).clone()
     codes = torch.empty_like(left)
     for start in range(0, C, block):
@@ -144,7 +145,7 @@ def round_gptq(weight: Tensor, step: Tensor, corrections: Sequence[Correction], 
         errors = torch.empty_like(left[:, :, start:stop])
         for i in range(start, stop):
             column = left[:, :, i]
-            codes[:, :, i] = (column / step).round().clamp(-MOST, MOST)
+            codes[:, :, i] = (column / step).round().clamp(-MAX_CODE, MAX_CODE)
             error = (column - codes[:, :, i] * step) / factor[:, i, i, None]
             left[:, :, i + 1 : stop] -= error[:, :, None] * factor[:, None, i, i + 1 : stop]
             errors[:, :, i - start] = error
@@ -154,17 +155,17 @@ def round_gptq(weight: Tensor, step: Tensor, corrections: Sequence[Correction], 
 
 def quantize(
     tensors: Mapping[str, Tensor],
-    corrections: Mapping[str, Correction],
+    inverses: Mapping[str, InverseHessian],
     step: float,
     rows: Mapping[str, Tensor] | None = None,
 ) -> dict[str, Coded]:
     """Every matrix in steps of `step` times those of its rows, which are their deviations if not given.
 
-    By GPTQ where there is a correction. Those of one shape are done together.
+    By GPTQ where there is a factor. Those of one shape are done together.
     """
     groups: dict[tuple[torch.Size, bool], list[str]] = {}
     for name, tensor in tensors.items():
-        groups.setdefault((tensor.shape, name in corrections), []).append(name)
+        groups.setdefault((tensor.shape, name in inverses), []).append(name)
     coded: dict[str, Coded] = {}
     for (_, gptq), names in groups.items():
         weights = torch.stack([tensors[name].detach().float() for name in names])  # (N, R, C)
@@ -173,7 +174,7 @@ def quantize(
         scales = (SCALES * torch.log2(wanted / wanted.new_tensor(bases)[:, None])).round()
         steps = torch.exp2(scales / SCALES) * wanted.new_tensor(bases)[:, None]
         if gptq:
-            codes = round_gptq(weights, steps, [corrections[name] for name in names])
+            codes = round_gptq(weights, steps, [inverses[name] for name in names])
         else:
             codes = round_nearest(weights, steps)
         for name, base, scale, code in zip(names, bases, scales.int().cpu(), codes.int().cpu(), strict=True):
@@ -187,34 +188,34 @@ def bits(step: float) -> float:
 
 
 AIMS = 0.9995, 0.9995, 0.999, 0.998, 0.97
-"""Parts of the limit that each try's successor is meant to fill: the last ones rather fit than fill it."""
+"""Fractions of the limit that the tries aim at: the last ones rather fit than fill it."""
 
 
 def fit(dump: Callable[[float], bytes], limit: int, weights: int, finest: float) -> tuple[bytes, float]:
     """The largest of `dump(step)` with at most `limit` bytes that a few tries find, and its step.
 
-    The size rises about linearly with `bits(step)` (secant method), at first as for so many normal `weights`. Unless
-    the finest step fits, all tries are made, and more if none fits: so packing for practice takes as long as under the
-    clock. Raises ValueError, with the size, when even the coarsest is too large.
+    Secant method within a bracket, over `bits(step)`, in which the size is nearly linear. Unless the finest step fits,
+    all tries are made, and more if none fits: so packing for practice takes as long as under the clock. Raises
+    ValueError, with the size, when even the coarsest is too large.
     """
-    slope, small, large = weights / 8, bits(COARSEST), math.inf  # what fits and what does not, as bits
-    best, tries, last = (b"", 0.0), 0, (0.0, 0)
-    most = bits(finest)
-    at = min(max(small, limit / slope), most)
-    while (tries < len(AIMS) and small < most) or not best[0]:
+    coarsest, top = bits(COARSEST), bits(finest)
+    fits, too_large, best, tries = coarsest, math.inf, (b"", 0.0), 0
+    slope = weights / 8  # bytes for each bit, at first as for normal weights
+    last, at = (0.0, 0), min(max(coarsest, limit / slope), top)
+    while (tries < len(AIMS) and fits < top) or not best[0]:
         step = SPAN / (2**at - 1)
-        data, aim = dump(step), AIMS[min(tries, len(AIMS) - 1)]
-        size, tries = len(data), tries + 1
-        if size <= limit:
-            best, small = max(best, (data, step), key=lambda found: len(found[0])), at
-        elif at > small:
-            large = at
+        data = dump(step)
+        if len(data) <= limit:
+            best, fits = max(best, (data, step), key=lambda found: len(found[0])), at
+        elif at > coarsest:
+            too_large = at
         else:
-            raise ValueError(f"take {size:,} bytes at the coarsest step")
-        if tries > 1 and at != last[0]:
-            slope = max((size - last[1]) / (at - last[0]), slope / 2)
-        last = at, size
-        at = min(at + (aim * limit - size) / slope, most)
-        if tries > 10 or not small < at < large:
-            at = (small + min(large, most)) / 2 if best[0] else small
+            raise ValueError(f"take {len(data):,} bytes at the coarsest step")
+        # The line through the last two tries says where the size is the aim; noise must not make it too flat ...
+        slope = max((len(data) - last[1]) / (at - last[0]), slope / 2) if tries else slope
+        aim = AIMS[min(tries, len(AIMS) - 1)] * limit
+        last, at, tries = (at, len(data)), min(at + (aim - len(data)) / slope, top), tries + 1
+        # ... and bisection takes over where that leaves the bracket, or has not found anything that fits for long.
+        if tries > 10 or not fits < at < too_large:
+            at = (fits + min(too_large, top)) / 2 if best[0] else coarsest
     return best

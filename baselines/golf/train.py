@@ -11,10 +11,9 @@ import signal
 if __name__ == "__main__" and signal.getsignal(signal.SIGINT) is signal.default_int_handler:
     signal.signal(signal.SIGINT, signal.SIG_DFL)  # Ctrl-C during the imports: an end without a traceback
 
-import argparse
 import sys
 import tempfile
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import partial
 from itertools import islice
@@ -25,6 +24,7 @@ import coder
 import muon
 import ngram
 import numpy as np
+import numpy.typing as npt
 import quant
 import torch
 from model import GPT, GPTConfig
@@ -36,9 +36,11 @@ from pgolf.data.shards import count_tokens, first_tokens
 from pgolf.errors import Refused
 from pgolf.train import loop, optim
 from pgolf.train.ranks import Ranks
-from pgolf.train.settings import run_trainer
+from pgolf.train.settings import FromData, Options
 
 CALIBRATION_BATCHES = 16
+FRAMING = 1024
+"""Bytes that the weights add beside themselves: the tar's padding, and the frame's block headers, 3 in 128 KiB."""
 DIVERGED = "training diverged; lower the learning rates"
 DESCRIPTION = "Train the strong baseline under the clock and pack the artifact."
 HERE = Path(__file__).parent
@@ -51,19 +53,20 @@ SOURCE = {path.name: path.read_bytes() for path in (CACHE, *HERE.glob("*.py")) i
 class Settings(GPTConfig):
     """Shape and switches of the model (see GPTConfig) and recipe; the defaults are for 8 H100."""
 
+    vocab_size: FromData = 8192
     batch_tokens: int = 786_432
     """Tokens per step, all ranks together."""
     micro_tokens: int = 98_304
-    """Most tokens that one rank takes through the model at once."""
+    """Largest number of tokens that one rank takes through the model at once."""
     loop_at: float = 0.35
-    """Depth recurrence is switched on when so much of the run is done."""
-    matrix_lr: float = 0.023
-    table_lr: float = 0.03
-    vector_lr: float = 0.02
+    """Depth recurrence is switched on at this fraction of the run."""
+    matrix_lr: float = 0.023  # Learning rate of matrices (Muon).
+    table_lr: float = 0.03  # Learning rate of the embedding (Adam).
+    vector_lr: float = 0.02  # Learning rate of vectors (Adam).
     weight_decay: float = 0.09
     """Decoupled, for matrices and tables (contest: smaller weights are cheaper to code); laptop: -0.003 ± 0.004."""
-    momentum: float = 0.97
-    momentum_start: float = 0.85
+    momentum: float = 0.97  # Of Muon, after momentum_steps.
+    momentum_start: float = 0.85  # Of Muon, at the first step.
     momentum_steps: int = 500
     """Muon's momentum goes from `momentum_start` to `momentum` over these steps."""
     polar: bool = True
@@ -71,9 +74,9 @@ class Settings(GPTConfig):
     row_norm: bool = True
     """Muon's rows get equal length before they are orthogonalised (contest); laptop: -0.002 ± 0.005."""
     warmdown: float = 0.7
-    """The learning rates fall linearly over the last so much of the run (arXiv:2405.18392) ..."""
+    """The learning rates fall linearly over this last fraction of the run (arXiv:2405.18392) ..."""
     floor: float = 0.1
-    """... to this part of their height (contest: 0.1)."""
+    """The learning rates end at this fraction of their height (contest: 0.1)."""
     ema: float = 0.997
     """The packed weights are a moving average over the steps with this decay (contest); 0: the last ones."""
 
@@ -85,24 +88,24 @@ class Settings(GPTConfig):
     """Finer steps for the rows whose rounding changes most what the model predicts, instead of by their deviation."""
     finest: float = 0.04
     """Smallest step in standard deviations, when there is room to spare: about 6.7 bits per weight."""
-    ngram_least: int = 2
+    ngram_min_count: int = 2
     """Rarer n-grams are dropped; more and first the longest, where they take over a third of the limit."""
     ngram_tokens: int = 16_777_216
-    """The first so many training tokens are counted: some 5 s of the clock for each million."""
+    """Training tokens that are counted, the first ones: some 5 s of the clock for each million."""
     limit: int = 0
     """Largest artifact in bytes; 0: the track's."""
 
     warmup_steps: int = 20
-    """Steps on made-up tokens before the clock; undone afterwards."""
+    """Steps on random tokens before the clock; undone afterwards."""
     bf16: bool = True
     """Matrix products in bf16, on a GPU and on the CPUs that are faster with it; 0: all in fp32."""
-    compile: bool = True
-    log_every: int = 50
+    compile: bool = True  # Use torch.compile, if it works here.
+    log_every: int = 50  # Steps from one line of the log to the next.
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        least_one = "batch_tokens", "micro_tokens", "momentum_steps", "warmup_steps", "log_every", "calibration_tokens"
-        for name in (*least_one, "ngram_least", "ngram_tokens"):
+        positive = "batch_tokens", "micro_tokens", "momentum_steps", "warmup_steps", "log_every", "calibration_tokens"
+        for name in (*positive, "ngram_min_count", "ngram_tokens"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} is {getattr(self, name)}; it must be at least 1")
         for name in ("loop_at", "momentum", "momentum_start", "warmdown", "floor", "ema"):
@@ -171,7 +174,7 @@ PRESETS = {"main": Settings(), "laptop": LAPTOP, "unlimited": Settings(), "middl
 
 
 class Trainer:
-    """Optimizer, averaged weights and counts; what training and packing do (see loop.Trainer)."""
+    """Optimizer, averaged weights and counts (see loop.Trainer)."""
 
     def __init__(self, run: loop.Run) -> None:
         s = run.settings
@@ -190,14 +193,14 @@ class Trainer:
 
     def stages(self) -> Sequence[Callable[[Tensor], object]]:
         depths = dict.fromkeys(map(self.settings.depth, (0.0, 1.0)))  # each once
-        return [partial(self.practise, depth) for depth in depths]
+        return [partial(self.warm_up_step, depth) for depth in depths]
 
-    def practise(self, depth: int, ids: Tensor) -> None:
-        made_up: tuple[Tensor, ...] = ()
+    def warm_up_step(self, depth: int, ids: Tensor) -> None:
+        dummy: tuple[Tensor, ...] = ()
         if self.settings.ngram:
             shape = *ids.shape, self.settings.ngram - 1
-            made_up = torch.full(shape, 0.1, device=ids.device), torch.ones(shape, dtype=torch.uint8, device=ids.device)
-        self.take_step(0, 1.0, depth, ids, ids, *made_up)
+            dummy = torch.full(shape, 0.1, device=ids.device), torch.ones(shape, dtype=torch.uint8, device=ids.device)
+        self.take_step(0, 1.0, depth, ids, ids, *dummy)
 
     def step(self, step: int, left: float, done: float, ids: Tensor, targets: Tensor) -> tuple[Tensor, float]:
         s, scale = self.settings, self.settings.lr_scale(done)
@@ -205,7 +208,7 @@ class Trainer:
         return self.take_step(step, scale, s.depth(done), ids, targets, *experts), scale
 
     def take_step(self, step: int, scale: float, depth: int, *batch: Tensor) -> Tensor:
-        """One step on ids, targets (B, T) and what experts said; returns the loss."""
+        """One step on ids, targets (B, T), and the experts' probabilities and bins; returns the loss."""
         s = self.settings
         loss = loop.gradients(partial(self.run.forward, loops=depth), batch, s.micro_tokens // s.context)
         loss, self.depth = self.optimizer.step(scale, loop.momentum(s, step), loss), depth
@@ -218,35 +221,25 @@ class Trainer:
     def save(self, path: Path, feed: Iterator[tuple[Tensor, Tensor]]) -> tuple[dict[str, Any], str]:
         """Calibrate, quantise to what fits, and pack."""
         run, s, limit = self.run, self.settings, limit_of(self.run)
-        members = loop.members(run, SOURCE, "golf baseline", packages=["torch", "numpy", "constriction"])
-        if s.ngram:  # in the warm-up: as large as they get, and as hard to compress
-            members["counts.bin"] = self.counted.packed if self.counted else np.random.bytes(counts_limit(run))
+        members = self.members()
+        # The average predicts better than the last weights, so calibration looks at it, too.
         for weight, mean in zip(self.weights, self.average, strict=False):
             weight.copy_(mean)
         state = {name: tensor.detach().float() for name, tensor in run.model.state_dict().items()}
         if not all(bool(tensor.isfinite().all()) for tensor in state.values()):
             raise Refused(f"weights are no longer finite: {DIVERGED}")
-        matrices = {name: t for name, t in state.items() if name.endswith("weight")}
-        plain = {name: t.cpu().numpy() for name, t in state.items() if name not in matrices}
         try:
-            corrections, sensitivity = calibrate(run, feed, self.depth)
+            inverses, sensitivity = calibrate(run, feed, self.depth)
         except ValueError as error:
             raise Refused(f"{error}: {DIVERGED}") from None
-        corrections = corrections if s.gptq else {}
-        rows = quant.row_steps(matrices, corrections, sensitivity) if s.balance else None
-        config = asdict(replace(run.model.config, loops=self.depth))  # a run that was stopped may not have come to them
-
-        def dump(step: float) -> bytes:
-            return coder.dumps(config, quant.quantize(matrices, corrections, step, rows), plain)
-
-        without = size_of({**members, "weights.bin": b""}, path, rules.track(run.args.track).artifact_bytes)
-        count = sum(map(Tensor.numel, matrices.values()))
-        room = limit - without - 1024  # for the tar's padding and the frame's block headers, 3 bytes in 128 KiB
+        # All other members are packed once, to know the room that the weights may fill.
+        taken = size_of({**members, "weights.bin": b""}, path, rules.track(run.options.track).artifact_bytes)
+        quantise, count = self.quantiser(state, inverses if s.gptq else {}, sensitivity)
         try:
-            weights, step = quant.fit(dump, room, count, s.finest)
+            weights, step = quant.fit(quantise, limit - taken - FRAMING, count, s.finest)
         except ValueError as error:
             raise Refused(
-                f"the artifact cannot fit its limit of {limit:,} bytes: code, tokenizer and counts take {without:,}, "
+                f"the artifact cannot fit its limit of {limit:,} bytes: code, tokenizer and counts take {taken:,}, "
                 f"{count:,} weights {error}; choose a smaller shape or vocabulary"
             ) from None
         size, bits = pack({**members, "weights.bin": weights}, path, limit), 8 * len(weights) / count
@@ -256,53 +249,80 @@ class Trainer:
             f"(finest {s.finest:g})"
         )
 
+    def members(self) -> dict[str, bytes]:
+        """The artifact without its weights."""
+        run, packages = self.run, ["torch", "numpy", "constriction"]
+        members = loop.members(run.data, run.options.track, SOURCE, "golf baseline", packages=packages)
+        if self.counted:
+            members["counts.bin"] = self.counted.packed
+        elif self.settings.ngram:  # in the warm-up: as large as they get, and as hard to compress
+            members["counts.bin"] = np.random.bytes(counts_limit(run))
+        return members
+
+    def quantiser(
+        self,
+        state: Mapping[str, Tensor],
+        inverses: Mapping[str, quant.InverseHessian],
+        sensitivity: Mapping[str, Tensor],
+    ) -> tuple[Callable[[float], bytes], int]:
+        """A function from a step in standard deviations to the bytes of the weights, and their number."""
+        matrices = {name: t for name, t in state.items() if name.endswith("weight")}
+        plain = {name: t.cpu().numpy() for name, t in state.items() if name not in matrices}
+        rows = quant.row_steps(matrices, inverses, sensitivity) if self.settings.balance else None
+        # A run that was stopped may not have come to its loops.
+        config = asdict(replace(self.run.model.config, loops=self.depth))
+
+        def quantise(step: float) -> bytes:
+            return coder.dumps(config, quant.quantize(matrices, inverses, step, rows), plain)
+
+        return quantise, sum(map(Tensor.numel, matrices.values()))
+
 
 def limit_of(run: loop.Run) -> int:
-    track = rules.track(run.args.track).artifact_bytes
+    track = rules.track(run.options.track).artifact_bytes
     return min(run.settings.limit or track, track)
 
 
 def counts_limit(run: loop.Run) -> int:
-    """Most bytes that the counts of n-grams may take."""
+    """Largest size of the counts of n-grams in bytes."""
     return limit_of(run) // 3
 
 
 def size_of(members: dict[str, bytes], path: Path, limit: int) -> int:
-    """Bytes of an artifact of these members, tried out beside `path`."""
+    """Bytes of an artifact of these members, packed beside `path`."""
     with tempfile.TemporaryDirectory(dir=path.parent, prefix=".size-") as folder:
         return pack(members, Path(folder) / path.name, limit)
 
 
 class Counted:
-    """The experts of the first training tokens: packed, and what they say about a token with its fold left out."""
+    """The experts of the first training tokens: packed, and their cross-fitted probabilities of these tokens."""
 
     def __init__(self, run: loop.Run, limit: int) -> None:
         s, ranks, shards = run.settings, run.ranks, run.data.train_shards
         tokens = first_tokens(shards, s.vocab_size, s.ngram_tokens).astype(np.int64)
         tables = ngram.count(tokens, s.vocab_size, s.ngram)
-        least, packed = ngram.fit(tables, s.vocab_size, s.ngram_least, limit)
-        told = [ngram.held_out(tokens, s.vocab_size, order, least[order - 1]) for order in range(2, s.ngram + 1)]
-        said, kinds = zip(*told, strict=True)
-        self.packed, self.device, self.pinned, self.context = packed, ranks.device, ranks.gpu, s.context
-        self.said, self.kinds = np.stack(said, -1), np.stack(kinds, -1)  # (N, E)
-        self.experts = ngram.Experts(s.vocab_size, ngram.thin(tables, least)).to(ranks.device)
+        min_counts, self.packed = ngram.fit(tables, s.vocab_size, s.ngram_min_count, limit)
+        fitted = [ngram.cross_fitted(tokens, s.vocab_size, n, min_counts[n - 1]) for n in range(2, s.ngram + 1)]
+        self.probs, self.bins = (np.stack(arrays, -1) for arrays in zip(*fitted, strict=True))  # (N, E)
+        self.experts = ngram.Experts(s.vocab_size, ngram.prune(tables, min_counts)).to(ranks.device)
+        self.device, self.pinned, self.context = ranks.device, ranks.gpu, s.context
         own = s.batch_tokens // ranks.world
         self.targets = ranks.rank * own + 1 + np.arange(own)  # positions in the stream of this rank's first targets
         self.step = s.batch_tokens
         self.length = count_tokens(shards)
 
     def batch(self, step: int, ids: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
-        """For ids and targets (B, T) of batch number `step`, (B, T, E): what the experts say, and kinds of contexts."""
+        """The experts' probabilities and context bins (B, T, E) for ids and targets (B, T) of batch number `step`."""
         at = (self.targets + step * self.step) % self.length
-        counted = at < len(self.said)
-        said, kinds = (self.ready(array[np.where(counted, at, 0)]) for array in (self.said, self.kinds))
+        counted = at < len(self.probs)
+        probs, bins = (self.ready(array[np.where(counted, at, 0)]) for array in (self.probs, self.bins))
         if counted.all():
-            return said, kinds
+            return probs, bins
         mask = self.ready(counted[:, None])
-        new = self.experts.say(ids, targets), self.experts.kinds(ids).to(kinds.dtype)
-        return torch.where(mask, said, new[0]), torch.where(mask, kinds, new[1])
+        others = self.experts.probs(ids, targets), self.experts.context_bins(ids).to(bins.dtype)
+        return torch.where(mask, probs, others[0]), torch.where(mask, bins, others[1])
 
-    def ready(self, array: np.ndarray) -> Tensor:
+    def ready(self, array: npt.NDArray[Any]) -> Tensor:
         """An array (B * T, E) on the device, as (B, T, E)."""
         tensor = torch.from_numpy(array).view(-1, self.context, array.shape[1])
         return (tensor.pin_memory() if self.pinned else tensor).to(self.device, non_blocking=True)
@@ -310,27 +330,23 @@ class Counted:
 
 def calibrate(
     run: loop.Run, feed: Iterator[tuple[Tensor, Tensor]], depth: int
-) -> tuple[dict[str, quant.Correction], dict[str, Tensor]]:
-    """What quantising needs to know (see quant.calibrate), from about the next `calibration_tokens` of the feed."""
+) -> tuple[dict[str, quant.InverseHessian], dict[str, Tensor]]:
+    """Inverse-Hessian factors and sensitivities (see quant.calibrate), from the next `calibration_tokens` or so."""
     model, s = run.model, run.settings
-    most = min(s.micro_tokens, s.batch_tokens // run.ranks.world, s.calibration_tokens // CALIBRATION_BATCHES)
-    at_once = max(1, most // s.context)
+    tokens = min(s.micro_tokens, s.batch_tokens // run.ranks.world, s.calibration_tokens // CALIBRATION_BATCHES)
+    at_once = max(1, tokens // s.context)
     parts = (part for ids, _ in feed for part in ids.split(at_once))
     count = max(1, s.calibration_tokens // (at_once * s.context))
     return quant.calibrate(model, partial(model, loops=depth), islice(parts, count))
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    return run_trainer(argv, DESCRIPTION, PRESETS, train_and_pack)
+    return loop.main(argv, DESCRIPTION, PRESETS, build, Trainer, SOURCE)
 
 
-def train_and_pack(args: argparse.Namespace, settings: Settings, ranks: Ranks) -> None:
-    loop.train_and_pack(build(args, settings, ranks), Trainer, SOURCE)
-
-
-def build(args: argparse.Namespace, settings: Settings, ranks: Ranks) -> loop.Run:
+def build(options: Options, settings: Settings, ranks: Ranks) -> loop.Run:
     orthogonalize = partial(muon.orthogonalize, polar=settings.polar, row_norm=settings.row_norm)
-    return loop.build(args, settings, ranks, GPT, GPTConfig, orthogonalize)
+    return loop.build(options, settings, ranks, GPT, GPTConfig, orthogonalize)
 
 
 if __name__ == "__main__":

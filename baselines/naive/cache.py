@@ -1,10 +1,12 @@
 """Keys and values of the last tokens of each lane, for predictors that are shown one token a lane and step."""
 
+from collections.abc import Callable
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-BLOCK = 32  # tokens; attention reads so many more at a time while the lanes are short
+BLOCK = 32  # tokens: attention reads a multiple of it while the lanes are short
 
 
 class Cache:
@@ -15,9 +17,22 @@ class Cache:
     """
 
     def __init__(
-        self, layers: int, lanes: int, context: int, kv_heads: int, width: int, dtype: torch.dtype, device: torch.device
+        self,
+        layers: int,
+        lanes: int,
+        context: int,
+        kv_heads: int,
+        width: int,
+        dtype: torch.dtype,
+        device: torch.device,
+        tables: Callable[[int], tuple[Tensor, Tensor]],
     ) -> None:
-        """Empty, for `lanes` lanes and `layers` attention layers with `kv_heads` heads of `width` dimensions."""
+        """Empty, for `lanes` lanes and `layers` attention layers with `kv_heads` heads of `width` dimensions.
+
+        `tables` gives the cosines and sines (N, 1, R / 2) of the first N positions.
+        """
+        self.tables = tables
+        self.cos, self.sin = (table.to(device) for table in tables(context))
         shape = layers, lanes, context, kv_heads, width
         self.context = context
         self.keys = torch.zeros(shape, dtype=dtype, device=device)
@@ -31,10 +46,11 @@ class Cache:
         self.length = 0  # slots of each ring that attention reads
         self.mask: Tensor | None = None  # (B, 1, 1, length), where some of these are empty
 
-    def enter(self, lane: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    def enter(self, lane: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """Make room for a token in each of the lanes (B,).
 
-        Returns the lane index of each row, the row of each lane, and each row's position; all (B,).
+        Returns the lane index of each row (B,), the row of each lane (B,), and cosines and sines (B, 1, R / 2) of each
+        row's position.
         """
         if not torch.equal(lane, self.active):
             self.move(lane)
@@ -48,7 +64,9 @@ class Cache:
         self.mask = None
         if empty.any():
             self.mask = self.keys.new_zeros(empty.shape).masked_fill_(empty, -torch.inf)[:, None, None]
-        return self.order, self.places, positions
+        if self.longest > len(self.cos):
+            self.cos, self.sin = (table.to(lane.device) for table in self.tables(2 * self.longest))
+        return self.order, self.places, self.cos[positions], self.sin[positions]
 
     def move(self, lane: Tensor) -> None:
         """Bring the lanes (B,) to the first rows by swapping them with others; what is there already stays."""

@@ -27,15 +27,15 @@ class GPTConfig:
     vocab_size: int = 1024
     context: int = 1024
     """Longest sequence in tokens."""
-    layers: int = 9
-    dim: int = 512
-    heads: int = 8
-    kv_heads: int = 4
-    mlp_ratio: int = 2
-    rope_base: float = 10000.0
-    qk_gain: float = 1.5
-    softcap: float = 30.0
-    embed_std: float = 0.005
+    layers: int = 9  # Transformer blocks.
+    dim: int = 512  # Width of the residual stream.
+    heads: int = 8  # Query heads.
+    kv_heads: int = 4  # Key and value heads, each shared by heads / kv_heads query heads.
+    mlp_ratio: int = 2  # Hidden width of the MLP over dim.
+    rope_base: float = 10000.0  # Base of the rotary frequencies.
+    qk_gain: float = 1.5  # Initial gain of each query head.
+    softcap: float = 30.0  # Logits are softcap * tanh(logits / softcap).
+    embed_std: float = 0.005  # Standard deviation of the initial embedding.
 
     def __post_init__(self) -> None:
         for field in fields(GPTConfig):
@@ -98,7 +98,8 @@ class Attention(nn.Module):
         k = rotate(rms_norm(k), cos, sin)
         q, k, v = q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2)  # (B, H, T, D)
         y = F.scaled_dot_product_attention(q, k, v, is_causal=True, enable_gqa=self.grouped)
-        return self.out(y.transpose(1, 2).reshape(B, T, C))
+        out: Tensor = self.out(y.transpose(1, 2).reshape(B, T, C))
+        return out
 
 
 class MLP(nn.Module):
@@ -108,7 +109,8 @@ class MLP(nn.Module):
         self.down = Linear(config.mlp_ratio * config.dim, config.dim, zero=True)
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.down(F.relu(self.up(x)).square())
+        out: Tensor = self.down(F.relu(self.up(x)).square())
+        return out
 
 
 class Block(nn.Module):
@@ -124,7 +126,8 @@ class Block(nn.Module):
         mix = self.mix.to(x.dtype)
         x = mix[0] * x + mix[1] * x0
         x = x + self.attn_scale.to(x.dtype) * self.attn(rms_norm(x), cos, sin)
-        return x + self.mlp_scale.to(x.dtype) * self.mlp(rms_norm(x))
+        x = x + self.mlp_scale.to(x.dtype) * self.mlp(rms_norm(x))
+        return x
 
 
 class GPT(nn.Module):

@@ -4,7 +4,9 @@ What the model computes for whole windows while training is computed here token 
 cache. Every token attends to the last `context` tokens of its lane.
 """
 
+from functools import partial
 from pathlib import Path
+from typing import cast
 
 import quant
 import torch
@@ -29,21 +31,20 @@ def load_model(root: Path, device: torch.device) -> GPT:
 
 class Predictor:
     def __init__(self, model: GPT, lanes: int) -> None:
-        self.config, self.device = model.config, model.cos.device
-        config, width = self.config, self.config.dim // self.config.heads
+        self.config = config = model.config
+        width = config.dim // config.heads
         self.head = model.embed.weight.detach().to(model.dtype)
         self.embed = rms_norm(self.head)
         self.skip = model.skip.detach().to(model.dtype)
-        self.layers = [Layer(block, model.dtype) for block in model.blocks]
+        self.layers = [Layer(cast(Block, block), model.dtype) for block in model.blocks]
         shape = config.layers, lanes, config.context, config.kv_heads, width
-        self.cache = Cache(*shape, model.dtype, self.device)
-        self.cos, self.sin = model.cos, model.sin
+        tables = partial(rope_tables, width=width, base=config.rope_base)
+        self.cache = Cache(*shape, model.dtype, model.cos.device, tables)
 
     @torch.inference_mode()
     def step(self, ids: Tensor, lane: Tensor) -> Tensor:
         """Logits (B, V) of the next token in each lane (B,), whose last token is in ids (B,)."""
-        order, places, positions = self.cache.enter(lane)
-        cos, sin = self.rotation(positions)
+        order, places, cos, sin = self.cache.enter(lane)
         x = x0 = self.embed[ids[order]]  # (B, C)
         skips: list[Tensor] = []
         for i, layer in enumerate(self.layers):
@@ -55,14 +56,6 @@ class Predictor:
                 skips.append(x)
         logits = F.linear(normed(x)[places], self.head).float()  # (B, V)
         return logits.div_(self.config.softcap).tanh_().mul_(self.config.softcap)
-
-    def rotation(self, positions: Tensor) -> tuple[Tensor, Tensor]:
-        """Cosines and sines (B, 1, D / 2) for positions (B,); the tables grow with them."""
-        if self.cache.longest > len(self.cos):
-            width = 2 * self.cos.size(-1)
-            tables = rope_tables(2 * self.cache.longest, width, self.config.rope_base)
-            self.cos, self.sin = (table.to(self.device) for table in tables)
-        return self.cos[positions], self.sin[positions]
 
 
 class Layer:
@@ -92,5 +85,5 @@ def normed(x: Tensor) -> Tensor:
     """As rms_norm, which takes twice as long for few rows in fp32 on a CPU."""
     if x.dtype != torch.float32:
         return rms_norm(x)
-    length = torch.linalg.vector_norm(x, dim=-1, keepdim=True)
+    length: Tensor = torch.linalg.vector_norm(x, dim=-1, keepdim=True)
     return x * length.square_().div_(x.size(-1)).add_(EPS).rsqrt_()

@@ -11,7 +11,6 @@ import signal
 if __name__ == "__main__" and signal.getsignal(signal.SIGINT) is signal.default_int_handler:
     signal.signal(signal.SIGINT, signal.SIG_DFL)  # Ctrl-C during the imports: an end without a traceback
 
-import argparse
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
@@ -26,32 +25,33 @@ from pgolf import rules
 from pgolf.artifact import pack
 from pgolf.train import loop, optim
 from pgolf.train.ranks import Ranks
-from pgolf.train.settings import run_trainer
+from pgolf.train.settings import FromData, Options
 
 
 @dataclass(frozen=True)
 class Settings(GPTConfig):
     """Shape of the model (see GPTConfig) and recipe; the defaults are the contest's for 8 H100."""
 
+    vocab_size: FromData = 1024
     batch_tokens: int = 524_288
     """Tokens per step, all ranks together."""
     micro_tokens: int = 65_536
-    """Most tokens that one rank takes through the model at once."""
-    matrix_lr: float = 0.04
-    embed_lr: float = 0.05
-    vector_lr: float = 0.04
-    momentum: float = 0.95
-    momentum_start: float = 0.85
+    """Largest number of tokens that one rank takes through the model at once."""
+    matrix_lr: float = 0.04  # Learning rate of matrices (Muon).
+    embed_lr: float = 0.05  # Learning rate of the embedding (Adam).
+    vector_lr: float = 0.04  # Learning rate of vectors (Adam).
+    momentum: float = 0.95  # Of Muon, after momentum_steps.
+    momentum_start: float = 0.85  # Of Muon, at the first step.
     momentum_steps: int = 500
     """Muon's momentum goes from `momentum_start` to `momentum` over these steps."""
     warmdown_steps: int = 1200
-    """The learning rates fall to 0 over the last so many steps, or over the time that so many take."""
+    """The learning rates fall to 0 over this many last steps, or over the time that they take."""
     warmup_steps: int = 20
-    """Steps on made-up tokens before the clock; undone afterwards."""
+    """Steps on random tokens before the clock; undone afterwards."""
     bf16: bool = True
     """Matrix products in bf16, on a GPU and on the CPUs that are faster with it; 0: all in fp32."""
-    compile: bool = True
-    log_every: int = 50
+    compile: bool = True  # Use torch.compile, if it works here.
+    log_every: int = 50  # Steps from one line of the log to the next.
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -62,7 +62,7 @@ class Settings(GPTConfig):
             raise ValueError(f"batch_tokens {self.batch_tokens} is not a multiple of the context {self.context}")
 
     def lr_scale(self, step: int, left: float) -> float:
-        """Factor for the learning rates at step number `step`, with so many steps `left`."""
+        """Factor for the learning rates at step number `step`, with `left` steps to go."""
         return min(1.0, left / min(self.warmdown_steps, step + left))
 
 
@@ -106,7 +106,7 @@ class Trainer:
         self.optimizer = optim.Optimizer(run.model, **rates, orthogonalize=run.orthogonalize)
 
     def begin(self) -> None:
-        """Nothing but steps."""
+        """Nothing to prepare."""
 
     def stages(self) -> Sequence[Callable[[Tensor], object]]:
         return [lambda ids: self.step(0, 1.0, 0.0, ids, ids)]
@@ -117,23 +117,19 @@ class Trainer:
         return self.optimizer.step(scale, loop.momentum(self.settings, step), loss), scale
 
     def save(self, path: Path, feed: Iterator[tuple[Tensor, Tensor]]) -> tuple[dict[str, Any], str]:
-        limit = rules.track(self.run.args.track).artifact_bytes
-        members = loop.members(self.run, SOURCE, "naive baseline")
+        limit = rules.track(self.run.options.track).artifact_bytes
+        members = loop.members(self.run.data, self.run.options.track, SOURCE, "naive baseline")
         members["weights.bin"] = quant.dumps(asdict(self.run.model.config), self.run.model.state_dict())
         size = pack(members, path, limit)
         return {"artifact_bytes": size}, f"{size:,} bytes of {limit:,}"
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    return run_trainer(argv, DESCRIPTION, PRESETS, train_and_pack)
+    return loop.main(argv, DESCRIPTION, PRESETS, build, Trainer, SOURCE)
 
 
-def train_and_pack(args: argparse.Namespace, settings: Settings, ranks: Ranks) -> None:
-    loop.train_and_pack(build(args, settings, ranks), Trainer, SOURCE)
-
-
-def build(args: argparse.Namespace, settings: Settings, ranks: Ranks) -> loop.Run:
-    return loop.build(args, settings, ranks, GPT, GPTConfig, optim.orthogonalize)
+def build(options: Options, settings: Settings, ranks: Ranks) -> loop.Run:
+    return loop.build(options, settings, ranks, GPT, GPTConfig, optim.orthogonalize)
 
 
 if __name__ == "__main__":

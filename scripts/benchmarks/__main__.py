@@ -4,7 +4,6 @@ import argparse
 import array
 import contextlib
 import dataclasses
-import importlib
 import itertools
 import json
 import shutil
@@ -32,6 +31,7 @@ from pgolf.score import schedule, tokenization
 from pgolf.score.devices import Runtime
 from pgolf.score.schedule import Targets
 from pgolf.score.score import Options, score
+from pgolf.submission.modules import loaded, unpacked
 
 
 def main() -> None:
@@ -70,7 +70,7 @@ def main() -> None:
     command.add_argument("--processes", type=int, default=1, help="GPUs")
     command.add_argument("--track", default="main", choices=rules.TRACKS)
     command.add_argument("--documents", type=int, metavar="N", help="score our two on the first N documents only")
-    command.add_argument("--no-sandbox", action="store_true", help="score unboxed")
+    command.add_argument("--no-sandbox", action="store_true", help="score without the sandbox")
     command.add_argument("--naive-set", action="append", default=[], metavar="KEY=VALUE")
     command.add_argument("--golf-set", action="append", default=[], metavar="KEY=VALUE")
     command.add_argument("--out", type=Path, default=Path("runs/speed"), help="folder of the runs")
@@ -124,15 +124,8 @@ def plain_loop(artifact: Artifact, encoded: list[np.ndarray]) -> float:
     manifest = artifact.manifest
     targets = Targets.of(manifest, encoded)
     count = schedule.count(manifest, len(encoded), len(targets.tokens))
-    with tempfile.TemporaryDirectory() as folder:
-        for name, data in artifact.members.items():
-            (Path(folder) / name).write_bytes(data)
-        sys.path.insert(0, folder)
-        try:
-            module = importlib.import_module("predict")
-            predictor = module.load(Path(folder), torch.device("cpu"), manifest.lanes, count)
-        finally:
-            sys.path.remove(folder)
+    with unpacked(artifact.members) as folder, loaded(folder) as own:
+        predictor = own.predict.load(folder, torch.device("cpu"), manifest.lanes, count)
     walk, total = schedule.steps(manifest, count), 0.0
     step = schedule.begin(walk)
     while step is not None:

@@ -4,13 +4,11 @@ The shape is read from the weights, which are coded anew as baselines/naive does
 """
 
 import argparse
-import importlib
 import io
 import sys
 import zlib
 from dataclasses import asdict
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import torch
@@ -20,6 +18,7 @@ from pgolf import rules
 from pgolf.artifact import pack
 from pgolf.data.dataset import open_dataset
 from pgolf.errors import EnvironmentBroken, PgolfError, UsageError
+from pgolf.submission.modules import loaded
 from pgolf.train import loop
 
 NAIVE = Path(__file__).parents[2] / "baselines" / "naive"
@@ -57,15 +56,13 @@ def main() -> int:
 
 
 def convert(args: argparse.Namespace) -> int:
-    sys.path.insert(0, str(NAIVE))
-    model, quant = (importlib.import_module(name) for name in ("model", "quant"))
-    weights = contest_weights(args.model)
-    config = model.GPTConfig(**shape(weights), context=args.context)
-    model.GPT(config).load_state_dict(weights)  # names and shapes all fit
-    run = SimpleNamespace(args=SimpleNamespace(track="main"), data=open_dataset(args.data), settings=config)
+    weights, data = contest_weights(args.model), open_dataset(args.data)
     source = {path.name: path.read_bytes() for path in NAIVE.glob("*.py")}
-    members = loop.members(run, source, args.model.name)
-    members["weights.bin"] = quant.dumps(asdict(config), weights)
+    members = loop.members(data, "main", source, args.model.name)
+    with loaded(NAIVE, names=("model", "quant")) as naive:
+        config = naive.model.GPTConfig(**shape(weights), context=args.context)
+        naive.model.GPT(config).load_state_dict(weights)  # names and shapes all fit
+        members["weights.bin"] = naive.quant.dumps(asdict(config), weights)
     return pack(members, args.out, rules.TRACKS["main"].artifact_bytes)
 
 

@@ -4,9 +4,7 @@ Without an artifact of the golf baseline this takes untrained weights of its mai
 """
 
 import argparse
-import importlib
 import lzma
-import sys
 import time
 import zlib
 from pathlib import Path
@@ -14,12 +12,14 @@ from typing import Any
 
 import brotli
 import numpy as np
+import numpy.typing as npt
 import torch
 import zstandard
 
 from pgolf import rules
 from pgolf.artifact import read
 from pgolf.errors import UsageError
+from pgolf.submission.modules import loaded
 
 GOLF = Path(__file__).parents[2] / "baselines" / "golf"
 MAIN_ROOM = 15_800_000  # of the main track's limit, for the weights
@@ -27,9 +27,8 @@ MAIN_ROOM = 15_800_000  # of the main track's limit, for the weights
 
 def bench_density(args: argparse.Namespace) -> None:
     """Print the table."""
-    sys.path.insert(0, str(GOLF))
-    coder = importlib.import_module("coder")
-    report(coder, main_shape(coder) if args.artifact is None else weights_of(args.artifact))
+    with loaded(GOLF, names=("coder", "model", "quant")) as golf:
+        report(golf.coder, main_shape(golf) if args.artifact is None else weights_of(args.artifact))
 
 
 def weights_of(path: Path) -> bytes:
@@ -40,16 +39,20 @@ def weights_of(path: Path) -> bytes:
     return members["weights.bin"]
 
 
-def main_shape(coder: Any) -> bytes:
+def main_shape(golf: Any) -> bytes:
     """Gaussian weights of the main preset's shapes, rows of different spread, quantised to MAIN_ROOM bytes."""
-    quant, model = importlib.import_module("quant"), importlib.import_module("model")
     with torch.device("meta"):
-        shapes = {n: t.shape for n, t in model.GPT(model.GPTConfig()).state_dict().items() if n.endswith("weight")}
+        shapes = {
+            n: t.shape for n, t in golf.model.GPT(golf.model.GPTConfig()).state_dict().items() if n[-6:] == "weight"
+        }
     torch.manual_seed(0)
     weights = {n: torch.randn(shape) * torch.rand(shape[0], 1).add(0.5) for n, shape in shapes.items()}
     count = sum(w.numel() for w in weights.values())
-    dump = lambda step: coder.dumps({}, quant.quantize(weights, {}, step), {})  # noqa: E731
-    return quant.fit(dump, MAIN_ROOM, count, 0.04)[0]
+
+    def dump(step: float) -> bytes:
+        return bytes(golf.coder.dumps({}, golf.quant.quantize(weights, {}, step), {}))
+
+    return bytes(golf.quant.fit(dump, MAIN_ROOM, count, 0.04)[0])
 
 
 def report(coder: Any, data: bytes) -> None:
@@ -75,13 +78,13 @@ def report(coder: Any, data: bytes) -> None:
     print(f"decoded in {seconds:.2f} s, {len(data) / seconds / 1e6:.1f} MB/s")
 
 
-def entropy_bytes(codes: np.ndarray) -> float:
+def entropy_bytes(codes: npt.NDArray[np.int32]) -> float:
     """The empirical zeroth-order entropy of codes, in bytes: what no code of single symbols can beat."""
     counts = np.unique(codes, return_counts=True)[1]
     return float(-(counts * np.log2(counts / counts.sum())).sum() / 8)
 
 
-def narrow(codes: np.ndarray) -> bytes:
+def narrow(codes: npt.NDArray[np.int32]) -> bytes:
     """Codes as int8 where they fit, else as all low bytes before all high ones, to a compressor's liking."""
     if np.abs(codes).max() < 128:
         return codes.astype(np.int8).tobytes()

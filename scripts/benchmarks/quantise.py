@@ -6,10 +6,7 @@ validation tokens, in non-overlapping windows. Runs the artifact's code without 
 """
 
 import argparse
-import importlib
 import math
-import sys
-import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -24,6 +21,7 @@ from pgolf.artifact import read
 from pgolf.data.dataset import Dataset, open_dataset
 from pgolf.data.shards import count_tokens, first_tokens
 from pgolf.errors import UsageError
+from pgolf.submission.modules import loaded, unpacked
 
 GOLF = Path(__file__).parents[2] / "baselines" / "golf"
 CALIBRATION = 131_072  # training tokens, as in the trainer
@@ -33,16 +31,11 @@ CALIBRATION = 131_072  # training tokens, as in the trainer
 def bench_quantise(args: argparse.Namespace) -> None:
     """Print a row for each number of bits."""
     data, artifact = open_dataset(args.data), read(args.artifact, rules.ARTIFACT_BYTES)
-    with tempfile.TemporaryDirectory() as folder:
-        for name, content in artifact.members.items():
-            Path(folder, name).write_bytes(content)
-        sys.path.insert(0, folder)
-        device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-        model = importlib.import_module("predict").load_model(Path(folder), device)
-        sys.path[0] = str(GOLF)
-        for name in ("coder", "quant"):  # the artifact's own
-            sys.modules.pop(name, None)
-        coder, quant = importlib.import_module("coder"), importlib.import_module("quant")
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    with unpacked(artifact.members) as folder, loaded(folder) as own:
+        model = own.predict.load_model(folder, device)
+    with loaded(GOLF, names=("coder", "quant")) as golf:
+        coder, quant = golf.coder, golf.quant
     context = model.config.context
     if args.tokens < context or not data.train_shards:
         raise UsageError(f"this needs training shards and --tokens of at least a context, {context}")
@@ -57,13 +50,13 @@ def bench_quantise(args: argparse.Namespace) -> None:
     parts = training[: len(training) // context * context].view(-1, context).to(device).split(max(1, 8192 // context))
     model.requires_grad_(True)
     experts, model.experts = getattr(model, "experts", None), None  # golf's trainer looks at the network alone
-    corrections, sensitivity = quant.calibrate(model, model, parts)
+    inverses, sensitivity = quant.calibrate(model, model, parts)
     model.experts = experts
     ways: dict[str, tuple[Any, ...]] = {
         "rounded": ({}, None),
-        "GPTQ": (corrections, None),
+        "GPTQ": (inverses, None),
         "rounded, balanced": ({}, quant.row_steps(weights, {}, sensitivity)),
-        "GPTQ, balanced": (corrections, quant.row_steps(weights, corrections, sensitivity)),
+        "GPTQ, balanced": (inverses, quant.row_steps(weights, inverses, sensitivity)),
     }
     print("| bits per weight |", " | ".join(ways), "|\n|", "--- | " * (1 + len(ways)))
     for bits in args.bits:
@@ -86,7 +79,7 @@ def tokens_of(data: Dataset, shards: Sequence[Path], count: int) -> Tensor:
 
 
 def nats_per_token(model: nn.Module, tokens: Tensor, context: int, device: torch.device) -> float:
-    """Mean loss over tokens (N,), in windows of `context` side by side."""
+    """Mean loss over tokens (N,), in non-overlapping windows of `context`."""
     count = (len(tokens) - 1) // context * context
     ids, targets = (tokens[i : i + count].view(-1, context).to(device) for i in (0, 1))
     batch = max(1, 8192 // context)

@@ -66,7 +66,7 @@ def bench_speed(args: argparse.Namespace) -> None:
 def ours(args: argparse.Namespace, name: str, data: Path, settings: Sequence[str]) -> Result:
     """Train one of our baselines and score it."""
     out = args.out / f"{name}.zst"
-    options = ["--track", args.track, "--seconds", str(args.seconds), *(f"--set={item}" for item in settings)]
+    options = ["--track", args.track, "--seconds", str(args.seconds), *(f"--{item}" for item in settings)]
     command = [str(BASELINES / name / "train.py"), *options]
     print("speed:", name, file=sys.stderr)
     done = trial.train_and_score(command, out, data, args.documents, not args.no_sandbox, args.processes)
@@ -85,7 +85,7 @@ def ours(args: argparse.Namespace, name: str, data: Path, settings: Sequence[str
 
 
 def contest(args: argparse.Namespace) -> Result:
-    """Run the contest's script, unchanged, in a folder of its own, and read what it printed."""
+    """Run the contest's script, unchanged, in a temporary folder, and read what it printed."""
     data = open_dataset(args.data)
     settings = {
         "DATA_PATH": str(data.root.resolve()),

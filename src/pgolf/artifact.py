@@ -62,6 +62,8 @@ class Manifest:
     """Window form: how many new tokens each window scores; None: `context`, windows do not overlap."""
     packages: tuple[str, ...] = ()
     """Python packages that the submission imports beyond the standard library."""
+    pgolf: str | None = None
+    """Version of pgolf whose `pgolf.train` the artifact's train.py imports."""
     compiler: bool = False
     """Whether the sandbox is to have a C++ compiler (torch.compile on a CPU needs one)."""
 
@@ -264,6 +266,9 @@ def parse_manifest(data: bytes) -> Manifest:
     _require("bos", values, _is_int(values.get("bos"), 0, values["vocab_size"] - 1))
     if values["tokenizer"] == "bytes":
         _require("bos", values, values["bos"] >= 256)
+    _require(
+        "pgolf", values, isinstance(v := values.get("pgolf", "-"), str) and bool(re.fullmatch(r"[\w.+-]{1,100}", v))
+    )
     _require("compiler", values, isinstance(values.get("compiler", False), bool))
     packages = values.get("packages", [])
     _require("packages", values, isinstance(packages, list) and len(packages) <= 100)

@@ -1,4 +1,4 @@
-"""Pictures, drawn after the results that they show: one that fails costs nothing but itself."""
+"""Plots, drawn after the results are written: a plot that fails loses nothing else."""
 
 import io
 import os

@@ -92,7 +92,7 @@ class Runs:
         assert sorted(found.reasons) == sorted([*more, *self.always(found, attack.sandbox)])
         assert not found.eligible
         if attack.ending == "refused":
-            print(f"{name}: {found['reason']}")
+            print(f"{name}: {found.reason}")
             assert found.status == "refused", found
             assert attack.reason in found.reason
             assert found.reason.isprintable() and len(found.reason) < 500

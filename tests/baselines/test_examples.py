@@ -1,6 +1,5 @@
 """The worked examples: a predictor that learns as it reads."""
 
-import importlib
 import inspect
 import math
 import os
@@ -18,6 +17,7 @@ import torch
 from conftest import ROOT, write_dataset
 from pgolf.artifact import read
 from pgolf.data.shards import read_shard
+from pgolf.submission.modules import loaded
 
 BASELINES = ROOT / "baselines"
 LIMIT = 16_000_000
@@ -33,7 +33,7 @@ def run(script: str, *args: object) -> None:
 
 
 def train(data: Path, out: Path, steps: int) -> Path:
-    sets = [f"--set={item}" for item in TINY]
+    sets = [f"--{item}" for item in TINY]
     run("naive/train.py", "--data", data, "--out", out, "--track", "laptop", "--steps", steps, *sets)
     return out
 
@@ -71,18 +71,12 @@ def test_adaptive_keeps_every_member(naive: Path, adaptive: Path) -> None:
 
 
 @contextmanager
-def loaded(artifact: Path, folder: Path) -> Iterator[Any]:
-    """The artifact's own `predict` module, whose name and those of its helpers are given back afterwards."""
+def predictor_of(artifact: Path, folder: Path) -> Iterator[Any]:
+    """The artifact's own `predict` module, its members being unpacked into `folder`."""
     for name, content in read(artifact, LIMIT).members.items():
         (folder / name).write_bytes(content)
-    before = set(sys.modules)
-    sys.path.insert(0, str(folder))
-    try:
-        yield importlib.import_module("predict")
-    finally:
-        sys.path.remove(str(folder))
-        for name in {"predict", "naive", "model", "cache", "quant"} - before:
-            sys.modules.pop(name, None)
+    with loaded(folder) as modules:
+        yield modules.predict
 
 
 def test_adaptive_beats_naive_on_the_same_weights(adaptive: Path, data: Path, tmp_path: Path) -> None:
@@ -90,7 +84,7 @@ def test_adaptive_beats_naive_on_the_same_weights(adaptive: Path, data: Path, tm
     tokens = torch.from_numpy(read_shard(next(data.glob("val_*.bin")), 2**16).astype("int64"))
     stream = tokens[: len(tokens) // 32 * 32].view(32, -1)
     lanes, nats = torch.arange(32), {"predict": 0.0, "naive": 0.0}
-    with loaded(adaptive, tmp_path) as predict:
+    with predictor_of(adaptive, tmp_path) as predict:
         for module in (predict, predict.naive):
             predictor = module.load(tmp_path, torch.device("cpu"), 32, stream.numel())
             for ids, targets in zip(stream.T, stream.T[1:], strict=False):
@@ -104,7 +98,7 @@ def test_adaptive_cache_counts_this_document(adaptive: Path, tmp_path: Path) -> 
     generator = torch.Generator().manual_seed(1)
     text = torch.randint(2, 6, (2, 120), generator=generator)
     text[0, 50] = text[1, 0] = 1  # a new document begins
-    with loaded(adaptive, tmp_path) as predict:
+    with predictor_of(adaptive, tmp_path) as predict:
         predictor, lanes = predict.load(tmp_path, torch.device("cpu"), 3, 240), torch.tensor([0, 2])
         for ids in text.T:
             predictor.step(ids, lanes)
@@ -129,7 +123,7 @@ def test_adaptive_cache_counts_this_document(adaptive: Path, tmp_path: Path) -> 
 def test_adaptive_counts_what_all_lanes_show(adaptive: Path, tmp_path: Path) -> None:
     """Each token once, after the tokens of its lane and document; none for a lane's first token."""
     text = torch.tensor([[1, 5, 6, 1, 7], [1, 8, 1, 9, 5]])
-    with loaded(adaptive, tmp_path) as predict:
+    with predictor_of(adaptive, tmp_path) as predict:
         predictor = predict.load(tmp_path, torch.device("cpu"), 2, 10)
         for ids in text.T:
             predictor.step(ids, torch.arange(2))
@@ -142,7 +136,7 @@ def test_adaptive_counts_what_all_lanes_show(adaptive: Path, tmp_path: Path) -> 
 def test_adaptive_counts_are_kneser_ney(adaptive: Path, tmp_path: Path) -> None:
     """Probabilities of its counts against the textbook's formula over plain dictionaries."""
     text = torch.tensor([1, 5, 6, 5, 6, 7, 5, 6, 5, 7, 8, 5, 6, 7, 9])
-    with loaded(adaptive, tmp_path) as predict:
+    with predictor_of(adaptive, tmp_path) as predict:
         predictor = predict.load(tmp_path, torch.device("cpu"), 1, 15)
         vocab, order, discount = predictor.vocab, predict.ORDER, predict.DISCOUNT
         digits = vocab ** torch.arange(order).flip(0)
@@ -180,7 +174,7 @@ def test_adaptive_counts_are_kneser_ney(adaptive: Path, tmp_path: Path) -> None:
 
 def test_adaptive_counts_stay_bounded(adaptive: Path, tmp_path: Path) -> None:
     """When there are too many keys, the rare ones are forgotten."""
-    with loaded(adaptive, tmp_path) as predict:
+    with predictor_of(adaptive, tmp_path) as predict:
         predict.MOST_KEYS = 10
         counts = predict.Counts(torch.device("cpu"))
         counts.add(torch.tensor([3, 3, 3, 3, 4, 4, 5]), 4)

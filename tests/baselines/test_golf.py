@@ -19,7 +19,7 @@ import torch.nn.functional as F
 import zstandard
 
 from conftest import ROOT
-from pgolf import rules
+from pgolf import __version__, rules
 from pgolf.artifact import read
 from pgolf.data.shards import read_shard
 from pgolf.train import loop, settings
@@ -68,7 +68,7 @@ def ids_of(seed: int, *shape: int) -> torch.Tensor:
 
 def counts(golf: Any, tokens: np.ndarray, vocab_size: int, orders: int) -> Any:
     """Tables of the n-grams that occur twice."""
-    return golf.ngram.thin(golf.ngram.count(tokens, vocab_size, orders), [0] + [2] * (orders - 1))
+    return golf.ngram.prune(golf.ngram.count(tokens, vocab_size, orders), [0] + [2] * (orders - 1))
 
 
 def with_experts(golf: Any, **changes: Any) -> Any:
@@ -106,8 +106,8 @@ def test_model_is_causal(golf: Any, loops: int) -> None:
 def test_every_parameter_takes_part(golf: Any) -> None:
     model = tiny_model(golf)
     ids = ids_of(5)
-    said, kinds = torch.rand(2, 32, 2) / 2, torch.randint(64, (2, 32, 2)).byte()
-    model(ids, ids.roll(-1, 1), said, kinds).backward()
+    probs, bins = torch.rand(2, 32, 2) / 2, torch.randint(64, (2, 32, 2)).byte()
+    model(ids, ids.roll(-1, 1), probs, bins).backward()
     assert all(p.grad is not None and p.grad.abs().max() > 0 for p in model.parameters())
 
 
@@ -160,11 +160,11 @@ def test_fused_loss_and_its_gradients(golf: Any, softcap: float, mixed: bool, mo
 
 def test_compiles_without_graph_breaks(golf: Any) -> None:
     model = tiny_model(golf)
-    ids, said = ids_of(7), torch.full((2, 32, 2), 0.1)
-    kinds = torch.ones(2, 32, 2, dtype=torch.uint8)
+    ids, probs = ids_of(7), torch.full((2, 32, 2), 0.1)
+    bins = torch.ones(2, 32, 2, dtype=torch.uint8)
     compiled = torch.compile(model, dynamic=False, fullgraph=True, backend="aot_eager")
-    loss = compiled(ids, ids, said, kinds, 1)
-    torch.testing.assert_close(loss, model(ids, ids, said, kinds, 1))
+    loss = compiled(ids, ids, probs, bins, 1)
+    torch.testing.assert_close(loss, model(ids, ids, probs, bins, 1))
     loss.backward()
     assert all(p.grad is not None for p in model.parameters())
 
@@ -241,18 +241,18 @@ def test_gptq_beats_rounding_where_inputs_are_correlated(golf: Any) -> None:
     inputs = inputs + 0.1 * torch.randn(2, 2000, 64, generator=generator)
     step = torch.full((2, 48), 0.3)
     nearest = golf.quant.round_nearest(weights, step)
-    corrections = [golf.quant.Correction.of(x.mT @ x) for x in inputs]
-    gptq = golf.quant.round_gptq(weights, step, corrections, block=16)
+    inverses = [golf.quant.InverseHessian.of(x.mT @ x) for x in inputs]
+    gptq = golf.quant.round_gptq(weights, step, inverses, block=16)
     errors = [((codes * 0.3 - weights) @ inputs.mT).square().mean() for codes in (nearest, gptq)]
     assert errors[1] < 0.35 * errors[0]
-    alone = golf.quant.round_gptq(weights[1:], step[1:], corrections[1:], block=64)
+    alone = golf.quant.round_gptq(weights[1:], step[1:], inverses[1:], block=64)
     assert (alone != gptq[1:]).float().mean() < 0.01  # neither batch nor block matters but for rounding
 
 
 def test_gptq_without_usable_inputs_is_rounding(golf: Any) -> None:
     weights, step = torch.randn(1, 8, 6), torch.full((1, 8), 0.3)
     for gram in (torch.zeros(6, 6), torch.full((6, 6), torch.nan)):
-        gptq = golf.quant.round_gptq(weights, step, [golf.quant.Correction.of(gram)])
+        gptq = golf.quant.round_gptq(weights, step, [golf.quant.InverseHessian.of(gram)])
         assert torch.equal(gptq, golf.quant.round_nearest(weights, step))
 
 
@@ -359,26 +359,26 @@ def test_rare_and_long_ngrams_go_first_where_space_is_short(golf: Any) -> None:
     assert whole == [0, 2, 2, 2]
     before = whole
     for limit in (len(packed), len(packed) - 1, len(packed) // 2, 200, 0):
-        least, coded = golf.ngram.fit(tables, 31, 2, limit)
-        assert coded == golf.ngram.dumps(golf.ngram.thin(tables, least), 31)
-        assert all(a <= b for a, b in zip(before, least, strict=True)) and least == sorted(least)
-        assert len(coded) <= limit or not any(len(t.keys) for t in golf.ngram.thin(tables, least)[1:])
-        before = least
+        lowest, coded = golf.ngram.fit(tables, 31, 2, limit)
+        assert coded == golf.ngram.dumps(golf.ngram.prune(tables, lowest), 31)
+        assert all(a <= b for a, b in zip(before, lowest, strict=True)) and lowest == sorted(lowest)
+        assert len(coded) <= limit or not any(len(t.keys) for t in golf.ngram.prune(tables, lowest)[1:])
+        before = lowest
 
 
-def test_held_out_experts_know_nothing_of_their_fold(golf: Any) -> None:
+def test_cross_fitted_experts_know_nothing_of_their_fold(golf: Any) -> None:
     tokens = np.random.default_rng(2).integers(0, 6, 1200)
-    said, kinds = golf.ngram.held_out(tokens, 6, 3, 2, folds=4)
+    probs, bins = golf.ngram.cross_fitted(tokens, 6, 3, 2, folds=4)
     grams = list(zip(tokens, tokens[1:], tokens[2:], strict=False))
     fold = [i * 4 // len(grams) for i in range(len(grams))]
     for i in (0, 100, 500, 900, len(grams) - 1):
         counts = Counter(g for g, f in zip(grams, fold, strict=True) if f != fold[i])
         counts = Counter({g: c for g, c in counts.items() if c >= 2})
         total = sum(c for g, c in counts.items() if g[:2] == grams[i][:2])
-        assert said[i + 2] == pytest.approx(counts[grams[i]] / total)
+        assert probs[i + 2] == pytest.approx(counts[grams[i]] / total)
         distinct = sum(g[:2] == grams[i][:2] for g in counts)
-        assert kinds[i + 2] == golf.ngram.kind(np.array([float(total)]), np.array([float(distinct)]))[0]
-    assert not said[:2].any() and not kinds[:2].any()
+        assert bins[i + 2] == golf.ngram.context_bin(np.array([float(total)]), np.array([float(distinct)]))[0]
+    assert not probs[:2].any() and not bins[:2].any()
 
 
 def test_mixture_is_a_distribution_of_the_counts(golf: Any) -> None:
@@ -386,29 +386,27 @@ def test_mixture_is_a_distribution_of_the_counts(golf: Any) -> None:
     ids = ids_of(8) % 24
     with torch.no_grad():
         torch.testing.assert_close(model(ids).exp().sum(-1), torch.ones(2, 32))
-        kinds = model.experts.kinds(ids)
+        bins = model.experts.context_bins(ids)
         alone = model.experts.mix(torch.zeros(2, 32, 96), torch.ones(2, 32, 2), ids)
-    torch.testing.assert_close(alone.sum(-1), (kinds > 0).sum(-1).float())  # each one that is there adds up to 1
+    torch.testing.assert_close(alone.sum(-1), (bins > 0).sum(-1).float())  # each one that is there adds up to 1
     table = model.experts
     pairs = {(int(k) // 96, int(k) % 96) for k in counts(golf, ids_of(9, 4000).numpy() % 24, 96, 2)[1].keys}
     seen = model.experts.mix(torch.zeros(2, 32, 96), torch.tensor([1.0, 0.0]).expand(2, 32, 2), ids)[0, 5]
     assert {int(w) for w in seen.nonzero()} == {w for h, w in pairs if h == int(ids[0, 5])}
-    assert table.kinds(ids)[:, 0, 1].eq(0).all()  # no pair of tokens ends at the first one
+    assert table.context_bins(ids)[:, 0, 1].eq(0).all()  # no pair of tokens ends at the first one
 
 
 # Trainer
 
 
 def options(data: Path, out: Path, *more: str) -> list[str]:
-    sets = [f"--set={item}" for item in TINY.split()]
+    sets = [f"--{item}" for item in TINY.split()]
     return ["--data", str(data), "--out", str(out), "--track", "laptop", *sets, *more]
 
 
 def built(golf: Any, data: Path, folder: Path, *more: str) -> Any:
     """The run of a command line, ready to train."""
-    args = settings.parse(options(data, folder / "a.zst", *more), "", list(golf.train.PRESETS))
-    ranks = Ranks()
-    return golf.train.build(args, settings.read_settings(args, ranks, golf.train.PRESETS), ranks)
+    return golf.train.build(*settings.parse(options(data, folder / "a.zst", *more), "", golf.train.PRESETS), Ranks())
 
 
 def test_warm_up_is_undone_bit_for_bit(golf: Any, dataset: Path, tmp_path: Path) -> None:
@@ -425,7 +423,7 @@ def test_warm_up_is_undone_bit_for_bit(golf: Any, dataset: Path, tmp_path: Path)
 
 def test_two_ranks_train_like_one_and_its_artifact_predicts(golf: Any, dataset: Path, tmp_path: Path) -> None:
     runs = [(tmp_path / "one.zst", 0), (tmp_path / "two.zst", 2)]
-    more = "--steps", "8", "--set=micro_tokens=256", "--set=bf16=0"
+    more = "--steps", "8", "--micro_tokens=256", "--bf16=0"
     processes = [start(TRAINER, options(dataset, out, *more), n) for out, n in runs]
     printed = [finish(process) for process in processes]
     one, two = (losses(o.with_suffix(".jsonl")) for o, _ in runs)
@@ -451,13 +449,13 @@ def test_warm_up_teaches_nothing(dataset: Path, tmp_path: Path) -> None:
     """The same losses and weights after one step of warm-up and after four."""
     outs = [tmp_path / f"{n}.zst" for n in (1, 4)]
     for out, n in zip(outs, (1, 4), strict=True):
-        finish(start(TRAINER, options(dataset, out, "--steps", "4", "--set=bf16=0", f"--set=warmup_steps={n}")))
+        finish(start(TRAINER, options(dataset, out, "--steps", "4", "--bf16=0", f"--warmup_steps={n}")))
     assert losses(outs[0].with_suffix(".jsonl")) == losses(outs[1].with_suffix(".jsonl"))
     assert read(outs[0], 1_000_000).members["weights.bin"] == read(outs[1], 1_000_000).members["weights.bin"]
 
 
 def test_packed_weights_are_the_average_of_the_last_steps(golf: Any, dataset: Path, tmp_path: Path) -> None:
-    run = built(golf, dataset, tmp_path, "--set=ema=0.5")
+    run = built(golf, dataset, tmp_path, "--ema=0.5")
     trainer, seen = golf.train.Trainer(run), []
     ids = torch.randint(run.data.vocab_size, (8, 64), generator=torch.Generator().manual_seed(1))
     for step in range(30):
@@ -472,22 +470,22 @@ def test_packed_weights_are_the_average_of_the_last_steps(golf: Any, dataset: Pa
 
 def test_experts_speak_about_the_batch_that_is_trained_on(golf: Any, dataset: Path, tmp_path: Path) -> None:
     """Put the tokens themselves in the experts' mouths: for every batch and rank they have to be its targets."""
-    run = built(golf, dataset, tmp_path, "--set=ngram=3")
+    run = built(golf, dataset, tmp_path, "--ngram=3")
     run.ranks.world, run.ranks.rank = 2, 1
     counted, s = golf.train.Counted(run, 50_000), run.settings
     tokens = np.concatenate([read_shard(path, s.vocab_size) for path in run.data.train_shards])
-    counted.said = np.stack([tokens, tokens], -1).astype(np.float32)
+    counted.probs = np.stack([tokens, tokens], -1).astype(np.float32)
     feed = batches(run.data.train_shards, s.vocab_size, s.batch_tokens, s.context, rank=1, world=2)
     for step, batch in zip(range(20), feed, strict=False):  # more than once around the text
-        said, _ = counted.batch(step, *batch)
-        assert torch.equal(said[..., 0].long(), batch[1])
+        probs, _ = counted.batch(step, *batch)
+        assert torch.equal(probs[..., 0].long(), batch[1])
 
 
 def test_experts_of_the_first_tokens_speak_about_all(golf: Any, dataset: Path, tmp_path: Path) -> None:
     """What they say about the tokens that they were counted on leaves out a fold; about others they say all."""
     tokens = np.concatenate([read_shard(path, 2**16) for path in sorted(dataset.glob("train_*.bin"))]).astype(np.int64)
     first = len(tokens) // 3
-    more = "--set=ngram=3", f"--set=ngram_tokens={first}", "--set=batch_tokens=64"
+    more = "--ngram=3", f"--ngram_tokens={first}", "--batch_tokens=64"
     run = built(golf, dataset, tmp_path, *more)
     counted, s = golf.train.Counted(run, 50_000), run.settings
     tables = counts(golf, tokens[:first], s.vocab_size, 3)
@@ -496,23 +494,23 @@ def test_experts_of_the_first_tokens_speak_about_all(golf: Any, dataset: Path, t
     for step, (ids, targets) in enumerate(batches(run.data.train_shards, s.vocab_size, s.batch_tokens, s.context)):
         if step * s.batch_tokens > 2 * len(tokens):
             break
-        said, kinds = counted.batch(step, ids, targets)
+        probs, bins = counted.batch(step, ids, targets)
         at = (step * s.batch_tokens + 1 + np.arange(s.batch_tokens)) % len(tokens)
         new = torch.from_numpy(at >= first).view_as(ids)
-        assert torch.equal(said[~new], torch.from_numpy(counted.said[at[at < first]]))
+        assert torch.equal(probs[~new], torch.from_numpy(counted.probs[at[at < first]]))
         for order in range(2):
             weights = F.one_hot(torch.full_like(ids, order), 2).float()
             whole = experts.mix(torch.zeros(*ids.shape, s.vocab_size), weights, ids).gather(-1, targets[..., None])
-            torch.testing.assert_close(said[..., order][new], whole.squeeze(-1)[new])
-        assert torch.equal(kinds[new].long(), experts.kinds(ids)[new])
+            torch.testing.assert_close(probs[..., order][new], whole.squeeze(-1)[new])
+        assert torch.equal(bins[new].long(), experts.context_bins(ids)[new])
         seen |= {(bool(new.all()), bool(new.any()))}
     assert len(seen) == 3  # all counted, none, and both in one batch
 
 
 def test_training_mixes_as_prediction_does(golf: Any) -> None:
     model, ids = with_experts(golf), ids_of(8) % 24
-    targets, kinds = ids.roll(-1, 1), model.experts.kinds(ids)
-    said = torch.stack(
+    targets, bins = ids.roll(-1, 1), model.experts.context_bins(ids)
+    probs = torch.stack(
         [
             model.experts.mix(torch.zeros(2, 32, 96), F.one_hot(torch.full((2, 32), e), 2).float(), ids)
             .gather(-1, targets[..., None])
@@ -523,34 +521,35 @@ def test_training_mixes_as_prediction_does(golf: Any) -> None:
     )
     with torch.no_grad():
         predicted = -model(ids).gather(-1, targets[..., None]).mean()
-        torch.testing.assert_close(model(ids, targets, said, kinds.byte()), predicted)
+        torch.testing.assert_close(model(ids, targets, probs, bins.byte()), predicted)
 
 
 @pytest.mark.parametrize("vocab_size", [96, 8192])
 def test_no_context_reaches_before_the_window(golf: Any, vocab_size: int) -> None:
     tokens = np.tile(np.array([0, 1, 2]), 50)
     experts = golf.ngram.Experts(vocab_size, counts(golf, tokens, vocab_size, 4))
-    kinds = experts.kinds(torch.tensor([[2, 0, 1]]))
-    assert (kinds > 0).tolist() == [[[True, False, False], [True, True, False], [True, True, True]]]
+    bins = experts.context_bins(torch.tensor([[2, 0, 1]]))
+    assert (bins > 0).tolist() == [[[True, False, False], [True, True, False], [True, True, True]]]
 
 
 def test_orders_may_be_empty(golf: Any) -> None:
     tokens = np.arange(90)  # no pair twice
     vocab_size, tables = golf.ngram.loads(golf.ngram.dumps(counts(golf, tokens, 96, 4), 96))
     experts = golf.ngram.Experts(vocab_size, tables)
-    assert not experts.kinds(ids_of(3)).any()
+    assert not experts.context_bins(ids_of(3)).any()
     assert not experts.mix(torch.zeros(2, 32, 96), torch.ones(2, 32, 3), ids_of(3)).any()
 
 
 def test_artifact_trains_again_from_its_own_code(dataset: Path, tmp_path: Path) -> None:
     first, again = tmp_path / "a.zst", tmp_path / "b.zst"
-    more = "--steps", "2", "--set=bf16=0"
+    more = "--steps", "2", "--bf16=0"
     finish(start(TRAINER, options(dataset, first, *more)))
     folder = unpack(first, tmp_path / "code")
     command = [sys.executable, str(folder / "train.py"), *options(dataset, again, *more)]
     done = subprocess.run(command, capture_output=True, text=True, env=os.environ | {"OMP_NUM_THREADS": "1"})
     assert done.returncode == 0, done.stderr
     assert read(first, 1_000_000).members == read(again, 1_000_000).members
+    assert read(again, 1_000_000).manifest.pgolf == __version__
 
 
 def test_timed_run_ends_in_time(dataset: Path, tmp_path: Path) -> None:
@@ -576,7 +575,7 @@ def test_sigterm_ends_training_with_an_artifact(dataset: Path, tmp_path: Path) -
 def test_artifact_fills_the_limit_it_is_given(golf: Any, dataset: Path, tmp_path: Path) -> None:
     for limit in (80_000, 70_000):
         out = tmp_path / f"{limit}.zst"
-        assert golf.train.main(options(dataset, out, "--steps", "40", "--set=dim=64", f"--set=limit={limit}")) == 0
+        assert golf.train.main(options(dataset, out, "--steps", "40", "--dim=64", f"--limit={limit}")) == 0
         assert 0.9 * limit < out.stat().st_size <= limit
 
 
@@ -584,22 +583,22 @@ def test_artifact_fills_the_limit_it_is_given(golf: Any, dataset: Path, tmp_path
     ("more", "code", "sentence"),
     [
         (["--data", "nowhere"], 2, "no such dataset"),
-        (["--set", "dimm=3"], 2, "no such setting"),
-        (["--set", "dim=30"], 2, "does not split into 4 heads"),
-        (["--set", "matrix_lr=nan"], 2, "no finite number"),
-        (["--set", "gate=2"], 2, "a switch is 0 or 1"),
-        (["--set", "rope_dims=3"], 2, "odd or wider"),
-        (["--set", "loop_stop=9"], 2, "cannot loop"),
-        (["--set", "ngram=6"], 2, "ngram is 6"),
-        (["--set", "dim=8", "--set", "rope_dims=2"], 2, "below the 12 channels"),
-        (["--set", "limit=-5"], 2, "cannot be below 0"),
-        (["--set", "ema=1.5"], 2, "from 0 to 1"),
+        (["--dimm=3"], 2, "Unrecognized options"),
+        (["--dim=30"], 2, "does not split into 4 heads"),
+        (["--matrix_lr=nan"], 2, "must be finite"),
+        (["--gate=2"], 2, "a switch is 0 or 1"),
+        (["--rope_dims=3"], 2, "odd or wider"),
+        (["--loop_stop=9"], 2, "cannot loop"),
+        (["--ngram=6"], 2, "ngram is 6"),
+        (["--dim=8", "--rope_dims=2"], 2, "below the 12 channels"),
+        (["--limit=-5"], 2, "cannot be below 0"),
+        (["--ema=1.5"], 2, "from 0 to 1"),
         (["--out", "."], 2, "is a folder"),
-        (["--seconds", "inf"], 2, "positive and finite"),
+        (["--seconds", "inf"], 2, "must be finite"),
         (["--seconds", "0.2"], 2, "too few"),
         (["--track", "unlimited"], 2, "no time limit"),
-        (["--set", "limit=20000"], 1, "cannot fit its limit of 20,000 bytes"),
-        (["--set", "vector_lr=1e39", "--steps", "9"], 1, "diverged"),
+        (["--limit=20000"], 1, "cannot fit its limit of 20,000 bytes"),
+        (["--vector_lr=1e39", "--steps", "9"], 1, "diverged"),
         (["--log", "/nowhere/log"], 3, "No such file"),
     ],
 )

@@ -35,6 +35,7 @@ MODULES = ("model", "cache", "quant", "predict", "train")
 TINY = ["context=64", "layers=3", "dim=32", "heads=4", "kv_heads=2", "batch_tokens=512", "warmup_steps=2"]
 TINY += ["compile=0", "log_every=1"]
 TRAINER = NAIVE / "train.py"
+GOLF_TRAINER = NAIVE.parent / "golf" / "train.py"
 FORMER = SHARED / "artifacts" / "d384_l7_seq512.int8.ptz"
 
 
@@ -57,7 +58,7 @@ def tiny_model(naive: Any) -> Any:
 
 
 def options(data: Path, out: Path, *more: str) -> list[str]:
-    sets = [f"--set={item}" for item in TINY]
+    sets = [f"--{item}" for item in TINY]
     return ["--data", str(data), "--out", str(out), "--track", "laptop", *sets, *more]
 
 
@@ -180,8 +181,7 @@ def test_batches_are_one_stream_for_any_world(tmp_path: Path) -> None:
 
 def test_warm_up_is_undone_bit_for_bit(naive: Any, dataset: Path, tmp_path: Path) -> None:
     train = naive.train
-    args, ranks = settings.parse(options(dataset, tmp_path / "a.zst"), "", []), Ranks()
-    run = train.build(args, settings.read_settings(args, ranks, train.PRESETS), ranks)
+    run = train.build(*settings.parse(options(dataset, tmp_path / "a.zst"), "", train.PRESETS), Ranks())
     before = {name: t.clone() for name, t in run.model.state_dict().items()}
     random = torch.get_rng_state()
     loop.warm_up(run, train.Trainer(run))
@@ -197,14 +197,14 @@ def test_budget_ends_in_time(naive: Any) -> None:
     assert (clock.left(10, 50.0), clock.done(10, 50.0)) == (10, 0.5)
     assert clock.left(1, 60.0, begun=58.0) == 20  # what came before the first step is no step
     assert clock.left(10, 96.0) < 1 <= clock.left(90, 97.0)  # a step has taken 9.6 s so far, or 1.1 s
-    assert replace(clock, ahead=2).left(90, 97.0) < 1  # two steps are still under way
+    assert replace(clock, in_flight=2).left(90, 97.0) < 1  # two steps are still under way
     assert (steps.left(3, 50.0), steps.left(4, 0.0), steps.done(3, 50.0)) == (1, 0, 0.75)
 
 
 def test_two_ranks_train_like_one(naive: Any, dataset: Path, tmp_path: Path) -> None:
     # In fp32, where only the order of sums is left to differ.
     runs = [(tmp_path / "one.zst", 0), (tmp_path / "two.zst", 2)]
-    more = "--steps", "8", "--set=micro_tokens=256", "--set=bf16=0"
+    more = "--steps", "8", "--micro_tokens=256", "--bf16=0"
     processes = [start(TRAINER, options(dataset, out, *more), n) for out, n in runs]
     for process in processes:
         finish(process)
@@ -254,23 +254,27 @@ def test_signal_ends_training_with_an_artifact(
     ("more", "code", "sentence"),
     [
         (["--data", "nowhere"], 2, "no such dataset"),
-        (["--set", "dimm=3"], 2, "no such setting"),
-        (["--set", "vocab_size=3"], 2, "no such setting"),
-        (["--set", "dim=wide"], 2, "not a number"),
-        (["--set", "dim=64.5"], 2, "not a number"),
-        (["--set", "dim=30"], 2, "does not split into 4 heads"),
-        (["--set", "layers=1"], 2, "at least 2"),
-        (["--set", "batch_tokens=100"], 2, "not a multiple"),
+        (["--dimm=3"], 2, "Unrecognized options"),
+        (["--vocab_size=3"], 2, "Unrecognized options"),
+        (["--dim=wide"], 2, "'wide' is not a whole number"),
+        (["--dim=64.5"], 2, "not a whole number"),
+        (["--dim=30"], 2, "does not split into 4 heads"),
+        (["--layers=1"], 2, "at least 2"),
+        (["--batch_tokens=100"], 2, "not a multiple"),
         (["--seconds", "0.2"], 2, "too few"),
         (["--steps", "0"], 2, "positive"),
         (["--steps", f"{10**400}"], 2, "at most"),
         (["--seconds", "nan"], 2, "finite"),
         (["--seed", "-1"], 2, "from 0 to"),
-        (["--seed", f"{2**63}"], 2, "from 0 to"),
-        (["--set", "dim=1099511627776"], 3, "out of memory"),
+        (["--seed", f"{2**63}"], 2, "at most"),
+        (["--steps", "5", "--seconds", "5"], 2, "give one"),
+        (["--track", "moon"], 2, "--track moon: choose from main, "),
+        (["--preset", "moon"], 2, "--preset moon: choose from main, "),
+        (["moon"], 2, "Unrecognized options: moon"),
+        (["--dim=1099511627776"], 3, "out of memory"),
         (["--track", "unlimited"], 2, "no time limit"),
-        (["--set", "dim=320", "--set", "compile=0"], 1, "the limit is 1,000,000"),
-        (["--set", "vector_lr=1e39", "--steps", "9"], 1, "diverged"),
+        (["--dim=320"], 1, "the limit is 1,000,000"),
+        (["--vector_lr=1e39", "--steps", "9"], 1, "diverged"),
         (["--log", "/nowhere/log"], 3, "No such file"),
         (["--log", "/"], 2, "is a folder"),
         (["--out", "/dev/null"], 3, "/dev/null: is a device, not a file that can be replaced"),
@@ -286,7 +290,7 @@ def test_errors_are_one_sentence(
 
 
 def test_a_rank_that_fails_ends_the_others(dataset: Path, tmp_path: Path) -> None:
-    process = start(TRAINER, options(dataset, tmp_path / "a.zst", "--set=dim=320"), ranks=2)
+    process = start(TRAINER, options(dataset, tmp_path / "a.zst", "--dim=320"), ranks=2)
     _, error = process.communicate(timeout=100)
     assert process.returncode != 0
     assert error.count("the limit is 1,000,000") == 1
@@ -458,7 +462,7 @@ def test_an_end_before_the_clock_leaves_nothing(
     assert list(tmp_path.iterdir()) == []
 
 
-@pytest.mark.parametrize("trainer", [TRAINER, NAIVE.parent / "golf" / "train.py"])
+@pytest.mark.parametrize("trainer", [TRAINER, GOLF_TRAINER])
 def test_interrupted_imports_give_no_traceback(trainer: Path, tmp_path: Path) -> None:
     (tmp_path / "torch.py").write_text("import time\nprint('importing', flush=True)\ntime.sleep(60)\n")
     (tmp_path / "coder.py").write_text("import torch\n")
@@ -475,7 +479,7 @@ def test_a_compiler_that_cannot_compile_means_eager_mode(dataset: Path, tmp_path
         "#!/bin/sh\ncase $* in *-shared*) echo 'fatal error: Python.h' >&2; exit 1;; esac; exec g++ $*\n"
     )
     compiler.chmod(0o755)
-    more = "--steps", "2", "--set=compile=1"
+    more = "--steps", "2", "--compile=1"
     environment = {"CXX": str(compiler), "TORCHINDUCTOR_CACHE_DIR": str(tmp_path / "cache")}
     process = start(TRAINER, options(dataset, tmp_path / "a.zst", *more), env=environment)
     _, error = process.communicate(timeout=120)
@@ -503,23 +507,30 @@ def test_a_compiler_failure_later_on_is_the_machines_fault(naive: Any) -> None:
         raise fault
 
 
+def test_help_is_the_table_of_settings(naive: Any) -> None:
+    """With the defaults of the track, on a terminal that knows ASCII only."""
+    printed = finish(start(TRAINER, ["--track", "laptop", "--help"]))
+    for field in fields(naive.train.Settings):
+        assert (f"  --{field.name} " in printed) == (field.name != "vocab_size")
+    assert "Width of the residual stream. (default: 128)" in printed
+    assert "example:" in printed
+    assert len(finish(start(GOLF_TRAINER, ["--help"]))) > len(printed)  # its help has letters beyond ASCII
+
+
 @pytest.mark.parametrize("text", ["nan", "inf", "-inf", "1e999", "1" + 400 * "0", "", "x", "2"])
 def test_settings_outside_their_kind_are_refused(text: str, naive: Any, dataset: Path, tmp_path: Path) -> None:
     for field in fields(naive.train.Settings):
         kind = type(getattr(naive.train.LAPTOP, field.name))
         if field.name == "vocab_size" or (text == "2" and kind is not bool):
             continue
-        args = settings.parse(options(dataset, tmp_path / "a.zst", f"--set={field.name}={text}"), "", [])
-        with pytest.raises(UsageError, match=f"--set {field.name}="):
-            settings.read_settings(args, Ranks(), naive.train.PRESETS)
+        args = options(dataset, tmp_path / "a.zst", f"--{field.name}={text}")
+        with pytest.raises(UsageError, match=f"--{field.name}"):
+            settings.parse(args, "", naive.train.PRESETS)
 
 
 def test_the_largest_seed_can_be_used(naive: Any, dataset: Path, tmp_path: Path) -> None:
-    args, ranks = (
-        settings.parse(options(dataset, tmp_path / "a.zst", f"--seed={2**63 - 1}"), "", []),
-        Ranks(),
-    )
-    naive.train.build(args, settings.read_settings(args, ranks, naive.train.PRESETS), ranks)
+    args = options(dataset, tmp_path / "a.zst", f"--seed={2**63 - 1}")
+    naive.train.build(*settings.parse(args, "", naive.train.PRESETS), Ranks())
 
 
 @pytest.mark.parametrize(
@@ -535,7 +546,7 @@ def test_half_of_torchruns_environment_is_one_sentence(
     assert sentence in error and error.count("\n") == 1
 
 
-@pytest.mark.parametrize("trainer", [TRAINER, NAIVE.parent / "golf" / "train.py"])
+@pytest.mark.parametrize("trainer", [TRAINER, GOLF_TRAINER])
 def test_training_needs_nothing_that_only_linux_has(trainer: Path, dataset: Path, tmp_path: Path) -> None:
     (tmp_path / "mac.py").write_text(LINUX_ONLY)
     args = options(dataset, tmp_path / "a.zst", "--steps", "2")

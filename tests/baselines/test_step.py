@@ -45,7 +45,7 @@ def golf_model(golf: Any, **changes: Any) -> Any:
     model = moved(golf.model.GPT(golf.model.GPTConfig(**SHAPE | SWITCHES | changes)))
     if model.config.ngram:
         tables = golf.ngram.count(ids_of(9, 4000).numpy() % 24, 96, model.config.ngram)
-        model.experts = golf.ngram.Experts(96, golf.ngram.thin(tables, [0] + [2] * (model.config.ngram - 1)))
+        model.experts = golf.ngram.Experts(96, golf.ngram.prune(tables, [0] + [2] * (model.config.ngram - 1)))
     return model
 
 

@@ -33,7 +33,7 @@ def test_finished_runs_are_not_repeated(tmp_path: Path, capsys: Any, monkeypatch
     parsed: argparse.Namespace = command_line().parse_args(args)
     for settings, bpb in (([], 2.0), (["xsa=0"], 2.5)):
         command = [str(parsed.trainer), "--track", "laptop", "--seed", "1", "--steps", "5"]
-        command += [f"--set={s}" for s in settings]
+        command += [f"--{s}" for s in settings]
         key = json.dumps([*command, "data", None, ablate.source(parsed.trainer)]).encode()
         name = hashlib.sha256(key).hexdigest()[:16]
         (tmp_path / f"{name}.json").write_text(json.dumps(result(bpb)))

@@ -36,11 +36,11 @@ def table(args: argparse.Namespace) -> list[dict[str, Any]]:
 
 
 def one_run(args: argparse.Namespace, settings: Sequence[str], seed: int) -> dict[str, Any]:
-    """Train and score, or read what an earlier call left. The record is written when all is done."""
+    """Train and score, or read the record of an earlier call. It is written when all is done."""
     budget = ["--steps", str(args.steps)] if args.steps else ["--seconds", str(args.seconds)]
     command = [str(args.trainer), "--track", args.track, "--seed", str(seed), *budget]
     command += ["--preset", args.preset] if args.preset else []
-    command += [f"--set={setting}" for setting in settings]
+    command += [f"--{setting}" for setting in settings]
     key = hashlib.sha256(
         json.dumps([*command, str(args.data), args.documents, source(args.trainer)]).encode()
     ).hexdigest()[:16]
@@ -64,7 +64,7 @@ def one_run(args: argparse.Namespace, settings: Sequence[str], seed: int) -> dic
 
 
 def source(trainer: Path) -> str:
-    """Digest of the code: the trainer's folder, naive's, which it may borrow from, and `pgolf.train`."""
+    """Digest of the code: the trainer's folder, naive's, whose cache golf packs, and `pgolf.train`."""
     digest = hashlib.sha256()
     folder = trainer.resolve().parent
     folders = folder, folder.parent / "naive", *map(Path, pgolf.train.__path__)

@@ -1,4 +1,4 @@
-"""One trial: train with one of our trainers, score what it packed, read what both wrote down."""
+"""An ablation trial: train with a baseline, score its artifact, read log and record."""
 
 import json
 import os
@@ -17,7 +17,7 @@ from pgolf.score.score import Options, score
 
 @dataclass(frozen=True)
 class Trial:
-    """What came of it."""
+    """Result of a trial."""
 
     log: dict[str, Any]
     """First and last line of the training log: settings, parameters, steps, tokens, train_seconds, artifact_bytes."""
@@ -30,7 +30,7 @@ def train_and_score(
 ) -> Trial:
     """Run a trainer's command line so that it writes `out`, and score that.
 
-    An artifact that came a moment too late is scored too. Raises what `launch` does, and EnvironmentBroken if the
+    An artifact that was late is scored too. Raises what `launch` does, and EnvironmentBroken if the
     score is refused.
     """
     out.unlink(missing_ok=True)
@@ -49,14 +49,14 @@ def train_and_score(
 def launch(
     command: Sequence[str], processes: int = 1, settings: Mapping[str, str] | None = None, cwd: Path | None = None
 ) -> str:
-    """Run a trainer on so many devices; returns what it printed.
+    """Run a trainer on this number of devices; returns what it printed.
 
-    Raises what it ended with, in the sentence that it said: Refused or UsageError if it is one of ours and said why,
-    else EnvironmentBroken.
+    Raises its error with its sentence: Refused or UsageError if it is one of ours and printed one, else
+    EnvironmentBroken.
     """
     launcher = ["-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={processes}"]
-    whole = [sys.executable, *(launcher if processes > 1 else []), *command]
-    done = subprocess.run(whole, capture_output=True, text=True, env=os.environ | (settings or {}), cwd=cwd)
+    full = [sys.executable, *(launcher if processes > 1 else []), *command]
+    done = subprocess.run(full, capture_output=True, text=True, env=os.environ | (settings or {}), cwd=cwd)
     if done.returncode:
         lines = done.stderr.strip().splitlines() or ["failed"]
         ours = [line for line in lines if line.startswith("train.py: ")]

@@ -29,7 +29,7 @@ def batches(
     """Yield ids and targets, each (B, T) int64 on `device`, with T = `context` and B = batch_tokens / T / world.
 
     Targets are the ids one further in the stream. After the last shard comes the first again. No shard is
-    opened before the first batch is asked for. Raises EnvironmentBroken when a shard is damaged.
+    opened before the first batch is requested. Raises EnvironmentBroken when a shard is damaged.
     """
     own = batch_tokens // world
     if own % context or own * world != batch_tokens:

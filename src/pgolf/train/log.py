@@ -52,7 +52,7 @@ class Log:
         self.file = open_alone(path) if path else None
         self.failure: str | None = None
         """Why a line could not be written; there are no more after it."""
-        self.by_steps, self.every, self.tokens = steps is not None, every, tokens
+        self.limit, self.by_steps, self.every, self.tokens = seconds, steps is not None, every, tokens
         self.bar = tqdm(
             total=round(seconds) if steps is None else steps,
             bar_format="{percentage:3.0f}%|{bar}| {n:.0f}/{total} {unit}{postfix}",

@@ -1,12 +1,12 @@
 """From settings to artifact: what trainers share, in the order in which it happens.
 
-Build the model, compile and warm up on made-up tokens, pack once for practice, undo all that, start the clock, open
-the data, train, pack. What comes before the clock costs nothing and learns nothing; everything after it counts.
+Build the model, compile and warm up on random tokens, pack once for practice, undo all that, start the clock, open
+the data, train, pack. What comes before the clock is free and teaches nothing; everything after it is timed.
 """
 
-import argparse
 import json
 import math
+import os
 import shlex
 import tempfile
 import threading
@@ -17,14 +17,14 @@ from dataclasses import dataclass, fields, replace
 from functools import partial
 from itertools import chain, repeat
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeVar
 
 import torch
 from torch import Tensor
 
-from pgolf import rules
+from pgolf import __version__, rules
 from pgolf.data.dataset import Dataset, open_dataset
-from pgolf.errors import EnvironmentBroken, Refused, UsageError
+from pgolf.errors import EnvironmentBroken, PgolfError, Refused, UsageError
 from pgolf.files import beside
 from pgolf.train.clock import Clock
 from pgolf.train.loader import batches
@@ -32,61 +32,70 @@ from pgolf.train.log import Log, say
 from pgolf.train.ranks import Ranks
 from pgolf.train.settings import (
     PICTURE,
+    Options,
+    check,
+    check_paths,
     complain,
     description,
     faster_dtype,
+    interrupt,
     log_path,
+    on_signals,
+    one_sentence,
+    parse,
     stop_on_signals,
     use_compiler,
 )
+
+S = TypeVar("S")
 
 
 @dataclass(frozen=True)
 class Run:
     """What stays the same from the first step to the last."""
 
-    args: argparse.Namespace
+    options: Options
     settings: Any
     data: Dataset
     ranks: Ranks
     model: Any
     forward: Callable[..., Tensor]
-    """The model's loss, compiled or not."""
+    """Loss of the model, compiled or not."""
     orthogonalize: Callable[[Tensor], Tensor]
 
 
 @dataclass(frozen=True)
 class Budget:
-    """How long to train: so many steps, or by the wall clock when `steps` is None."""
+    """How long to train: a number of steps, or by the wall clock when `steps` is None."""
 
     steps: int | None
     seconds: float
     """Time to train: the limit less what packing takes."""
     step_seconds: float
-    """What the longest kind of step took in the warm-up."""
-    ahead: int
-    """Steps that the host may be ahead of the device, so that its clock is early."""
+    """Of the slowest kind of step in the warm-up."""
+    in_flight: int
+    """In-flight steps to reserve time for."""
 
     def left(self, step: int, elapsed: float, begun: float = 0.0) -> float:
         """Steps that there is time for, before step number `step` at `elapsed` seconds; the first began at `begun`."""
         if self.steps is not None:
             return self.steps - step
         each = max(self.step_seconds, (elapsed - begun) / step if step else 0.0)
-        return (self.seconds - elapsed) / each - self.ahead
+        return (self.seconds - elapsed) / each - self.in_flight
 
     def done(self, step: int, elapsed: float) -> float:
-        """How much of the run is over then, from 0 to 1."""
+        """Fraction of the run that is over, from 0 to 1."""
         return min(1.0, elapsed / self.seconds) if self.steps is None else step / self.steps
 
 
 class Trainer(Protocol):
-    """What a baseline does its own way; made anew after the warm-up."""
+    """What differs between baselines; a new one is made after the warm-up."""
 
     def begin(self) -> None:
         """First thing under the clock."""
 
     def stages(self) -> Sequence[Callable[[Tensor], object]]:
-        """One function for each kind of step that training will take, for practice on made-up ids (B, T)."""
+        """One function for each kind of step that training will take, to be called on random ids (B, T)."""
 
     def step(self, step: int, left: float, done: float, ids: Tensor, targets: Tensor) -> tuple[Tensor, float]:
         """Train on a batch (B, T); returns the loss and the factor of the learning rates."""
@@ -95,8 +104,37 @@ class Trainer(Protocol):
         """Pack the artifact, on rank 0; returns facts for the log and a sentence. `feed` has unused batches."""
 
 
+def main(
+    argv: Sequence[str] | None,
+    summary: str,
+    presets: Mapping[str, S],
+    build: Callable[[Options, S, Ranks], Run],
+    new_trainer: Callable[[Run], Trainer],
+    source: Mapping[str, bytes],
+) -> int:
+    """A trainer from its command line to its exit code; `source` is the code that goes into the artifact."""
+    on_signals(interrupt)
+    try:
+        options, settings = parse(argv, summary, presets)
+        ranks = Ranks()
+        check(options, settings, ranks)
+        with one_sentence(settings):
+            check_paths(options)
+            ranks.join()
+            train_and_pack(build(options, settings, ranks), new_trainer, source)
+        ranks.leave()  # not after a failure: it would wait for ranks that wait for this one
+        return 0
+    except PgolfError as error:
+        if os.environ.get("RANK", "0") == "0" or isinstance(error, EnvironmentBroken):
+            complain(str(error))
+        return error.exit_code
+    except KeyboardInterrupt:
+        complain("interrupted before the clock started")
+        return 130
+
+
 def build(
-    args: argparse.Namespace,
+    options: Options,
     settings: Any,
     ranks: Ranks,
     model_class: Any,
@@ -104,15 +142,15 @@ def build(
     orthogonalize: Callable[..., Tensor],
 ) -> Run:
     """Model and compiled functions. Of the data this reads names and tokenizer, no training token."""
-    data = open_dataset(args.data)
+    data = open_dataset(options.data)
     if not data.train_shards:
-        raise UsageError(f"{args.data}: holds no training shards")
-    args.out.parent.mkdir(parents=True, exist_ok=True)
+        raise UsageError(f"{options.data}: holds no training shards")
+    options.out.parent.mkdir(parents=True, exist_ok=True)
     try:
         settings = replace(settings, vocab_size=data.vocab_size)
     except ValueError as error:
-        raise UsageError(f"{args.data}: {error}") from None
-    torch.manual_seed(args.seed)  # on the CPU and the same on each rank, so all start from the same weights
+        raise UsageError(f"{options.data}: {error}") from None
+    torch.manual_seed(options.seed)  # on the CPU and the same on each rank, so all start from the same weights
     config = config_class(**{f.name: getattr(settings, f.name) for f in fields(config_class)})
     model = model_class(config).to(ranks.device)
     model.dtype = faster_dtype(ranks) if settings.bf16 else torch.float32
@@ -121,49 +159,64 @@ def build(
     forward = torch.compile(model, dynamic=False, fullgraph=True) if compiling else model
     if compiling and ranks.gpu:  # on a CPU there is next to nothing to fuse in it
         orthogonalize = torch.compile(orthogonalize, dynamic=False)
-    return Run(args, settings, data, ranks, model, forward, orthogonalize)
+    return Run(options, settings, data, ranks, model, forward, orthogonalize)
+
+
+PACK_MARGIN = 1.3
+"""Safety factor on the packing time of the warm-up: the machine may be busier at the end."""
+RESERVE = 0.5
+"""Seconds to spare: a step or the writing of the file may take longer than any before."""
+IN_FLIGHT = 2
+"""Steps that a GPU may have queued when the host looks at its clock."""
 
 
 def train_and_pack(run: Run, new_trainer: Callable[[Run], Trainer], source: Mapping[str, bytes]) -> None:
-    """All the rest."""
-    args, settings, ranks = run.args, run.settings, run.ranks
-    limit = args.seconds or rules.track(args.track).train_seconds or math.inf
+    """Warm up, train, pack and report. Raises what `warm_up` and `report` do, UsageError when there is no time."""
+    options, s, ranks = run.options, run.settings, run.ranks
+    limit = options.seconds or rules.track(options.track).train_seconds or math.inf
+    # Nothing of the warm-up stays but its times, so that training can stop when there is just time to pack.
     step_seconds, pack_seconds = warm_up(run, new_trainer(run))
-    time_to_train = limit - 1.3 * pack_seconds - 0.5
-    if not args.steps and time_to_train < 2 * step_seconds:
+    train_seconds = limit - PACK_MARGIN * pack_seconds - RESERVE
+    if not options.steps and train_seconds < 2 * step_seconds:
         raise UsageError(f"{limit:g} s are too few: packing takes {pack_seconds:.1f} s, a step {step_seconds:.1f} s")
-    budget = Budget(args.steps, time_to_train, step_seconds, 2 if ranks.gpu else 0)
-    log = Log(log_path(args) if ranks.rank == 0 else None, args.steps, limit, settings.log_every, settings.batch_tokens)
+    budget = Budget(options.steps, train_seconds, step_seconds, IN_FLIGHT if ranks.gpu else 0)
+    # Before the clock: a log that cannot be opened ends the run here, and the optimizer state is allocated.
+    log = Log(log_path(options) if ranks.rank == 0 else None, options.steps, limit, s.log_every, s.batch_tokens)
     log.write(**description(run, source, step_seconds, pack_seconds))
     trainer, stop, clock = new_trainer(run), stop_on_signals(), Clock(limit)
 
     clock.start()
     steps, feed = train(run, trainer, budget, clock, stop, log)
-    if ranks.rank != 0:
-        return
-    trained = clock.elapsed()
-    facts, sentence = trainer.save(args.out, feed)
-    seconds = clock.elapsed()
+    if ranks.rank == 0:
+        trained = clock.elapsed()
+        facts, sentence = trainer.save(options.out, feed)
+        seconds = clock.elapsed()
+        times = {"seconds": round(seconds, 3), "train_seconds": round(trained, 3), "stopped": stop.is_set()}
+        log.write(steps=steps, tokens=steps * s.batch_tokens, **times, **facts)
+        log.close()
+        say(f"{steps:,} steps, {steps * s.batch_tokens:,} tokens{', stopped by a signal' if stop.is_set() else ''}")
+        say(f"{sentence}; {seconds:.1f} seconds of {limit:g}")
+        report(options, log, seconds - limit)
 
-    tokens = steps * settings.batch_tokens
-    times = {"seconds": round(seconds, 3), "train_seconds": round(trained, 3), "stopped": stop.is_set()}
-    log.write(steps=steps, tokens=tokens, **times, **facts)
-    log.close()
-    say(f"{steps:,} steps, {tokens:,} tokens{', stopped by a signal' if stop.is_set() else ''}")
-    say(f"{sentence}; {seconds:.1f} seconds of {limit:g}")
-    say("score it with: " + shlex.join(["pgolf", "score", str(args.out), "--data", str(args.data)]))
-    if fault := log.plot(beside(args.out, PICTURE)):
+
+def report(options: Options, log: Log, late: float) -> None:
+    """Say what comes next and draw the loss, now that artifact and log are complete.
+
+    Raises EnvironmentBroken when the log was cut short, Refused when the artifact was `late`, in seconds.
+    """
+    say("score it with: " + shlex.join(["pgolf", "score", str(options.out), "--data", str(options.data)]))
+    if fault := log.plot(beside(options.out, PICTURE)):
         complain(f"{fault}; artifact and log are not affected")
     if log.failure:
-        raise EnvironmentBroken(f"{log_path(args)}: {log.failure}; the log is cut short, {args.out} is complete")
-    if seconds > limit and not args.steps:
-        raise Refused(f"the artifact was finished {seconds - limit:.1f} s after the limit of {limit:g} s")
+        raise EnvironmentBroken(f"{log_path(options)}: {log.failure}; the log is cut short, {options.out} is complete")
+    if late > 0 and not options.steps:
+        raise Refused(f"the artifact was finished {late:.1f} s after the limit of {log.limit:g} s")
 
 
 def warm_up(run: Run, trainer: Trainer) -> tuple[float, float]:
-    """Compile, take some steps on made-up tokens and pack, then restore the weights bit for bit.
+    """Compile, take some steps on random tokens and pack, then restore the weights bit for bit.
 
-    Returns the seconds of the longest kind of step and of packing. Raises Refused when the artifact cannot fit.
+    Returns the seconds of the slowest kind of step and of packing. Raises Refused when the artifact cannot fit.
     """
     s, ranks = run.settings, run.ranks
     initial = {name: tensor.clone() for name, tensor in run.model.state_dict().items()}
@@ -179,7 +232,7 @@ def warm_up(run: Run, trainer: Trainer) -> tuple[float, float]:
         step_seconds = max(step_seconds, time.monotonic() - start)
     start = time.monotonic()
     if ranks.rank == 0:
-        out = run.args.out
+        out = run.options.out
         with tempfile.TemporaryDirectory(dir=out.parent, prefix=".warm-up-") as folder:
             trainer.save(Path(folder) / out.name, repeat((ids, ids)))
     pack_seconds = time.monotonic() - start
@@ -206,7 +259,7 @@ def train(
         loss, scale = trainer.step(step, left, budget.done(step, elapsed), *batch)
         unread.append((step + 1, scale, ranks.read_later(loss)))
         # Reading an old loss waits for its step only, and so keeps the host from running further ahead.
-        while len(unread) > budget.ahead:
+        while len(unread) > budget.in_flight:
             done, scale, read = unread.popleft()
             log.step(done, read(), clock.elapsed(), scale)
     for done, scale, read in unread:
@@ -214,14 +267,14 @@ def train(
     return step, chain([batch], feed)
 
 
-def gradients(forward: Callable[..., Tensor], batch: Sequence[Tensor], most: int) -> Tensor:
-    """Forward and backward on a batch (B, T, ...), in equal parts of at most `most` sequences; returns the loss."""
+def gradients(forward: Callable[..., Tensor], batch: Sequence[Tensor], at_once: int) -> Tensor:
+    """Forward and backward on a batch (B, T, ...), in equal parts of at most `at_once` sequences; returns the loss."""
     count = len(batch[0])
-    micro = max(size for size in range(1, max(1, most) + 1) if count % size == 0)  # equal: one compiled shape
+    micro = max(size for size in range(1, max(1, at_once) + 1) if count % size == 0)  # equal: one compiled shape
     total = torch.zeros((), device=batch[0].device)
     for part in zip(*(torch.split(t, micro) for t in batch), strict=True):
         loss = forward(*part) * (micro / count)
-        loss.backward()  # type: ignore[no-untyped-call]
+        loss.backward()
         total += loss.detach()
     return total
 
@@ -233,24 +286,25 @@ def momentum(settings: Any, step: int) -> float:
 
 
 LANES = {"main": 2048, "laptop": 128, "unlimited": 128}
-"""Parts of the text that are scored beside each other: fewer are slower, more cut the text into shorter pieces."""
+"""Lanes of the step form: fewer are slower, more cut the text into shorter parts."""
 
 
-def members(run: Run, source: Mapping[str, bytes], name: str, **changes: Any) -> dict[str, bytes]:
-    """The artifact without its weights: code, tokenizer, and the manifest, usual but for these changes."""
+def members(data: Dataset, track: str, source: Mapping[str, bytes], name: str, **changes: Any) -> dict[str, bytes]:
+    """The artifact without its weights: code, tokenizer, and the usual manifest with these changes."""
     manifest = {
         "name": name,
         "author": "pgolf",
-        "track": run.args.track,
-        "vocab_size": run.data.vocab_size,
-        "bos": run.data.bos,
+        "track": track,
+        "vocab_size": data.vocab_size,
+        "bos": data.bos,
         "tokenizer": "tokenizer.model",
         "form": "step",
         "layout": "parts",
-        "lanes": LANES[run.args.track],
+        "lanes": LANES[track],
         "packages": ["torch"],
+        "pgolf": __version__,
     }
-    if run.data.transform is not None:
-        manifest["transform"] = run.data.transform
+    if data.transform is not None:
+        manifest["transform"] = data.transform
     text = json.dumps(manifest | changes, indent=1)
-    return dict(source) | {"submission.json": text.encode(), "tokenizer.model": run.data.tokenizer.read_bytes()}
+    return dict(source) | {"submission.json": text.encode(), "tokenizer.model": data.tokenizer.read_bytes()}

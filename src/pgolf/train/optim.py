@@ -1,7 +1,7 @@
-"""The optimizer: Muon for the matrices of the blocks, Adam for tables and vectors, and all that ranks exchange.
+"""The optimizer: Muon for the matrices of the blocks, Adam for tables and vectors, and the collectives.
 
 Muon (Keller Jordan, https://kellerjordan.github.io/posts/muon/) moves each matrix by its momentum with all
-singular values brought near 1. Matrices of one shape are a group, dealt over the ranks. A step is a pipeline
+singular values brought near 1. Matrices of one shape are a group, sharded over the ranks. A step is a pipeline
 (parallel Muon, contest): all gradients are sent off at once, each rank receives the sum of its share only,
 orthogonalises it while the next group's is still on its way, and sends the result off while it goes on.
 """

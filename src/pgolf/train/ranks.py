@@ -16,7 +16,7 @@ from pgolf.errors import EnvironmentBroken, UsageError
 
 
 class Ranks:
-    """One process per GPU, or any number on CPUs. Rank 0 talks and writes."""
+    """One process per GPU, or any number on CPUs. Rank 0 prints and writes."""
 
     def __init__(self) -> None:
         """Reads what torchrun sets. Raises EnvironmentBroken for no numbers, UsageError for too few GPUs."""
@@ -32,7 +32,7 @@ class Ranks:
         self.device = torch.device(f"cuda:{local}" if self.gpu else "cpu")
 
     def join(self) -> None:
-        """Meet the other ranks. Raises UsageError when the environment does not say where."""
+        """Join the process group. Raises UsageError when the environment does not say where."""
         if self.gpu:
             torch.cuda.set_device(self.device)
             torch.backends.cuda.enable_cudnn_sdp(False)  # leaves flash attention as the one choice for bf16
@@ -63,7 +63,7 @@ class Ranks:
         if not self.gpu:
             return lambda: float(number)
         host = number.to("cpu", non_blocking=True)
-        event = torch.cuda.Event()  # type: ignore[no-untyped-call]
+        event = torch.cuda.Event()
         event.record()
 
         def read() -> float:

@@ -1,149 +1,174 @@
-"""What all trainers do alike: command line, settings, errors in one sentence, signals, first line of a log."""
+"""What all trainers share: command line, errors in one sentence, signals, the first line of the log."""
 
-import argparse
 import contextlib
 import hashlib
+import io
 import math
 import os
 import platform
+import re
 import signal
 import sys
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import asdict, fields, replace
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, TypeVar, cast
+from types import NoneType
+from typing import Annotated, Any, Generic, TypeVar, get_args
 
 import torch
+import tyro
+from tyro.conf import arg
 
 from pgolf import __version__, rules
-from pgolf.errors import EnvironmentBroken, PgolfError, Refused, UsageError
+from pgolf.errors import EnvironmentBroken, Refused, UsageError
 from pgolf.files import beside, check_replaceable
 from pgolf.train.log import say
 from pgolf.train.ranks import Ranks
 
-S = TypeVar("S", bound=Any)
+S = TypeVar("S")
 LARGEST = 2**63 - 1
-"""Of seeds, steps and whole settings: what torch can hold."""
+"""Of integers on the command line: what torch can hold."""
 PICTURE = ".png"
 
 
-def parse(argv: Sequence[str] | None, description: str, presets: Sequence[str]) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        description=description,
-        epilog="example:\n  %(prog)s --track laptop --data data/demo --out a.zst",
-        formatter_class=argparse.RawDescriptionHelpFormatter,
+@dataclass(frozen=True)
+class Options:
+    """Data, files, budget and seed; the same for every trainer."""
+
+    data: Annotated[Path, arg(metavar="DIR")]
+    """Dataset folder."""
+    out: Annotated[Path, arg(metavar="FILE")] = Path("artifact.zst")
+    """Artifact to write."""
+    track: Annotated[str, arg(metavar="{" + ",".join(rules.TRACKS) + "}")] = "main"
+    """Its limits apply."""
+    preset: Annotated[str | None, arg(metavar="NAME", help_behavior_hint="(default: those of the track)")] = None
+    """Settings to begin with."""
+    seed: int = 1
+    """Of the weights."""
+    seconds: Annotated[float | None, arg(help_behavior_hint="(default: the track's)")] = None
+    """Time limit, artifact included."""
+    steps: Annotated[int | None, arg(help_behavior_hint="(default: until the time is up)")] = None
+    """Train for this number of steps, however long they take."""
+    log: Annotated[Path | None, arg(metavar="FILE", help_behavior_hint="(default: beside the artifact)")] = None
+    """Training log, JSON lines."""
+
+
+@dataclass(frozen=True)
+class Command(Generic[S]):
+    """The whole command line."""
+
+    run: tyro.conf.OmitArgPrefixes[Options]
+    settings: tyro.conf.OmitArgPrefixes[S]
+
+
+FromData = Annotated[int, tyro.conf.Fixed, tyro.conf.Suppress]
+"""Type of a setting that comes with the dataset and has no flag."""
+_numbers = tyro.constructors.ConstructorRegistry()
+
+
+@_numbers.primitive_rule
+def _number(info: tyro.constructors.PrimitiveTypeInfo) -> tyro.constructors.PrimitiveConstructorSpec[Any] | None:
+    """Numbers on the command line are finite, and a switch is 0 or 1."""
+    kind: Any = next((kind for kind in get_args(info.type) if kind is not NoneType), info.type)  # of `float | None`
+    if kind not in (bool, int, float):
+        return None
+
+    def read(texts: list[str]) -> Any:
+        try:
+            value = float(texts[0]) if kind is float else int(texts[0])
+        except ValueError:
+            raise ValueError(f"{texts[0]!r:.40} is not {'a' if kind is float else 'a whole'} number") from None
+        if kind is bool and value not in (0, 1):
+            raise ValueError("a switch is 0 or 1")
+        if not (math.isfinite(value) if kind is float else abs(value) <= LARGEST):
+            raise ValueError(f"must be finite and at most {LARGEST}")
+        return kind(value)
+
+    return tyro.constructors.PrimitiveConstructorSpec(
+        nargs=1,
+        metavar={bool: "{0,1}", int: "INT", float: "FLOAT"}[kind],
+        instance_from_str=read,
+        is_instance=lambda value: isinstance(value, kind | None),
+        str_from_instance=lambda value: [str(int(value) if kind is bool else value)],
     )
-    parser.add_argument("--data", type=Path, required=True, metavar="DIR", help="dataset folder")
-    parser.add_argument("--out", type=Path, default=Path("artifact.zst"), metavar="FILE")
-    parser.add_argument("--track", default="main", choices=list(rules.TRACKS))
-    parser.add_argument("--preset", choices=presets, help="settings to begin with (default: those of the track)")
-    parser.add_argument("--seed", type=int, default=1)
-    length = parser.add_mutually_exclusive_group()
-    length.add_argument("--seconds", type=float, help="time limit, artifact included (default: the track's)")
-    length.add_argument("--steps", type=int, help="train exactly so many steps, however long they take")
-    parser.add_argument("--log", type=Path, metavar="FILE", help="JSON lines (default: beside the artifact)")
-    parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="change one setting")
-    return parser.parse_args(argv)
 
 
-def read_settings(args: argparse.Namespace, ranks: Ranks, presets: Mapping[str, S]) -> S:
-    """The preset with the changes of the command line. Raises UsageError when they cannot work."""
-    settings = presets[args.preset or args.track]
-    known = {field.name for field in fields(settings)} - {"vocab_size"}  # that one comes with the data
-    changes: dict[str, Any] = {}
-    for key, _, text in (change.partition("=") for change in args.set):
-        if key not in known:
-            raise UsageError(f"--set {key}: there is no such setting; choose from {', '.join(sorted(known))}")
-        changes[key] = parse_value(f"--set {key}={text}", text, type(getattr(settings, key)))
+def parse(argv: Sequence[str] | None, description: str, presets: Mapping[str, S]) -> tuple[Options, S]:
+    """Options and settings of a command line: the preset's, changed by flags. Raises UsageError when it is wrong.
+
+    Ends the process after --help.
+    """
+    text = f"{description}\n\nexample:\n  train.py --track laptop --data data/demo --out a.zst"
+    # The preset decides on the defaults of all other flags, so it is read first; --data and --help come later.
+    first, _ = _cli(Options, argv, default=Options(Path()), return_unknown_args=True, add_help=False)
+    for name, value, known in (("track", first.track, rules.TRACKS), ("preset", first.preset, presets)):
+        if value not in (None, *known):
+            raise UsageError(f"--{name} {value}: choose from {', '.join(known)}")
+    preset = presets[first.preset or first.track]
+    default = Command(Options(tyro.MISSING), preset)
+    command = _cli(Command.__class_getitem__(type(preset)), argv, default=default, description=text)  # type: ignore[attr-defined]
+    return command.run, command.settings
+
+
+def _cli(kind: Any, argv: Sequence[str] | None, **options: Any) -> Any:
+    """tyro.cli, with the help in any terminal's encoding and its framed messages as one sentence."""
+    printed, message = io.StringIO(), io.StringIO()
     try:
-        settings = replace(settings, **changes)
-    except ValueError as error:
-        raise UsageError(str(error)) from None
-    if settings.batch_tokens // settings.context % ranks.world:
-        raise UsageError(
-            f"{settings.batch_tokens // settings.context} sequences per step do not split evenly over "
-            f"{ranks.world} processes"
-        )
-    if not 0 <= args.seed <= LARGEST:
+        with contextlib.redirect_stdout(printed), contextlib.redirect_stderr(message):
+            options |= {"use_underscores": True, "config": (tyro.conf.FlagConversionOff,)}  # switches take 0 or 1
+            return tyro.cli(kind, args=argv, prog="train.py", registry=_numbers, **options)
+    except SystemExit as end:
+        if not end.code:
+            say(printed.getvalue().rstrip())
+            raise
+        body = re.split("-{10,}", message.getvalue())[1]  # between the lines under the title and above the hints
+        raise UsageError(" ".join(body.split())) from None
+
+
+def check(options: Options, settings: Any, ranks: Ranks) -> None:
+    """Raises UsageError when options and settings cannot work together on these ranks."""
+    sequences = settings.batch_tokens // settings.context
+    if sequences % ranks.world:
+        raise UsageError(f"{sequences} sequences per step do not split evenly over {ranks.world} processes")
+    if options.seed < 0:
         raise UsageError(f"--seed must be from 0 to {LARGEST}")
-    if any(value is not None and not 0 < value < math.inf for value in (args.steps, args.seconds)):
-        raise UsageError("--steps and --seconds must be positive and finite")
-    if args.steps and args.steps > LARGEST:
-        raise UsageError(f"--steps must be at most {LARGEST}")
-    if not args.steps and not args.seconds and rules.track(args.track).train_seconds is None:
-        raise UsageError(f"track {args.track} has no time limit: give --seconds or --steps")
-    return settings
+    if any(value is not None and value <= 0 for value in (options.steps, options.seconds)):
+        raise UsageError("--steps and --seconds must be positive")
+    if options.steps and options.seconds:
+        raise UsageError("--steps and --seconds are two budgets: give one")
+    if not options.steps and not options.seconds and rules.track(options.track).train_seconds is None:
+        raise UsageError(f"track {options.track} has no time limit: give --seconds or --steps")
 
 
-def parse_value(option: str, text: str, kind: type) -> float:
-    """A setting's value: finite, and 0 or 1 for a switch. Raises UsageError when it is not of the kind."""
-    try:
-        value = float(text) if kind is float else int(text)
-    except ValueError:
-        raise UsageError(f"{option}: not a number of the kind that it takes") from None
-    if kind is bool and value not in (0, 1):
-        raise UsageError(f"{option}: a switch is 0 or 1")
-    if not (math.isfinite(value) if kind is float else abs(value) <= LARGEST):
-        raise UsageError(f"{option}: too large, or no finite number")
-    return cast(float, kind(value))
-
-
-def check_paths(args: argparse.Namespace) -> None:
+def check_paths(options: Options) -> None:
     """Raises UsageError when a file to be written would fall on another, on the data or on a folder.
 
     Raises OSError when artifact or picture could not take their names.
     """
-    if args.out.is_dir():
-        raise UsageError(f"--out {args.out} is a folder; name a file in it")
+    if options.out.is_dir():
+        raise UsageError(f"--out {options.out} is a folder; name a file in it")
     seen: dict[Path, str] = {}
     for name, path in (
-        ("--out", args.out),
-        ("--log" if args.log else "the log", log_path(args)),
-        ("the picture of the loss", beside(args.out, PICTURE)),
+        ("--out", options.out),
+        ("--log" if options.log else "the log", log_path(options)),
+        ("the picture of the loss", beside(options.out, PICTURE)),
     ):
         if path.is_dir():
             raise UsageError(f"{name} {path} is a folder; name a file in it")
-        if path != log_path(args):  # which is written in place, so it may be a link or a device
+        if path != log_path(options):  # which is written in place, so it may be a link or a device
             check_replaceable(path)
         real = Path(os.path.realpath(path))  # unlike Path.resolve it lets loops of links pass
-        if real.is_relative_to(os.path.realpath(args.data)):
-            raise UsageError(f"{name} {path} lies in the dataset folder {args.data}; choose another folder")
+        if real.is_relative_to(os.path.realpath(options.data)):
+            raise UsageError(f"{name} {path} lies in the dataset folder {options.data}; choose another folder")
         if real in seen:
             raise UsageError(f"{seen[real]} and {name} are both {path}; choose another name for one of them")
         seen[real] = name
 
 
-def log_path(args: argparse.Namespace) -> Path:
-    return args.log or beside(args.out, ".jsonl")
-
-
-def run_trainer(
-    argv: Sequence[str] | None,
-    description: str,
-    presets: Mapping[str, S],
-    train_and_pack: Callable[[argparse.Namespace, S, Ranks], None],
-) -> int:
-    """A trainer from its command line to its exit code."""
-    args = parse(argv, description, list(presets))
-    on_signals(interrupt)
-    try:
-        ranks = Ranks()
-        settings = read_settings(args, ranks, presets)
-        with one_sentence(settings):
-            check_paths(args)
-            ranks.join()
-            train_and_pack(args, settings, ranks)
-        ranks.leave()  # not after a failure: it would wait for ranks that wait for this one
-        return 0
-    except PgolfError as error:
-        if os.environ.get("RANK", "0") == "0" or isinstance(error, EnvironmentBroken):
-            complain(str(error))
-        return error.exit_code
-    except KeyboardInterrupt:
-        complain("interrupted before the clock started")
-        return 130
+def log_path(options: Options) -> Path:
+    return options.log or beside(options.out, ".jsonl")
 
 
 def complain(sentence: str) -> None:
@@ -192,13 +217,13 @@ def one_sentence(settings: Any) -> Iterator[None]:
             raise Refused("another process of this run has failed") from None  # it has said why
         if type(error).__module__ == "torch._inductor.exc":
             raise EnvironmentBroken(
-                f"torch.compile failed ({gist(error)}); mend what it needs, or train without it by --set compile=0"
+                f"torch.compile failed ({gist(error)}); mend what it needs, or train without it by --compile=0"
             ) from None
         memory = "can't allocate memory", "Storage size calculation overflowed"
         if not isinstance(error, torch.OutOfMemoryError) and not any(text in str(error) for text in memory):
             raise
         raise EnvironmentBroken(
-            f"out of memory with {settings.micro_tokens:,} tokens at once; try --set micro_tokens="
+            f"out of memory with {settings.micro_tokens:,} tokens at once; try --micro_tokens="
             f"{settings.micro_tokens // 2}"
         ) from None
 
@@ -246,9 +271,9 @@ def description(run: Any, source: Mapping[str, bytes], step_seconds: float, pack
     return {
         "settings": asdict(run.settings),
         "parameters": sum(p.numel() for p in run.model.parameters()),
-        "track": run.args.track,
+        "track": run.options.track,
         "data": run.data.name,
-        "seed": run.args.seed,
+        "seed": run.options.seed,
         "source_sha256": digest.hexdigest(),
         "world": run.ranks.world,
         "device": torch.cuda.get_device_name() if gpu else "cpu",
