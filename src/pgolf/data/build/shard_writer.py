@@ -25,7 +25,7 @@ class ShardWriter:
         """Go on after the shards `done` and the first `part_tokens` tokens of the unfinished one."""
         self.done = done
         self._root = root
-        self._prefix = prefix
+        self.prefix = prefix
         self._limit = limit
         self._tokens = 0
         self._file: BinaryIO | None = None
@@ -99,5 +99,5 @@ class ShardWriter:
         self._tokens = tokens
 
     def _paths(self) -> tuple[Path, Path]:
-        path = self._root / f"{self._prefix}_{len(self.done):06d}.bin"
+        path = self._root / f"{self.prefix}_{len(self.done):06d}.bin"
         return path, path.with_name(path.name + ".part")
