@@ -239,7 +239,7 @@ def runs(tmp_path_factory: pytest.TempPathFactory, tokenizer_model: Path) -> Ite
         real_close = box.Worker.close
 
         def watched_close(worker: box.Worker) -> None:
-            found.sandboxed |= {Path("/proc", str(pid)) for pid in box._descendants(worker._process.pid)}
+            found.sandboxed |= {Path("/proc", str(process.pid)) for process in worker.processes()}
             real_close(worker)
 
         patch.setattr(box.Worker, "close", watched_close)
@@ -525,7 +525,7 @@ def command_of(process: Path) -> bytes:
 def outcome(lie: str) -> str:
     """The refusal of a worker that tells this lie."""
     lies = module_of(ATTACKS / "wire_lies" / "predict.py")
-    manifest = artifact._parse_manifest(json.dumps(manifest_of("honest")).encode())
+    manifest = artifact.parse_manifest(json.dumps(manifest_of("honest")).encode())
     texts = [torch.arange(40).int().numpy()] * 20
     read = artifact.Artifact("", 0, manifest, {})
     with Stub(lambda channel, ring: lies.answer(channel, lie)), predictors.Predictor(read, 20, "cpu", False) as worker:

@@ -122,11 +122,11 @@ def parse(data: bytes, limit: int) -> Artifact:
     """Check the bytes of an artifact (see `read`)."""
     if len(data) > limit:
         raise Refused(f"the artifact has {len(data):,} bytes; the limit is {limit:,}")
-    members = dict(_tar_members(_decompress(data)))
+    members = dict(tar_members(_decompress(data)))
     for name in REQUIRED:
         if name not in members:
             raise Refused(f"{name} is missing from the artifact")
-    manifest = _parse_manifest(members[MANIFEST])
+    manifest = parse_manifest(members[MANIFEST])
     if len(data) > (own := rules.track(manifest.track).artifact_bytes):
         raise Refused(f"the artifact has {len(data):,} bytes; the limit of track {manifest.track} is {own:,}")
     if manifest.tokenizer != "bytes" and manifest.tokenizer not in members:
@@ -155,7 +155,7 @@ def _decompress(data: bytes) -> bytes:
     return b"".join(parts)
 
 
-def _tar_members(tar: bytes) -> Iterator[tuple[str, bytes]]:
+def tar_members(tar: bytes) -> Iterator[tuple[str, bytes]]:
     """The regular files of a tar, each name checked."""
     seen: dict[str, bool] = {}  # name -> is it a folder
     offset = 0
@@ -232,7 +232,7 @@ def _member_name(raw: bytes, where: str) -> str:
     return name
 
 
-def _parse_manifest(data: bytes) -> Manifest:
+def parse_manifest(data: bytes) -> Manifest:
     """Check every field of `submission.json`; an unknown one is refused, since it is most likely a slip."""
     if len(data) > rules.MANIFEST_BYTES:
         raise Refused(f"{MANIFEST} has {len(data):,} bytes; the limit is {rules.MANIFEST_BYTES:,}")

@@ -6,6 +6,7 @@ import multiprocessing
 import os
 import signal
 import sys
+import time
 from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor
 
@@ -22,6 +23,13 @@ def cores() -> int:
 def available_memory() -> int:
     """Bytes of memory that the machine can still give."""
     return int(psutil.virtual_memory().available)
+
+
+def suspended_seconds() -> float:
+    """How long the machine has slept since it was started: one of the clocks goes on meanwhile."""
+    if not hasattr(time, "CLOCK_BOOTTIME"):
+        return 0.0
+    return time.clock_gettime(time.CLOCK_BOOTTIME) - time.clock_gettime(time.CLOCK_MONOTONIC)
 
 
 def exit_on_signals() -> None:

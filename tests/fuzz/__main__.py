@@ -156,11 +156,11 @@ def read_artifact(data: bytes) -> None:
 
 
 def read_tar(data: bytes) -> None:
-    from pgolf.artifact import _tar_members
+    from pgolf.artifact import tar_members
     from pgolf.errors import Refused
 
     try:
-        names = [name for name, _ in _tar_members(data)]
+        names = [name for name, _ in tar_members(data)]
     except Refused as error:
         check_sentence(error)
     else:
@@ -169,11 +169,11 @@ def read_tar(data: bytes) -> None:
 
 
 def read_manifest(data: bytes) -> None:
-    from pgolf.artifact import _parse_manifest
+    from pgolf.artifact import parse_manifest
     from pgolf.errors import Refused
 
     try:
-        hash(_parse_manifest(data))
+        hash(parse_manifest(data))
     except Refused as error:
         check_sentence(error)
 

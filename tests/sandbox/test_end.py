@@ -109,7 +109,7 @@ def test_failed_start_undoes_itself(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(box.bubblewrap, "program", lambda _: "/no/such/bwrap")
     with pytest.raises(EnvironmentBroken):
         worker("")
-    monkeypatch.setattr(box, "_memory_file", lambda *_: 1 / 0)
+    monkeypatch.setattr(box, "memory_file", lambda *_: 1 / 0)
     with pytest.raises(ZeroDivisionError):
         worker("")
     assert len(list(Path("/proc/self/fd").iterdir())) == descriptors

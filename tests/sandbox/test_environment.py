@@ -35,8 +35,8 @@ def numbers(lines: list[str]) -> dict[str, str]:
 def test_two_sandboxes_share_no_inode() -> None:
     """No file of one is a file of the next, nor of the host: what is marked on it goes with it."""
     with worker(SEEN) as one, worker(SEEN) as other:  # together, since numbers are given out again
-        assert one._group.folders != other._group.folders or not one._group.enforced
-        assert one._group.enforced == other._group.enforced
+        assert one.group.folders != other.group.folders or not one.group.enforced
+        assert one.group.enforced == other.group.enforced
         first, second = numbers(ask(one)), numbers(ask(other))
     assert len(first) > 1000
     assert not set(first.values()) & set(second.values())

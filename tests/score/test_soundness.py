@@ -25,7 +25,7 @@ from hypothesis import strategies as st
 from stub import Stub
 
 from conftest import UNIFORM, MakeArtifact, write_dataset
-from pgolf.artifact import Artifact, Manifest, _parse_manifest
+from pgolf.artifact import Artifact, Manifest, parse_manifest
 from pgolf.sandbox import box, probe, wire
 from pgolf.sandbox.wire import Channel, Kind, Ring
 from pgolf.score import schedule, score
@@ -44,7 +44,7 @@ lanes = st.integers(1, 10)
 def manifest(layout: str, lanes: int) -> Manifest:
     """Of a predictor over this vocabulary."""
     values = {"name": "n", "author": "a", "track": "laptop", "vocab_size": BOS + 1, "bos": BOS, "form": "step"}
-    return _parse_manifest(json.dumps(values | {"tokenizer": "t.py", "lanes": lanes, "layout": layout}).encode())
+    return parse_manifest(json.dumps(values | {"tokenizer": "t.py", "lanes": lanes, "layout": layout}).encode())
 
 
 def arrays(texts: Documents) -> list[Ids]:

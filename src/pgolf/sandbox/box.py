@@ -20,14 +20,17 @@ import threading
 import time
 from collections import deque
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
 from types import TracebackType
 from typing import Any
 
+import psutil
+
 from pgolf import rules
 from pgolf.errors import EnvironmentBroken, Refused
-from pgolf.machine import available_memory
+from pgolf.machine import available_memory, suspended_seconds
 from pgolf.sandbox import bubblewrap, counters, environment, seccomp
 from pgolf.sandbox.bubblewrap import ARTIFACT, HARNESS
 from pgolf.sandbox.cgroup import Cgroup
@@ -47,12 +50,10 @@ _LEAST = {  # limits that a shell may hand on, and how high each has to be; 0: t
     "RLIMIT_CPU": "0",
 }
 _POLL_SECONDS = 0.1
-_WATCH_SECONDS = 0.5
+WATCH_SECONDS = 0.5
 _END_SECONDS = 30.0
 _TAIL_BYTES = 16_384
 _WORDS = 300
-
-
 _GONE = "the other side is gone"  # as `wire` says it
 
 
@@ -73,43 +74,36 @@ class Worker:
     ) -> None:
         """Start `role` with `members` as its files; returns when the guest's imports are done.
 
-        No code of the submission has been imported by then.
+        No code of the submission has been imported by then. Its channel has no deadline yet.
 
-        Its channel has no deadline yet. `device` is "cpu", "cuda" (all GPUs) or "cuda:N". `config` is
-        handed to the guest. `packages` are the packages that the submission declares, `compiler` says whether it may
-        compile. Without `isolated` the code runs with all rights of this user.
+        `device` is "cpu", "cuda" (all GPUs) or "cuda:N". `config` is handed to the guest. `packages` are the packages
+        that the submission declares, `compiler` says whether it may compile. Without `isolated` the code runs with all
+        rights of this user.
         Raises EnvironmentBroken when the sandbox cannot be made or started here.
         """
         self.role = role
         self.copied: Copy | None = None
         """The private copy: bytes, and the seconds that making it took. None without `isolated`."""
+        self.group = Cgroup()
         self._verdict = ""
         self._fault = ""
         self._tail: deque[bytes] = deque()
         self._closing = threading.Event()
         self._threads: list[threading.Thread] = []
-        self._group = Cgroup()
-        self._suspended = _suspended_seconds()
+        self._suspended = suspended_seconds()
         with contextlib.ExitStack() as stack:
             ours, theirs = socket.socketpair()
             stack.callback(ours.close)
-            with theirs, contextlib.ExitStack() as starting:
-                handed = [_numbered(starting, theirs.fileno()), *([_numbered(starting, ring.fd)] if ring else [])]
-                setup = {
-                    **(config or {}),
-                    "role": role,
-                    "isolated": isolated,
-                    "imports": [name for name in environment.ROLE_PACKAGES.get(role, ()) if find_spec(name)],
-                    "device": "cuda" if device.startswith("cuda") else device,
-                    "socket": handed[0],
-                    "ring": handed[1] if ring else -1,
-                    "slot_bytes": ring.slot_bytes if ring else 0,
-                }
+            with theirs, contextlib.ExitStack() as starting:  # descriptors that only the new process keeps
+                # First, so that no number that the guest sees depends on how many files are made.
+                shared = [_numbered(starting, fd) for fd in (theirs.fileno(), *([ring.fd] if ring else []))]
                 if isolated:
-                    command = self._isolated(stack, starting, members, setup, handed, device, packages, compiler)
+                    place = self._sandboxed(stack, starting, members, device, packages, compiler)
                 else:
-                    command = _plain(stack, members, setup)
-                self._process = self._start(starting, command, handed, device, setup["root"] if not isolated else "/")
+                    place = _plain(stack, members)
+                setup = {**(config or {}), **_setup(role, device, shared, ring), "isolated": isolated, **place.setup}
+                command = [*place.command, sys.executable, "-I", "-c", _BOOT, json.dumps(setup)]
+                self._process = self._start(command, [*shared, *place.descriptors], device, place.folder)
             stack.callback(self._join)
             stack.callback(ours.close)  # with it end the descriptors that wait in it, and the reader with them
             stack.callback(self._kill)
@@ -118,9 +112,9 @@ class Worker:
                 thread.start()
             self.channel = Channel(ours, time.monotonic() + rules.START_SECONDS)
             self._await_start(isolated)
-            self._group.started(self._process.pid)
+            self.group.started(self._process.pid)
             self.channel.deadline = None
-            self._stack = stack.pop_all()
+            self._stack = stack.pop_all()  # from here on `close` undoes all of it
 
     def __enter__(self) -> "Worker":
         return self
@@ -161,30 +155,32 @@ class Worker:
             self._check_awake()
             raise
 
-    def _isolated(
+    def processes(self) -> list[psutil.Process]:
+        """The process that was started and all below it. Orphans stay below: the sandbox's init adopts them."""
+        with contextlib.suppress(psutil.NoSuchProcess):
+            top = psutil.Process(self._process.pid)
+            return [top, *top.children(recursive=True)]
+        return []
+
+    def _sandboxed(
         self,
         stack: contextlib.ExitStack,
         starting: contextlib.ExitStack,
         members: Mapping[str, bytes],
-        setup: dict[str, Any],
-        handed: list[int],
         device: str,
         packages: Sequence[str],
         compiler: bool,
-    ) -> list[str]:
-        """The command line of a sandboxed worker; completes `setup` and `handed`, and makes copy and group."""
-        check_limits()
+    ) -> "_Place":
+        """Make private copy and control group, which `stack` removes, and describe the sandbox around them."""
+        check_limits()  # a limit of the shell would be taken for a mistake of the submission
         cuda = device.startswith("cuda")
         wanted = environment.listing(self.role, tuple(packages), compiler, cuda)
         self.copied = stack.enter_context(private_copy(wanted, bubblewrap.harness_files()))
-        setup["root"], setup["harness"] = str(ARTIFACT), [str(HARNESS)]
-        setup["packages"] = [str(path) for path in wanted.packages]
-        setup["limits"] = {"RLIMIT_CORE": 0, "RLIMIT_NPROC": rules.WORKER_PROCESSES, "RLIMIT_NOFILE": _FILES}
-        setup["limits"] |= dict.fromkeys(_LEAST, -1)
+        descriptors: list[int] = []
 
         def files(contents: Mapping[str, bytes]) -> dict[str, int]:
-            numbers = {name: _memory_file(starting, data) for name, data in contents.items()}
-            handed.extend(numbers.values())
+            numbers = {name: memory_file(starting, data) for name, data in contents.items()}
+            descriptors.extend(numbers.values())
             return numbers
 
         program = seccomp.program(compiler, cuda)
@@ -197,31 +193,37 @@ class Worker:
             cuda,
             bubblewrap.gpu_nodes(device) if cuda else [],
         )
-        self._group = Cgroup.create(self.role, memory_limit(), rules.WORKER_PROCESSES)
-        stack.callback(self._group.remove)
-        counters.use_up_batches()
-        return [*self._group.command, *line, *_python(setup)]
+        self.group = Cgroup.create(self.role, memory_limit(), rules.WORKER_PROCESSES)
+        stack.callback(self.group.remove)
+        counters.use_up_batches()  # last, since each file made here takes a number
+        limits = {"RLIMIT_CORE": 0, "RLIMIT_NPROC": rules.WORKER_PROCESSES, "RLIMIT_NOFILE": _FILES}
+        setup = {
+            "root": str(ARTIFACT),
+            "harness": [str(HARNESS)],
+            "packages": [str(path) for path in wanted.packages],
+            "limits": limits | dict.fromkeys(_LEAST, -1),
+        }
+        return _Place([*self.group.command, *line], setup, descriptors, "/")
 
-    def _start(
-        self, starting: contextlib.ExitStack, command: list[str], handed: list[int], device: str, folder: str
-    ) -> "subprocess.Popen[bytes]":
+    def _start(self, command: list[str], descriptors: list[int], device: str, folder: str) -> "subprocess.Popen[bytes]":
         # Not /dev/null: that is the host's own, on which a sandbox could leave a mark.
         nothing, end = os.pipe()
         os.close(end)
-        starting.callback(os.close, nothing)
         try:
             return subprocess.Popen(
                 command,
                 stdin=nothing,
                 stdout=subprocess.PIPE,
                 stderr=subprocess.STDOUT,
-                pass_fds=handed,
-                env={**self._group.variables(), **bubblewrap.variables(device)},
+                pass_fds=descriptors,
+                env={**self.group.variables(), **bubblewrap.variables(device)},
                 cwd=folder,
                 start_new_session=True,
             )
         except OSError as error:
             raise EnvironmentBroken(f"{command[0]} cannot be started: {error.strerror}") from None
+        finally:
+            os.close(nothing)
 
     def _await_start(self, isolated: bool) -> None:
         """Wait until the guest's own imports are done. Up to there every failure is the machine's."""
@@ -248,7 +250,7 @@ class Worker:
         return EnvironmentBroken(self._fault) if self._fault else Refused(words)
 
     def _check_awake(self) -> None:
-        slept = _suspended_seconds() - self._suspended
+        slept = suspended_seconds() - self._suspended
         if slept > 1:
             raise EnvironmentBroken(f"the machine was suspended for {slept:.0f} s during the run; run it again")
 
@@ -258,7 +260,7 @@ class Worker:
         if gone:
             with contextlib.suppress(subprocess.TimeoutExpired):
                 self._process.wait(timeout=2)
-        if self._group.oom_killed():
+        if self.group.oom_killed():
             self._verdict = _over_memory()
         if self._verdict:
             return f"{self.role}: {self._verdict}"
@@ -278,9 +280,12 @@ class Worker:
 
     def _kill_all(self) -> None:
         if self._process.poll() is None:
-            for kill, pid in [(os.killpg, self._process.pid), *((os.kill, p) for p in _descendants(self._process.pid))]:
-                with contextlib.suppress(ProcessLookupError):
-                    kill(pid, signal.SIGKILL)
+            found = self.processes()  # before the first dies, and its children are no longer below it
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(self._process.pid, signal.SIGKILL)
+            for process in found:
+                with contextlib.suppress(psutil.Error):
+                    process.kill()
 
     def _join(self) -> None:
         """Wait for what has been killed, each for a limited time."""
@@ -321,13 +326,17 @@ class Worker:
 
     def _watch(self) -> None:
         """Watchdog: enforce the limits from outside where the kernel does not. Best effort."""
-        while not self._group.enforced and not self._closing.wait(_WATCH_SECONDS) and self._process.poll() is None:
-            pids = _descendants(self._process.pid)
-            if sum(map(_proportional_bytes, pids)) > memory_limit():
+        while not self.group.enforced and not self._closing.wait(WATCH_SECONDS) and self._process.poll() is None:
+            memory = threads = 0
+            for process in self.processes():
+                with contextlib.suppress(psutil.Error):
+                    threads += process.num_threads()
+                    memory += getattr(process.memory_full_info(), "pss", 0)  # of shared memory, its part
+            if memory > memory_limit():
                 self._stop(_over_memory())
-            elif sum(map(_threads, pids)) > rules.WORKER_PROCESSES:
+            elif threads > rules.WORKER_PROCESSES:
                 self._stop(f"started more than {rules.WORKER_PROCESSES} processes")
-            elif self.copied and _available() < rules.SPARE_MEMORY_BYTES:
+            elif self.copied and available_memory() < rules.SPARE_MEMORY_BYTES:
                 self._fault = (
                     "the machine ran out of memory while no limit could be set on the sandbox's; see `pgolf doctor`"
                 )
@@ -357,58 +366,45 @@ def _over_memory() -> str:
     return f"used more than {memory_limit() / 1024**3:.1f} GiB of memory"
 
 
-def _suspended_seconds() -> float:
-    """How long the machine has slept since it was started: one of the clocks goes on meanwhile."""
-    if not hasattr(time, "CLOCK_BOOTTIME"):
-        return 0.0
-    return time.clock_gettime(time.CLOCK_BOOTTIME) - time.clock_gettime(time.CLOCK_MONOTONIC)
+@dataclass(frozen=True)
+class _Place:
+    """Where a worker runs."""
+
+    command: list[str]
+    """What stands before the interpreter on the command line."""
+    setup: dict[str, Any]
+    """What the guest has to know about it."""
+    descriptors: list[int]
+    """What the command reads."""
+    folder: str
+    """Working directory of the command."""
 
 
-def _descendants(pid: int) -> list[int]:
-    """`pid` and all processes below it. Orphans stay below: the sandbox's init adopts them."""
-    found = [pid]
-    for known in found:  # grows meanwhile
-        with contextlib.suppress(OSError):
-            for task in Path(f"/proc/{known}/task").iterdir():
-                found += map(int, (task / "children").read_text().split())
-    return found
+def _setup(role: str, device: str, shared: list[int], ring: Ring | None) -> dict[str, Any]:
+    """What the guest has to know wherever it runs. `shared`: descriptors of the socket and of the ring, if any."""
+    return {
+        "role": role,
+        "imports": [name for name in environment.ROLE_PACKAGES.get(role, ()) if find_spec(name)],
+        "device": "cuda" if device.startswith("cuda") else device,
+        "socket": shared[0],
+        "ring": shared[1] if ring else -1,
+        "slot_bytes": ring.slot_bytes if ring else 0,
+    }
 
 
-def _proportional_bytes(pid: int) -> int:
-    """Memory of a process; of what several share, its part."""
-    with contextlib.suppress(OSError, ValueError, IndexError):
-        lines = Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines()
-        return sum(int(line.split()[1]) * 1024 for line in lines if line.startswith("Pss:"))
-    return 0
-
-
-def _threads(pid: int) -> int:
-    with contextlib.suppress(OSError):
-        return len(list(Path(f"/proc/{pid}/task").iterdir()))
-    return 0
-
-
-def _available() -> int:
-    """Bytes of memory that the machine could still give; no bound where it does not say."""
-    with contextlib.suppress(OSError):
-        return available_memory()
-    return sys.maxsize
-
-
-def _python(setup: Mapping[str, Any]) -> list[str]:
-    return [sys.executable, "-I", "-c", _BOOT, json.dumps(setup)]
-
-
-def _plain(stack: contextlib.ExitStack, members: Mapping[str, bytes], setup: dict[str, Any]) -> list[str]:
-    """The command line of a worker without sandbox; completes `setup`. The members become plain files."""
+def _plain(stack: contextlib.ExitStack, members: Mapping[str, bytes]) -> _Place:
+    """No sandbox: the members become files in a temporary folder, which `stack` removes."""
     root = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="pgolf-")))
     for name, data in members.items():
         (root / name).parent.mkdir(parents=True, exist_ok=True)
         (root / name).write_bytes(data)
-    setup["root"], setup["harness"] = str(root), [str(Path(__file__).parent.parent.parent)]
-    setup["packages"] = [path for path in sys.path if path and Path(path).is_dir()]
-    setup["limits"] = {}
-    return _python(setup)
+    setup = {
+        "root": str(root),
+        "harness": [str(Path(__file__).parent.parent.parent)],
+        "packages": [path for path in sys.path if path and Path(path).is_dir()],
+        "limits": {},
+    }
+    return _Place([], setup, [], str(root))
 
 
 def _numbered(stack: contextlib.ExitStack, fd: int) -> int:
@@ -418,7 +414,7 @@ def _numbered(stack: contextlib.ExitStack, fd: int) -> int:
     return number
 
 
-def _memory_file(stack: contextlib.ExitStack, data: bytes) -> int:
+def memory_file(stack: contextlib.ExitStack, data: bytes) -> int:
     """A descriptor that reads `data` from its start; closed with `stack`."""
     fd = os.memfd_create("pgolf-member", os.MFD_CLOEXEC)
     stack.callback(os.close, fd)

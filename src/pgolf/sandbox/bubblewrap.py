@@ -175,14 +175,14 @@ def why_not(printed: str) -> str:
 
 def _remedies(printed: str) -> Iterator[str]:
     """What to do about it, the likeliest first."""
-    if _setting("kernel/apparmor_restrict_unprivileged_userns") == "1":
+    if kernel_setting("kernel/apparmor_restrict_unprivileged_userns") == "1":
         yield (
             "AppArmor forbids user namespaces to programs without a profile (Ubuntu 24.04): "
             "sudo sysctl kernel.apparmor_restrict_unprivileged_userns=0"
         )
-    if _setting("kernel/unprivileged_userns_clone") == "0":
+    if kernel_setting("kernel/unprivileged_userns_clone") == "0":
         yield "user namespaces are switched off: sudo sysctl kernel.unprivileged_userns_clone=1"
-    if _setting("user/max_user_namespaces") == "0":
+    if kernel_setting("user/max_user_namespaces") == "0":
         yield "user namespaces are switched off: sudo sysctl user.max_user_namespaces=10000"
     if in_container():
         yield "this is a container, which must be started with --privileged; or score on the machine itself"
@@ -207,7 +207,7 @@ def _namespace(kind: str) -> int:
     return 0
 
 
-def _setting(name: str) -> str:
+def kernel_setting(name: str) -> str:
     with contextlib.suppress(OSError):
         return Path("/proc/sys", name).read_text().strip()
     return ""

@@ -146,7 +146,7 @@ def _enable(parent: Path) -> None:
 
 def _scope(label: str, memory_bytes: int, processes: int) -> Cgroup:
     """A scope of the user's systemd (version 2 only), or an empty group."""
-    if not _systemd_works():
+    if not systemd_works():
         return Cgroup()
     limits = {"MemoryMax": memory_bytes, "MemorySwapMax": 0, "TasksMax": processes}
     settings = [f"-p{name}={value}" for name, value in limits.items()]
@@ -157,7 +157,7 @@ _SCOPE = ["systemd-run", "--user", "--scope", "--quiet", "--collect"]
 
 
 @cache
-def _systemd_works() -> bool:
+def systemd_works() -> bool:
     """Whether the user's systemd is there and may limit memory and processes."""
     if not shutil.which("systemd-run"):
         return False

@@ -24,11 +24,11 @@ def _on_every_processor() -> None:
         with contextlib.suppress(OSError):  # not ours to run on, nor a sandbox's
             os.sched_setaffinity(0, {processor})
             for _ in range(2 * _BATCH):
-                if _next_number() % _BATCH == _BATCH - 1:
+                if next_number() % _BATCH == _BATCH - 1:
                     break
 
 
-def _next_number() -> int:
+def next_number() -> int:
     """The number of a new pipe's inode."""
     reading, writing = os.pipe()
     try:
