@@ -71,7 +71,11 @@ def private_copy(wanted: Listing, extra: Mapping[Path, bytes] | None = None) -> 
             ) from None
         yield Copy(root, wanted.bytes, time.monotonic() - start)
     finally:
-        shutil.rmtree(root, ignore_errors=True)
+        # A thread that a signal kept the pool from joining may still copy: under another name it finds no folder.
+        removed = root.with_name(f"{root.name}x")
+        with contextlib.suppress(OSError):
+            root.rename(removed)
+        shutil.rmtree(removed, ignore_errors=True)
 
 
 def base(size: int) -> Path:
