@@ -1,4 +1,4 @@
-"""What the machine has, and how a process ends on it."""
+"""Cores and memory of the machine, and how processes end on it."""
 
 import contextlib
 import ctypes

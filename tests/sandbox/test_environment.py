@@ -115,6 +115,16 @@ def test_missing_package_is_the_machines_fault() -> None:
         worker("", packages=["no-such-package"])
 
 
+def test_scorer_and_sandbox_agree_on_what_is_installed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A wheel, a module without metadata that only sys.path leads to, and a name of neither."""
+    (tmp_path / "only_a_module.py").touch()
+    monkeypatch.syspath_prepend(str(tmp_path))
+    environment.check_installed(["NumPy", "only-a-module"])
+    assert tmp_path / "only_a_module.py" in environment.listing("encode", ("only-a-module",)).files
+    with pytest.raises(EnvironmentBroken, match=r"no-such-package is not .* pip install no-such-package"):
+        environment.check_installed(["numpy", "no-such-package"])
+
+
 @pytest.mark.parametrize("init", [True, False])
 def test_a_folder_is_not_a_package(init: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The working directory, and folders that only have the name of a declared package, stay outside."""

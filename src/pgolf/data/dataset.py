@@ -96,7 +96,7 @@ def file_digest(path: Path) -> str:
 
 
 def load_tokenizer(path: Path) -> spm.SentencePieceProcessor:
-    """A dataset's own SentencePiece model. Raises EnvironmentBroken when it cannot be read."""
+    """The dataset's SentencePiece model. Raises EnvironmentBroken when it cannot be read."""
     processor = spm.SentencePieceProcessor()
     try:
         model = read_regular(path, TOKENIZER_BYTES)
@@ -213,7 +213,7 @@ def _is_count(value: Any, least: int, most: int) -> bool:
 
 
 def _inside(root: Path, name: str) -> Path:
-    """The file `name` of the dataset in `root`. Raises EnvironmentBroken when it lies elsewhere, by a link or so."""
+    """The file `name` of the dataset in `root`. Raises EnvironmentBroken when it lies elsewhere, such as by a link."""
     path = root / name
     try:
         lies_inside = path.resolve().is_relative_to(root.resolve())
@@ -246,7 +246,7 @@ def _contest_tokenizer(root: Path) -> Path:
     if len(inside) == 1:
         return inside[0]
     if inside:
-        raise EnvironmentBroken(f"{root}: holds {len(inside)} .model files; leave only its own")
+        raise EnvironmentBroken(f"{root}: holds {len(inside)} .model files; leave only the dataset's")
     vocab = re.search(r"_sp(\d+)$", root.resolve().name)
     name = f"fineweb_{vocab[1]}_bpe.model" if vocab else "fineweb_*_bpe.model"
     for folder in (root.resolve().parent, root.resolve().parent.parent):

@@ -43,7 +43,7 @@ _BOOT = (
 )
 _DESCRIPTORS = 200  # the sandbox's descriptors have numbers from here on, whatever else this process has open
 _FILES = 1024  # open files per process: bounds what lies in the buffers of pipes and sockets
-_LEAST = {  # limits that a shell may hand on, and how high each has to be; 0: there may be none
+_LEAST = {  # limits inherited from a shell: how high each has to be; 0: it must be unlimited
     "RLIMIT_AS": "memory",
     "RLIMIT_DATA": "memory",
     "RLIMIT_FSIZE": str(rules.WORKER_DISK_BYTES),
@@ -235,7 +235,7 @@ class Worker:
                 f"{self.role}: the sandbox did not start within {rules.START_SECONDS:.0f} s; is the machine overloaded?"
             ) from None
         except WireError as error:
-            self._closing.wait(0.2)  # for its last words
+            self._closing.wait(0.2)  # until its last output is read
             words = self._explain(error)
             if isolated and str(error) == _GONE:
                 raise EnvironmentBroken(bubblewrap.why_not(self.output() or words)) from None
@@ -245,7 +245,7 @@ class Worker:
             ) from None
 
     def _blame(self, error: WireError) -> Exception:
-        """Who is at fault for a worker that failed: the machine, or the submission."""
+        """The exception for a worker that failed: the fault is the machine's or the submission's."""
         words = self._explain(error)
         return EnvironmentBroken(self._fault) if self._fault else Refused(words)
 

@@ -1,6 +1,6 @@
-"""The files a sandbox can read: as few as its role needs.
+"""The files a sandbox can read: only those that its role needs.
 
-That is the interpreter, the standard library, the packages that the submission declared with what they require, and
+These are the interpreter, the standard library, the packages that the submission declared with what they require, and
 the shared libraries that all of these load; a compiler where one is declared. `private_copy` copies it.
 """
 
@@ -97,7 +97,7 @@ class _Files:
         self._real = {Path("/"): Path("/")}
 
     def add(self, path: Path) -> None:
-        """One file, or a link and the file that it leads to; what is not there is passed over."""
+        """Add one file, or a link and its target; skip what does not exist."""
         place = self._folder(path.parent) / path.name
         if place in self.sizes or place in self.links:
             return
@@ -108,7 +108,7 @@ class _Files:
             self.sizes[place] = place.stat().st_size
 
     def add_all(self, paths: Iterable[Path]) -> None:
-        """Several files; with a Python source its compiled form, which spares the sandbox the compiling."""
+        """Add several files, and of a Python source the compiled form too, so that the sandbox need not compile it."""
         for path in paths:
             self.add(path)
             if path.suffix == ".py":
@@ -202,7 +202,7 @@ def _package_files(name: str) -> tuple[Path | None, list[Path]]:
 
 
 def _module_files(spec: importlib.machinery.ModuleSpec | None) -> tuple[Path, list[Path]] | None:
-    """The same for a module; not for a folder without __init__.py, which may be any folder of that name."""
+    """The same for a module, None for a folder without __init__.py: it may be any folder of that name."""
     if spec is None or spec.origin is None or not Path(spec.origin).is_file():
         return None
     origin = Path(spec.origin)
@@ -218,7 +218,7 @@ def _distribution(name: str) -> importlib.metadata.Distribution | None:
 
 
 def _search() -> list[str]:
-    """Where packages may lie: all of sys.path but the working directory, which may hold the text."""
+    """Where packages may lie: sys.path without the working directory, which may hold the text."""
     here = Path.cwd()
     return [path for path in sys.path if path and Path(path).exists() and Path(path).resolve() != here]
 
@@ -239,7 +239,7 @@ def _needed(name: str, path: Path, headers: bool) -> bool:
 
 
 def _add_compiler(files: _Files) -> None:
-    """g++ with the programs that it starts, headers, and what it links with."""
+    """g++ with the programs that it starts, headers, and the libraries that it links."""
     if not (compiler := shutil.which("g++")):
         raise EnvironmentBroken("the submission declares a compiler, and g++ is not here; apt install g++")
     programs = [shutil.which(name) for name in _COMPILER_PROGRAMS]

@@ -1,4 +1,4 @@
-"""What a machine can do: the isolation that is in force here, tried for real, and what is missing."""
+"""The isolation that is in force on this machine, tested with a real worker, and what is missing."""
 
 import contextlib
 import os
@@ -33,10 +33,10 @@ class Isolation:
     lock_reaches_machine: bool
     """Whether all scorers of the machine see that lock."""
     seconds: float
-    """What trying it took; 0 where it was not tried."""
+    """How long the test took; 0 without one."""
 
     def reasons(self, fresh_machine: bool) -> list[str]:
-        """Why a score under it does not count. `fresh_machine`: the operator's word that nothing else runs here."""
+        """Why a score under it does not count. `fresh_machine`: the operator states that nothing else runs here."""
         found = {
             "the kernel does not keep the limits on memory and processes": self.memory_enforced,
             "there is no seccomp filter for this processor": self.seccomp,
@@ -60,7 +60,7 @@ class Check:
 
     @property
     def needed(self) -> bool:
-        """Whether an eligible score needs it. Otherwise it costs time, or only some submissions fail without it."""
+        """Whether an eligible score needs it. Without the others a score is slower, or only some submissions fail."""
         return self.name not in _OPTIONAL
 
 
@@ -106,7 +106,7 @@ def check_isolation(device: str = "cpu", compiler: bool = False) -> Isolation:
 
 
 def report(device: str = "cpu", names: Sequence[str] = ()) -> list[Check]:
-    """Everything that an eligible score needs of this machine, or of that what is in `names`."""
+    """The checks that an eligible score needs on this machine; only those in `names` if there are any."""
     checks = {
         "sandbox": lambda: f"works, {check_isolation(device).description}",
         "memory limit": _memory_limit,
@@ -151,7 +151,7 @@ def _swap() -> str:
 
 
 def _group() -> Cgroup:
-    """A group as a worker gets it, already removed."""
+    """A group like a worker's; it has been removed again."""
     group = Cgroup.create("probe", box.memory_limit(), rules.WORKER_PROCESSES)
     group.remove()
     return group

@@ -1,8 +1,8 @@
-"""A demo dataset without network: documentation that lies in every Python installation.
+"""A demo dataset without network: documentation from the Python installation.
 
 Documents are the long docstrings of the standard library and of the installed packages (parsed, never imported),
-Python's help topics, and the packages' own descriptions. Copies and near copies are removed, so what a model
-learns from the training text it cannot simply repeat on the validation text.
+Python's help topics, and the packages' own descriptions. Copies and near copies are removed, so that
+the validation text does not repeat the training text.
 """
 
 import ast
@@ -30,12 +30,12 @@ from pgolf.machine import process_pool
 
 _NAME = "demo"
 _CHARACTERS = (400, 20_000)  # of a document
-_PACKAGE_CHARACTERS = 600_000  # at most, so that no package sets the tone
+_PACKAGE_CHARACTERS = 600_000  # at most, so that no package dominates
 _TOTAL_CHARACTERS = 8_000_000
 VALIDATION_CHARACTERS = 300_000  # a laptop model is scored on it in seconds
 _SOURCE_BYTES = 1 << 24  # of a module, at most
 _SHINGLE_WORDS = 8
-_PROSE = 0.75  # least share of letters and spaces; less is a table or code
+_PROSE = 0.75  # minimum share of letters and spaces; tables and code have less
 _SKIPPED = {"test", "tests", "testing", "site-packages", "idlelib", "lib2to3", "__pycache__"}
 
 _DOCUMENTED = (ast.Module, ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)

@@ -88,8 +88,8 @@ class ShardWriter:
     def _reopen(self, tokens: int) -> None:
         path, part = self._paths()
         if not part.is_file() and path.is_file():
-            path.replace(part)  # it was finished after the last checkpoint: take back what came later
-        check_replaceable(part)  # appended to, that is, so no link is followed
+            path.replace(part)  # it was finished after the last checkpoint: drop what came later
+        check_replaceable(part)  # the file is appended to, so no link is followed
         size = HEADER_BYTES + 2 * tokens
         if not part.is_file() or part.stat().st_size < size:
             raise EnvironmentBroken(f"{part}: shorter than {STATE} says; delete the folder and build again")

@@ -1,4 +1,4 @@
-"""The dataset's tokenizer: a SentencePiece model, trained here or given, and what it makes of documents.
+"""The dataset's tokenizer: a SentencePiece model, trained here or given, and the tokens of documents.
 
 A model trained here without normalisation is lossless on every text. SentencePiece by itself writes a space as
 U+2581 and so decodes a U+2581 of the text to a space; a pair of rules stored in the model keeps the two apart: before
@@ -36,7 +36,7 @@ _UNESCAPE = "F0000 F0001\t2581\nF0000 F0000\tF0000\n"
 
 @dataclass(frozen=True)
 class Encoded:
-    """What a tokenizer made of a batch, document by document; empty documents are left out."""
+    """The tokens of a batch, document by document, without empty documents."""
 
     tokens: Tokens
     """(N,) all documents, each with its leading BOS."""
@@ -49,9 +49,9 @@ class Encoded:
     empty: int
     """Documents left out: nothing but white space, or nothing once normalised."""
     bad: int
-    """Documents left out since they have no text, if that was asked for."""
+    """Documents left out since they have no text (with `skip_bad`)."""
     canonical: list[str]
-    """(D,) the text as decoded back; only if it was asked for."""
+    """(D,) the text as decoded back; empty unless `encode` was called with `canonical`."""
     changed: int
     """Documents whose canonical text is not the source's, since the tokenizer normalises."""
 
@@ -112,7 +112,7 @@ def train(texts: Iterable[str], vocab_size: int, normalization: str, transform: 
 
 
 def pieces(text: str) -> Iterator[str]:
-    """The text in pieces of bounded length, cut before a space, where the trainer splits words, if there is one."""
+    """The text in pieces of bounded length. A cut falls before a space, where the trainer splits words, if possible."""
     start = 0
     while start < len(text):
         stop = start + PIECE_CHARACTERS
