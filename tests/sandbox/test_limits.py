@@ -102,7 +102,7 @@ def test_limit_of_the_shell_is_the_machines_fault(name: str, value: int) -> None
 
 def test_watchdog_counts_shared_memory_once(monkeypatch: pytest.MonkeyPatch) -> None:
     """Without a control group: what processes share counts once, and what they hold together is limited."""
-    monkeypatch.setattr(box.Cgroup, "create", lambda *_: Cgroup())
+    monkeypatch.setattr(Cgroup, "create", lambda *_: Cgroup())
     monkeypatch.setattr(box, "WATCH_SECONDS", 0.05)
     monkeypatch.setattr(rules, "WORKER_MEMORY_BYTES", 600 << 20)
     shared = """
@@ -121,7 +121,7 @@ def test_watchdog_counts_shared_memory_once(monkeypatch: pytest.MonkeyPatch) -> 
 
 def test_full_machine_is_not_the_submissions_fault(monkeypatch: pytest.MonkeyPatch) -> None:
     """Without a control group nobody knows whose memory it is when the machine has none left."""
-    monkeypatch.setattr(box.Cgroup, "create", lambda *_: Cgroup())
+    monkeypatch.setattr(Cgroup, "create", lambda *_: Cgroup())
     monkeypatch.setattr(box, "WATCH_SECONDS", 0.05)
     with worker("import time; time.sleep(600)") as sandbox:
         monkeypatch.setattr(rules, "SPARE_MEMORY_BYTES", 1 << 60)

@@ -316,11 +316,10 @@ def _decoded_text(dataset: Dataset) -> CanonicalText:
     return CanonicalText(tuple(documents))
 
 
-def training_documents(dataset: Dataset) -> Iterator[bytes]:
-    """Digest (16 bytes) of each training document's tokens, for the overlap check."""
-    for path in dataset.train_shards:
-        for ids in split_documents(path, read_shard(path, dataset.vocab_size), dataset.bos):
-            yield document_digest(ids)
+def document_digests(shards: Iterable[Path], vocab_size: int, bos: int) -> Iterator[bytes]:
+    """Digest (16 bytes) of each document's tokens. Raises EnvironmentBroken for an unsound shard."""
+    for path in shards:
+        yield from map(document_digest, split_documents(path, read_shard(path, vocab_size), bos))
 
 
 def document_digest(ids: Any) -> bytes:
@@ -330,9 +329,5 @@ def document_digest(ids: Any) -> bytes:
 
 def overlap(dataset: Dataset) -> int:
     """How many training documents are validation documents too (0 in a sound dataset)."""
-    validation = {
-        document_digest(ids)
-        for path in dataset.val_shards
-        for ids in split_documents(path, read_shard(path, dataset.vocab_size), dataset.bos)
-    }
-    return sum(digest in validation for digest in training_documents(dataset))
+    validation = set(document_digests(dataset.val_shards, dataset.vocab_size, dataset.bos))
+    return sum(d in validation for d in document_digests(dataset.train_shards, dataset.vocab_size, dataset.bos))

@@ -8,19 +8,16 @@ import contextlib
 import fcntl
 import json
 import os
-import resource
 import select
 import signal
 import site
 import socket
 import subprocess
 import sys
-import tempfile
 import threading
 import time
 from collections import deque
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
 from types import TracebackType
@@ -31,10 +28,9 @@ import psutil
 from pgolf import rules
 from pgolf.errors import EnvironmentBroken, Refused
 from pgolf.machine import available_memory, suspended_seconds
-from pgolf.sandbox import bubblewrap, counters, environment, seccomp
-from pgolf.sandbox.bubblewrap import ARTIFACT, HARNESS
-from pgolf.sandbox.cgroup import Cgroup
-from pgolf.sandbox.private_copy import Copy, private_copy
+from pgolf.sandbox import bubblewrap, environment
+from pgolf.sandbox.place import Place, memory_limit, plain, sandboxed
+from pgolf.sandbox.private_copy import Copy
 from pgolf.sandbox.wire import Channel, Kind, Ring, WireError
 
 _BOOT = (
@@ -42,13 +38,6 @@ _BOOT = (
     "from pgolf.sandbox.guest import main; main()"
 )
 _DESCRIPTORS = 200  # the sandbox's descriptors have numbers from here on, whatever else this process has open
-_FILES = 1024  # open files per process: bounds what lies in the buffers of pipes and sockets
-_LEAST = {  # limits inherited from a shell: how high each has to be; 0: it must be unlimited
-    "RLIMIT_AS": "memory",
-    "RLIMIT_DATA": "memory",
-    "RLIMIT_FSIZE": str(rules.WORKER_DISK_BYTES),
-    "RLIMIT_CPU": "0",
-}
 _POLL_SECONDS = 0.1
 WATCH_SECONDS = 0.5
 _END_SECONDS = 30.0
@@ -82,9 +71,8 @@ class Worker:
         Raises EnvironmentBroken when the sandbox cannot be made or started here.
         """
         self.role = role
-        self.copied: Copy | None = None
+        self.copied: Copy | None
         """The private copy: bytes, and the seconds that making it took. None without `isolated`."""
-        self.group = Cgroup()
         self._verdict = ""
         self._fault = ""
         self._tail: deque[bytes] = deque()
@@ -98,12 +86,13 @@ class Worker:
                 # First, so that no number that the guest sees depends on how many files are made.
                 shared = [_numbered(starting, fd) for fd in (theirs.fileno(), *([ring.fd] if ring else []))]
                 if isolated:
-                    place = self._sandboxed(stack, starting, members, device, packages, compiler)
+                    place = sandboxed(stack, starting, role, members, device, packages, compiler)
                 else:
-                    place = _plain(stack, members)
+                    place = plain(stack, members)
+                self.copied, self.group = place.copied, place.group
                 setup = {**(config or {}), **_setup(role, device, shared, ring), "isolated": isolated, **place.setup}
                 command = [*place.command, sys.executable, "-I", "-c", _BOOT, json.dumps(setup)]
-                self._process = self._start(command, [*shared, *place.descriptors], device, place.folder)
+                self._process = self._start(command, [*shared, *place.descriptors], device, place)
             stack.callback(self._join)
             stack.callback(ours.close)  # with it end the descriptors that wait in it, and the reader with them
             stack.callback(self._kill)
@@ -162,50 +151,9 @@ class Worker:
             return [top, *top.children(recursive=True)]
         return []
 
-    def _sandboxed(
-        self,
-        stack: contextlib.ExitStack,
-        starting: contextlib.ExitStack,
-        members: Mapping[str, bytes],
-        device: str,
-        packages: Sequence[str],
-        compiler: bool,
-    ) -> "_Place":
-        """Make private copy and control group, which `stack` removes, and describe the sandbox around them."""
-        check_limits()  # a limit of the shell would be taken for a mistake of the submission
-        cuda = device.startswith("cuda")
-        wanted = environment.listing(self.role, tuple(packages), compiler, cuda)
-        self.copied = stack.enter_context(private_copy(wanted, bubblewrap.harness_files()))
-        descriptors: list[int] = []
-
-        def files(contents: Mapping[str, bytes]) -> dict[str, int]:
-            numbers = {name: memory_file(starting, data) for name, data in contents.items()}
-            descriptors.extend(numbers.values())
-            return numbers
-
-        program = seccomp.program(compiler, cuda)
-        line = bubblewrap.command(
-            self.copied,
-            files(members),
-            files({"": program})[""] if program else None,
-            files(bubblewrap.static_proc(memory_limit())),
-            bubblewrap.variables(device),
-            cuda,
-            bubblewrap.gpu_nodes(device) if cuda else [],
-        )
-        self.group = Cgroup.create(self.role, memory_limit(), rules.WORKER_PROCESSES)
-        stack.callback(self.group.remove)
-        counters.use_up_batches()  # last, since each file made here takes a number
-        limits = {"RLIMIT_CORE": 0, "RLIMIT_NPROC": rules.WORKER_PROCESSES, "RLIMIT_NOFILE": _FILES}
-        setup = {
-            "root": str(ARTIFACT),
-            "harness": [str(HARNESS)],
-            "packages": [str(path) for path in wanted.packages],
-            "limits": limits | dict.fromkeys(_LEAST, -1),
-        }
-        return _Place([*self.group.command, *line], setup, descriptors, "/")
-
-    def _start(self, command: list[str], descriptors: list[int], device: str, folder: str) -> "subprocess.Popen[bytes]":
+    def _start(
+        self, command: list[str], descriptors: list[int], device: str, place: Place
+    ) -> "subprocess.Popen[bytes]":
         # Not /dev/null: that is the host's own, on which a sandbox could leave a mark.
         nothing, end = os.pipe()
         os.close(end)
@@ -217,7 +165,7 @@ class Worker:
                 stderr=subprocess.STDOUT,
                 pass_fds=descriptors,
                 env={**self.group.variables(), **bubblewrap.variables(device)},
-                cwd=folder,
+                cwd=place.folder,
                 start_new_session=True,
             )
         except OSError as error:
@@ -343,41 +291,8 @@ class Worker:
                 self._stop(self._fault)
 
 
-def memory_limit() -> int:
-    """Bytes that a worker may use here: the rule, or what leaves the machine alive if that is less."""
-    physical = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGESIZE")
-    return min(rules.WORKER_MEMORY_BYTES, physical * 3 // 4)
-
-
-def check_limits() -> str:
-    """Say that the limits which this process was started with are high enough; EnvironmentBroken if one is not."""
-    for name, least in _LEAST.items():
-        _, hard = resource.getrlimit(getattr(resource, name))
-        needed = memory_limit() if least == "memory" else int(least)
-        if hard != resource.RLIM_INFINITY and (not needed or hard < needed):
-            raise EnvironmentBroken(
-                f"{name} of this shell is {hard:,}, less than a submission may use; "
-                f"start a shell without it (`ulimit -a` lists them)"
-            )
-    return "no limit of the shell is in the way"
-
-
 def _over_memory() -> str:
     return f"used more than {memory_limit() / 1024**3:.1f} GiB of memory"
-
-
-@dataclass(frozen=True)
-class _Place:
-    """Where a worker runs."""
-
-    command: list[str]
-    """What stands before the interpreter on the command line."""
-    setup: dict[str, Any]
-    """What the guest has to know about it."""
-    descriptors: list[int]
-    """What the command reads."""
-    folder: str
-    """Working directory of the command."""
 
 
 def _setup(role: str, device: str, shared: list[int], ring: Ring | None) -> dict[str, Any]:
@@ -392,36 +307,11 @@ def _setup(role: str, device: str, shared: list[int], ring: Ring | None) -> dict
     }
 
 
-def _plain(stack: contextlib.ExitStack, members: Mapping[str, bytes]) -> _Place:
-    """No sandbox: the members become files in a temporary folder, which `stack` removes."""
-    root = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="pgolf-")))
-    for name, data in members.items():
-        (root / name).parent.mkdir(parents=True, exist_ok=True)
-        (root / name).write_bytes(data)
-    setup = {
-        "root": str(root),
-        "harness": [str(Path(__file__).parent.parent.parent)],
-        "packages": [path for path in sys.path if path and Path(path).is_dir()],
-        "limits": {},
-    }
-    return _Place([], setup, [], str(root))
-
-
 def _numbered(stack: contextlib.ExitStack, fd: int) -> int:
     """The same file under a descriptor whose number does not depend on what this process did before."""
     number = fcntl.fcntl(fd, fcntl.F_DUPFD_CLOEXEC, _DESCRIPTORS)
     stack.callback(os.close, number)
     return number
-
-
-def memory_file(stack: contextlib.ExitStack, data: bytes) -> int:
-    """A descriptor that reads `data` from its start; closed with `stack`."""
-    fd = os.memfd_create("pgolf-member", os.MFD_CLOEXEC)
-    stack.callback(os.close, fd)
-    with open(fd, "wb", closefd=False) as file:
-        file.write(data)
-    os.lseek(fd, 0, os.SEEK_SET)
-    return fd
 
 
 def check_hidden(path: Path) -> None:

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from pgolf import rules
 from pgolf.errors import EnvironmentBroken
-from pgolf.sandbox import box, bubblewrap, environment, lock, private_copy, seccomp
+from pgolf.sandbox import box, bubblewrap, environment, lock, place, private_copy, seccomp
 from pgolf.sandbox.cgroup import Cgroup
 from pgolf.sandbox.wire import Kind
 
@@ -116,7 +116,7 @@ def report(device: str = "cpu", names: Sequence[str] = ()) -> list[Check]:
         "/dev/shm": _shared_memory,
         "lock": _lock,
         "machine": _machine,
-        "shell limits": box.check_limits,
+        "shell limits": place.check_limits,
         "compiler": lambda: _compiles(device),
     }
     return [_tried(name, attempt) for name, attempt in checks.items() if not names or name in names]
@@ -138,7 +138,7 @@ def _memory_limit() -> str:
             "this user may make no control group, so nothing keeps the limits on memory and processes; score as root, "
             "or in a login session of systemd with cgroup v2 (`systemd-run --user --scope true` tries it)"
         )
-    return f"the kernel keeps it ({group.version}, {box.memory_limit() / 1024**3:.1f} GiB)"
+    return f"the kernel keeps it ({group.version}, {place.memory_limit() / 1024**3:.1f} GiB)"
 
 
 def _swap() -> str:
@@ -152,7 +152,7 @@ def _swap() -> str:
 
 def _group() -> Cgroup:
     """A group like a worker's; it has been removed again."""
-    group = Cgroup.create("probe", box.memory_limit(), rules.WORKER_PROCESSES)
+    group = Cgroup.create("probe", place.memory_limit(), rules.WORKER_PROCESSES)
     group.remove()
     return group
 
@@ -175,10 +175,10 @@ def _copy() -> str:
 
 
 def _shared_memory() -> str:
-    place = private_copy.base(environment.listing("predict").bytes)
-    if place != Path("/dev/shm"):
+    folder = private_copy.base(environment.listing("predict").bytes)
+    if folder != Path("/dev/shm"):
         raise EnvironmentBroken(
-            f"cannot hold the private copy, which goes to {place} and takes longer; mount a tmpfs of 4 GB there "
+            f"cannot hold the private copy, which goes to {folder} and takes longer; mount a tmpfs of 4 GB there "
             "(Docker: --shm-size=4g), without noexec"
         )
     return "has room for the private copy"

@@ -29,13 +29,12 @@ from pgolf.data.dataset import (
     TEXT_DOCUMENTS,
     TOKENIZER_BYTES,
     VOCAB_SIZE,
-    document_digest,
+    document_digests,
     file_digest,
     load_tokenizer,
     read_index,
     text_digest,
 )
-from pgolf.data.shards import read_shard, split_documents
 from pgolf.data.transforms import TRANSFORMS
 from pgolf.errors import UsageError
 from pgolf.files import create, read_regular, write_atomically
@@ -246,7 +245,9 @@ class Builder:
     def _train(self, validation: Json) -> None:
         """Write the training shards, without the documents that are validation documents too."""
         settings, state = self.settings, self.state
-        known = self._validation_digests(validation["shards"])
+        processor = load_tokenizer(self.out / TOKENIZER)
+        held_out = (self.out / shard["file"] for shard in validation["shards"])
+        known = frozenset(document_digests(held_out, processor.vocab_size(), processor.bos_id()))
         sizes = [source.size for source in settings.sources]
         total = None if None in sizes else sum(size or 0 for size in sizes)
         batches = read(settings.sources, settings.field, state.position)
@@ -302,15 +303,6 @@ class Builder:
         write_atomically(self.out / INDEX, dumped(index))
         (self.out / STATE).unlink()
         return index
-
-    def _validation_digests(self, shards: list[Json]) -> frozenset[bytes]:
-        processor = load_tokenizer(self.out / TOKENIZER)
-        paths = [self.out / shard["file"] for shard in shards]
-        return frozenset(
-            document_digest(ids)
-            for path in paths
-            for ids in split_documents(path, read_shard(path, processor.vocab_size()), processor.bos_id())
-        )
 
     def _encoded(self, batches: Iterable[Batch], canonical: bool) -> Iterator[tuple[Batch, Encoded]]:
         """Tokenise in the worker processes, in order, a bounded number of batches ahead."""

@@ -217,14 +217,7 @@ def _tokenizer(model: Path, transform: str | None) -> _Tokenizer:
 
 
 def _transform(name: str | None) -> Transform:
-    return _IDENTITY if name is None else TRANSFORMS[name]
-
-
-def _unchanged(text: str) -> str:
-    return text
-
-
-_IDENTITY = Transform(_unchanged, _unchanged)
+    return Transform(str, str) if name is None else TRANSFORMS[name]
 
 
 def _check_round_trip(text: str, back: str, place: str) -> None:
