@@ -5,9 +5,7 @@ predictor sits in another sandbox, decodes them. It receives only the artifact a
 predictor that used future tokens while it was scored has none to use.
 """
 
-import ctypes
 import json
-import signal
 import subprocess
 import sys
 import time
@@ -23,6 +21,7 @@ from pgolf import artifact, rules
 from pgolf.artifact import Artifact
 from pgolf.data.dataset import open_dataset
 from pgolf.errors import EnvironmentBroken, Refused, UsageError
+from pgolf.machine import end_with_parent
 from pgolf.names import beside
 from pgolf.proof import compression
 from pgolf.proof.compression import Packet
@@ -33,8 +32,6 @@ from pgolf.sandbox.wire import Ids
 from pgolf.score import record, schedule, tokenization
 from pgolf.score.devices import find_device, one_thread
 from pgolf.score.schedule import Targets
-
-_PR_SET_PDEATHSIG = 1  # linux/prctl.h
 
 Proof = dict[str, Any]
 
@@ -213,7 +210,7 @@ def _decode(path: Path, packet: Packet, device: str, isolated: bool) -> Ids:
     """The tokens that another process decodes, in the order of `coded_positions`."""
     command = [sys.executable, "-m", "pgolf.proof.decoder", str(path.resolve()), device, str(int(isolated))]
     done = subprocess.run(
-        command, input=packet.encode(), capture_output=True, cwd="/", preexec_fn=_end_with_parent, check=False
+        command, input=packet.encode(), capture_output=True, cwd="/", preexec_fn=end_with_parent, check=False
     )
     if done.returncode == 0 and len(done.stdout) % 4 == 0:
         return np.frombuffer(done.stdout, dtype="<i4").astype(np.int32)
@@ -221,12 +218,6 @@ def _decode(path: Path, packet: Packet, device: str, isolated: bool) -> Ids:
     if done.returncode == Refused.exit_code:
         raise Refused(f"not proven: {lines[-1]}")
     raise EnvironmentBroken(f"decoding failed: {lines[-1]}")
-
-
-def _end_with_parent() -> None:
-    """In the child: let the kernel, where it is Linux, end it with its parent, however that ends."""
-    if sys.platform == "linux":
-        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
 
 
 def table(proof: Proof) -> str:
