@@ -57,7 +57,7 @@ def make(args: argparse.Namespace) -> None:
 def documents(source: str) -> Iterator[str]:
     for batch in read(resolve([source], config=None, split="train", lines=False), "text"):
         for _, text in batch.texts("text"):
-            yield text
+            yield text or ""
 
 
 def spread(few: list[str], many: list[str]) -> list[str]:

@@ -1,4 +1,4 @@
-"""How files are written, opened, listed and named: atomically, only regular ones, by one rule, for any terminal."""
+"""Atomic writing, opening of regular files only, listing of folders, and names made printable."""
 
 import contextlib
 import errno
@@ -25,7 +25,7 @@ def write_atomically(path: Path, data: bytes) -> None:
     temporary = path.parent / f"{_TEMPORARY}{secrets.token_hex(8)}.part"
     try:
         check_replaceable(path)
-        with temporary.open("xb") as file:  # exclusive: never what somebody else put there
+        with temporary.open("xb") as file:  # exclusive: never a file that another process put there
             file.write(data)
             file.flush()
             os.fsync(file.fileno())
@@ -49,7 +49,7 @@ def check_replaceable(path: Path) -> None:
 
 
 def is_temporary(path: Path) -> bool:
-    """Whether it is what a `write_atomically` that was killed left behind, or that one at work is writing."""
+    """Whether it is a temporary file of `write_atomically`, perhaps of a process that was killed."""
     return path.name.startswith(_TEMPORARY) and path.suffix == ".part"
 
 
@@ -67,7 +67,7 @@ def open_regular(path: Path) -> BufferedReader:
 
 
 def create(path: Path) -> BinaryIO:
-    """A new file under `path`, open for writing; whatever lay there is removed, never written to."""
+    """A new file under `path`, open for writing. What lay there is removed and never written to."""
     path.unlink(missing_ok=True)
     return path.open("xb")
 
@@ -90,7 +90,7 @@ class Listing:
     files: tuple[Path, ...]
     """The regular files, in the order of their paths."""
     passed_over: tuple[tuple[Path, str], ...]
-    """All else, each with what it is: `HIDDEN`, `LINKED`, "a FIFO", "unreadable (Permission denied)"."""
+    """The other entries, each with its kind: `HIDDEN`, `LINKED`, "a FIFO", "unreadable (Permission denied)"."""
 
 
 def list_files(folder: Path) -> Listing:
@@ -142,7 +142,7 @@ def _kind(mode: int) -> str:
 def printable(text: object) -> str:
     """`text` as one line that any terminal can show; other characters become escapes such as `\\x1b` or `\\udc80`.
 
-    For names that somebody else chose: of files, datasets and authors.
+    For names from outside: of files, datasets and authors.
     """
     escaped = "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in str(text))
     encoding = getattr(sys.stdout, "encoding", None) or "utf-8"

@@ -1,9 +1,18 @@
-"""What the machine has, and how a process ends on it."""
+"""Cores and memory of the machine, and how processes end on it."""
 
+import contextlib
+import ctypes
+import multiprocessing
 import os
 import signal
 import sys
-from pathlib import Path
+import time
+from collections.abc import Iterator
+from concurrent.futures import ProcessPoolExecutor
+
+import psutil
+
+_PR_SET_PDEATHSIG = 1  # linux/prctl.h
 
 
 def cores() -> int:
@@ -12,12 +21,41 @@ def cores() -> int:
 
 
 def available_memory() -> int:
-    """Bytes of memory that the machine could still give. Raises OSError where the kernel does not say."""
-    lines = dict(line.split(":") for line in Path("/proc/meminfo").read_text().splitlines())
-    return int(lines["MemAvailable"].split()[0]) * 1024
+    """Bytes of memory that the machine can still give."""
+    return int(psutil.virtual_memory().available)
+
+
+def suspended_seconds() -> float:
+    """How long the machine has slept since it was started: one of the clocks goes on meanwhile."""
+    if not hasattr(time, "CLOCK_BOOTTIME"):
+        return 0.0
+    return time.clock_gettime(time.CLOCK_BOOTTIME) - time.clock_gettime(time.CLOCK_MONOTONIC)
 
 
 def exit_on_signals() -> None:
-    """SIGTERM and SIGHUP raise SystemExit from now on, so that sandboxes are torn down."""
+    """Make SIGTERM and SIGHUP raise SystemExit, so that sandboxes are torn down."""
     for number in (signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, lambda got, _: sys.exit(128 + got))
+
+
+def end_with_parent() -> None:
+    """Let the kernel (Linux) send this process SIGTERM when its parent ends, even by SIGKILL."""
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
+
+
+@contextlib.contextmanager
+def process_pool(workers: int) -> Iterator[ProcessPoolExecutor]:
+    """Worker processes that end with this one. All are forked on entry, before the caller takes locks."""
+    pool = ProcessPoolExecutor(workers, multiprocessing.get_context("fork"), initializer=_start_worker)
+    try:
+        pool.submit(os.getpid).result()  # the first task forks all of them
+        yield pool
+    finally:
+        pool.shutdown(cancel_futures=True)
+
+
+def _start_worker() -> None:
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole group; the parent ends its workers
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    end_with_parent()

@@ -15,10 +15,10 @@ def test_no_batch_is_left_partly_used() -> None:
             for mark in (100, 300, 700):
                 for _ in range(10):  # another program may have taken numbers meanwhile
                     os.sched_setaffinity(0, {processor})
-                    while counters._next_number() % 1024 != mark:
+                    while counters.next_number() % 1024 != mark:
                         pass
                     counters.use_up_batches()
-                    if counters._next_number() % 1024 < 64:
+                    if counters.next_number() % 1024 < 64:
                         break
                 else:
                     pytest.fail(f"processor {processor} still shows a mark of {mark}")

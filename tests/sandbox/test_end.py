@@ -11,7 +11,7 @@ import pytest
 from inside import ask, traces, worker
 
 from pgolf.errors import EnvironmentBroken, Refused
-from pgolf.sandbox import box
+from pgolf.sandbox import place
 from trainers import default_signals
 
 SCORER = """
@@ -28,7 +28,7 @@ with worker("import time; time.sleep(600)") as sandbox:
 
 def test_descriptors_in_flight_hold_nothing_up(monkeypatch: pytest.MonkeyPatch) -> None:
     """A sandbox that put its own output's descriptor into the channel, where nobody takes it, ends like any other."""
-    monkeypatch.setattr(box.seccomp, "program", lambda *_: None)  # which denies the sending
+    monkeypatch.setattr(place.seccomp, "program", lambda *_: None)  # which denies the sending
     with worker("""
         import array, json, os, socket, sys, time
         channel = socket.socket(fileno=os.dup(json.loads(sys.argv[1])["socket"]))
@@ -106,10 +106,10 @@ def test_ended_scorer_leaves_nothing(number: signal.Signals, moment: str) -> Non
 def test_failed_start_undoes_itself(monkeypatch: pytest.MonkeyPatch) -> None:
     """No descriptor, copy or group is left of a worker that could not start."""
     descriptors = len(list(Path("/proc/self/fd").iterdir()))
-    monkeypatch.setattr(box.bubblewrap, "program", lambda _: "/no/such/bwrap")
+    monkeypatch.setattr(place.bubblewrap, "program", lambda _: "/no/such/bwrap")
     with pytest.raises(EnvironmentBroken):
         worker("")
-    monkeypatch.setattr(box, "_memory_file", lambda *_: 1 / 0)
+    monkeypatch.setattr(place, "memory_file", lambda *_: 1 / 0)
     with pytest.raises(ZeroDivisionError):
         worker("")
     assert len(list(Path("/proc/self/fd").iterdir())) == descriptors

@@ -1,16 +1,19 @@
 """A sandbox reads fresh files, as few as its role needs, and finds all that it declared."""
 
+import contextlib
 import os
 import shutil
 import subprocess
 import sys
+import threading
+import time
 from pathlib import Path
 
 import pytest
 from inside import ask, run_inside, worker
 
 from pgolf.errors import EnvironmentBroken
-from pgolf.sandbox import box, environment, private_copy
+from pgolf.sandbox import environment, place, private_copy
 
 SEEN = """
 import os
@@ -35,8 +38,8 @@ def numbers(lines: list[str]) -> dict[str, str]:
 def test_two_sandboxes_share_no_inode() -> None:
     """No file of one is a file of the next, nor of the host: what is marked on it goes with it."""
     with worker(SEEN) as one, worker(SEEN) as other:  # together, since numbers are given out again
-        assert one._group.folders != other._group.folders or not one._group.enforced
-        assert one._group.enforced == other._group.enforced
+        assert one.group.folders != other.group.folders or not one.group.enforced
+        assert one.group.enforced == other.group.enforced
         first, second = numbers(ask(one)), numbers(ask(other))
     assert len(first) > 1000
     assert not set(first.values()) & set(second.values())
@@ -80,7 +83,7 @@ def test_proc_tells_of_nothing() -> None:
         memory = {line.split()[1] for line in open("/proc/meminfo")}
         return [sorted(os.listdir("/proc")), "processor" in cpus, "MHz" in cpus, memory]
     """)
-    assert seen == ["['cpuinfo', 'meminfo']", "True", "False", f"{{'{box.memory_limit() // 1024}'}}"]
+    assert seen == ["['cpuinfo', 'meminfo']", "True", "False", f"{{'{place.memory_limit() // 1024}'}}"]
 
 
 def test_roles_read_only_what_they_need() -> None:
@@ -105,16 +108,26 @@ def test_missing_package_is_the_machines_fault() -> None:
         worker("", packages=["no-such-package"])
 
 
+def test_scorer_and_sandbox_agree_on_what_is_installed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A wheel, a module without metadata that only sys.path leads to, and a name of neither."""
+    (tmp_path / "only_a_module.py").touch()
+    monkeypatch.syspath_prepend(str(tmp_path))
+    environment.check_installed(["NumPy", "only-a-module"])
+    assert tmp_path / "only_a_module.py" in environment.listing("encode", ("only-a-module",)).files
+    with pytest.raises(EnvironmentBroken, match=r"no-such-package is not .* pip install no-such-package"):
+        environment.check_installed(["numpy", "no-such-package"])
+
+
 @pytest.mark.parametrize("init", [True, False])
 def test_a_folder_is_not_a_package(init: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The working directory, and folders that only have the name of a declared package, stay outside."""
-    place = tmp_path / ("here" if init else "elsewhere")
-    (place / "data_of_mine").mkdir(parents=True)
-    (place / "data_of_mine" / "text").write_text("what is scored")
+    folder = tmp_path / ("here" if init else "elsewhere")
+    (folder / "data_of_mine").mkdir(parents=True)
+    (folder / "data_of_mine" / "text").write_text("what is scored")
     if init:
-        (place / "data_of_mine" / "__init__.py").touch()
-        monkeypatch.chdir(place)
-    monkeypatch.syspath_prepend(str(place))
+        (folder / "data_of_mine" / "__init__.py").touch()
+        monkeypatch.chdir(folder)
+    monkeypatch.syspath_prepend(str(folder))
     with pytest.raises(EnvironmentBroken, match="data-of-mine is not"):
         worker("", packages=["data-of-mine"])
 
@@ -159,6 +172,24 @@ def test_copy_is_removed_even_of_a_killed_scorer() -> None:
     assert left.parent == copies and left.exists()
     with private_copy.private_copy(wanted):
         assert not left.exists()
+
+
+def test_copy_is_removed_while_a_thread_fills_it() -> None:
+    """A signal can end the copying before all of its threads have ended."""
+    wanted = environment.Listing((Path(sys.executable).resolve(),), (), (), 1)
+
+    def fill(folder: Path) -> None:
+        with contextlib.suppress(FileNotFoundError):
+            for n in range(100_000):
+                (folder / str(n)).touch()
+
+    with private_copy.private_copy(wanted) as made:
+        thread = threading.Thread(target=fill, args=(made.root,))
+        thread.start()
+        while not (made.root / "5000").exists():
+            time.sleep(0.001)
+    thread.join()
+    assert not list(made.root.parent.glob(f"{made.root.name}*"))
 
 
 def test_full_disk_is_the_machines_fault(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -102,8 +102,8 @@ def test_limit_of_the_shell_is_the_machines_fault(name: str, value: int) -> None
 
 def test_watchdog_counts_shared_memory_once(monkeypatch: pytest.MonkeyPatch) -> None:
     """Without a control group: what processes share counts once, and what they hold together is limited."""
-    monkeypatch.setattr(box.Cgroup, "create", lambda *_: Cgroup())
-    monkeypatch.setattr(box, "_WATCH_SECONDS", 0.05)
+    monkeypatch.setattr(Cgroup, "create", lambda *_: Cgroup())
+    monkeypatch.setattr(box, "WATCH_SECONDS", 0.05)
     monkeypatch.setattr(rules, "WORKER_MEMORY_BYTES", 600 << 20)
     shared = """
         import os, time
@@ -121,8 +121,8 @@ def test_watchdog_counts_shared_memory_once(monkeypatch: pytest.MonkeyPatch) -> 
 
 def test_full_machine_is_not_the_submissions_fault(monkeypatch: pytest.MonkeyPatch) -> None:
     """Without a control group nobody knows whose memory it is when the machine has none left."""
-    monkeypatch.setattr(box.Cgroup, "create", lambda *_: Cgroup())
-    monkeypatch.setattr(box, "_WATCH_SECONDS", 0.05)
+    monkeypatch.setattr(Cgroup, "create", lambda *_: Cgroup())
+    monkeypatch.setattr(box, "WATCH_SECONDS", 0.05)
     with worker("import time; time.sleep(600)") as sandbox:
         monkeypatch.setattr(rules, "SPARE_MEMORY_BYTES", 1 << 60)
         with pytest.raises(EnvironmentBroken, match="ran out of memory"):
@@ -132,8 +132,8 @@ def test_full_machine_is_not_the_submissions_fault(monkeypatch: pytest.MonkeyPat
 def test_suspended_machine_is_not_the_submissions_fault(monkeypatch: pytest.MonkeyPatch) -> None:
     """A deadline that passed while the machine slept refuses nothing."""
     with worker("import time; time.sleep(600)", deadline=time.monotonic() + 10) as sandbox:
-        real = box._suspended_seconds()
-        monkeypatch.setattr(box, "_suspended_seconds", lambda: real + 3600)
+        real = box.suspended_seconds()
+        monkeypatch.setattr(box, "suspended_seconds", lambda: real + 3600)
         sandbox.channel.deadline = time.monotonic() + 0.2
         with pytest.raises(EnvironmentBroken, match="suspended for 3600 s"):
             ask(sandbox)
@@ -161,7 +161,7 @@ def test_only_groups_of_our_own_are_ended(monkeypatch: pytest.MonkeyPatch, tmp_p
     """A scope whose process has not moved yet is in this process's group: nothing there may be killed."""
     (tmp_path / "cgroup.controllers").touch()
     monkeypatch.setattr(cgroup, "ROOT", tmp_path)
-    monkeypatch.setattr(cgroup, "_systemd_works", lambda: True)
+    monkeypatch.setattr(cgroup, "systemd_works", lambda: True)
     group = Cgroup.create("test", 1 << 30, 8)
     assert group.enforced and "-pMemorySwapMax=0" in group.command
     group.started(os.getpid())

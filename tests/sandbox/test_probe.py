@@ -45,7 +45,7 @@ def test_unusable_bubblewrap_gets_advice_by_cause(
     settings: dict[str, str], remedy: str, bwrap: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Not "install bubblewrap", which is there."""
-    monkeypatch.setattr(bubblewrap, "_setting", lambda name: settings.get(name, ""))
+    monkeypatch.setattr(bubblewrap, "kernel_setting", lambda name: settings.get(name, ""))
     monkeypatch.setattr(bubblewrap, "in_container", lambda: "container" in settings)
     with pytest.raises(EnvironmentBroken) as caught:
         worker("")
@@ -85,7 +85,7 @@ def test_guest_that_cannot_import_is_the_machines_fault(monkeypatch: pytest.Monk
     """A broken installation is found before any code of a submission runs."""
     monkeypatch.setitem(box.environment.ROLE_PACKAGES, "decode", ("numpy", "sentencepiece", "no_such_module"))
     monkeypatch.setattr(box, "find_spec", lambda _: True)
-    monkeypatch.setattr(box.environment, "_OPTIONAL", {"no-such-module"})
+    monkeypatch.setattr(box.environment, "OPTIONAL", {"no-such-module"})
     box.environment.listing.cache_clear()
     with pytest.raises(EnvironmentBroken, match="No module named 'no_such_module'"):
         worker("")

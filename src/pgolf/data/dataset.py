@@ -96,7 +96,7 @@ def file_digest(path: Path) -> str:
 
 
 def load_tokenizer(path: Path) -> spm.SentencePieceProcessor:
-    """A dataset's own SentencePiece model. Raises EnvironmentBroken when it cannot be read."""
+    """The dataset's SentencePiece model. Raises EnvironmentBroken when it cannot be read."""
     processor = spm.SentencePieceProcessor()
     try:
         model = read_regular(path, TOKENIZER_BYTES)
@@ -213,7 +213,7 @@ def _is_count(value: Any, least: int, most: int) -> bool:
 
 
 def _inside(root: Path, name: str) -> Path:
-    """The file `name` of the dataset in `root`. Raises EnvironmentBroken when it lies elsewhere, by a link or so."""
+    """The file `name` of the dataset in `root`. Raises EnvironmentBroken when it lies elsewhere, such as by a link."""
     path = root / name
     try:
         lies_inside = path.resolve().is_relative_to(root.resolve())
@@ -246,7 +246,7 @@ def _contest_tokenizer(root: Path) -> Path:
     if len(inside) == 1:
         return inside[0]
     if inside:
-        raise EnvironmentBroken(f"{root}: holds {len(inside)} .model files; leave only its own")
+        raise EnvironmentBroken(f"{root}: holds {len(inside)} .model files; leave only the dataset's")
     vocab = re.search(r"_sp(\d+)$", root.resolve().name)
     name = f"fineweb_{vocab[1]}_bpe.model" if vocab else "fineweb_*_bpe.model"
     for folder in (root.resolve().parent, root.resolve().parent.parent):
@@ -316,11 +316,10 @@ def _decoded_text(dataset: Dataset) -> CanonicalText:
     return CanonicalText(tuple(documents))
 
 
-def training_documents(dataset: Dataset) -> Iterator[bytes]:
-    """Digest (16 bytes) of each training document's tokens, for the overlap check."""
-    for path in dataset.train_shards:
-        for ids in split_documents(path, read_shard(path, dataset.vocab_size), dataset.bos):
-            yield document_digest(ids)
+def document_digests(shards: Iterable[Path], vocab_size: int, bos: int) -> Iterator[bytes]:
+    """Digest (16 bytes) of each document's tokens. Raises EnvironmentBroken for an unsound shard."""
+    for path in shards:
+        yield from map(document_digest, split_documents(path, read_shard(path, vocab_size), bos))
 
 
 def document_digest(ids: Any) -> bytes:
@@ -330,9 +329,5 @@ def document_digest(ids: Any) -> bytes:
 
 def overlap(dataset: Dataset) -> int:
     """How many training documents are validation documents too (0 in a sound dataset)."""
-    validation = {
-        document_digest(ids)
-        for path in dataset.val_shards
-        for ids in split_documents(path, read_shard(path, dataset.vocab_size), dataset.bos)
-    }
-    return sum(digest in validation for digest in training_documents(dataset))
+    validation = set(document_digests(dataset.val_shards, dataset.vocab_size, dataset.bos))
+    return sum(d in validation for d in document_digests(dataset.train_shards, dataset.vocab_size, dataset.bos))

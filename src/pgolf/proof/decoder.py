@@ -1,7 +1,5 @@
 """The process that decodes for `pgolf prove`, and how it is started. It has the artifact and the code, not the text."""
 
-import ctypes
-import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -10,13 +8,11 @@ import numpy as np
 
 from pgolf import artifact, rules
 from pgolf.errors import EnvironmentBroken, PgolfError, Refused
-from pgolf.machine import exit_on_signals
+from pgolf.machine import end_with_parent, exit_on_signals
 from pgolf.proof import compression
 from pgolf.sandbox import lock
 from pgolf.sandbox.wire import Ids
 from pgolf.score.devices import Runtime, one_thread
-
-_PR_SET_PDEATHSIG = 1  # linux/prctl.h
 
 
 def decode_elsewhere(path: Path, packet: compression.Packet, runtime: Runtime) -> Ids:
@@ -26,7 +22,7 @@ def decode_elsewhere(path: Path, packet: compression.Packet, runtime: Runtime) -
     """
     command = [sys.executable, "-m", __name__, str(path.resolve()), runtime.device, str(int(runtime.isolated))]
     done = subprocess.run(
-        command, input=packet.encode(), capture_output=True, cwd="/", preexec_fn=_end_with_parent, check=False
+        command, input=packet.encode(), capture_output=True, cwd="/", preexec_fn=end_with_parent, check=False
     )
     if done.returncode == 0 and len(done.stdout) % 4 == 0:
         return np.frombuffer(done.stdout, dtype="<i4").astype(np.int32)
@@ -34,12 +30,6 @@ def decode_elsewhere(path: Path, packet: compression.Packet, runtime: Runtime) -
     if done.returncode == Refused.exit_code:
         raise Refused(f"not proven: {lines[-1]}")
     raise EnvironmentBroken(f"decoding failed: {lines[-1]}")
-
-
-def _end_with_parent() -> None:
-    """In the child: let the kernel, where it is Linux, end it with its parent, however that ends."""
-    if sys.platform == "linux":
-        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
 
 
 def main() -> int:

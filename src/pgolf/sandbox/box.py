@@ -8,14 +8,12 @@ import contextlib
 import fcntl
 import json
 import os
-import resource
 import select
 import signal
 import site
 import socket
 import subprocess
 import sys
-import tempfile
 import threading
 import time
 from collections import deque
@@ -25,13 +23,14 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
+import psutil
+
 from pgolf import rules
 from pgolf.errors import EnvironmentBroken, Refused
-from pgolf.machine import available_memory
-from pgolf.sandbox import bubblewrap, counters, environment, seccomp
-from pgolf.sandbox.bubblewrap import ARTIFACT, HARNESS
-from pgolf.sandbox.cgroup import Cgroup
-from pgolf.sandbox.private_copy import Copy, private_copy
+from pgolf.machine import available_memory, suspended_seconds
+from pgolf.sandbox import bubblewrap, environment
+from pgolf.sandbox.place import Place, memory_limit, plain, sandboxed
+from pgolf.sandbox.private_copy import Copy
 from pgolf.sandbox.wire import Channel, Kind, Ring, WireError
 
 _BOOT = (
@@ -39,20 +38,11 @@ _BOOT = (
     "from pgolf.sandbox.guest import main; main()"
 )
 _DESCRIPTORS = 200  # the sandbox's descriptors have numbers from here on, whatever else this process has open
-_FILES = 1024  # open files per process: bounds what lies in the buffers of pipes and sockets
-_LEAST = {  # limits that a shell may hand on, and how high each has to be; 0: there may be none
-    "RLIMIT_AS": "memory",
-    "RLIMIT_DATA": "memory",
-    "RLIMIT_FSIZE": str(rules.WORKER_DISK_BYTES),
-    "RLIMIT_CPU": "0",
-}
 _POLL_SECONDS = 0.1
-_WATCH_SECONDS = 0.5
+WATCH_SECONDS = 0.5
 _END_SECONDS = 30.0
 _TAIL_BYTES = 16_384
 _WORDS = 300
-
-
 _GONE = "the other side is gone"  # as `wire` says it
 
 
@@ -73,43 +63,36 @@ class Worker:
     ) -> None:
         """Start `role` with `members` as its files; returns when the guest's imports are done.
 
-        No code of the submission has been imported by then.
+        No code of the submission has been imported by then. Its channel has no deadline yet.
 
-        Its channel has no deadline yet. `device` is "cpu", "cuda" (all GPUs) or "cuda:N". `config` is
-        handed to the guest. `packages` are the packages that the submission declares, `compiler` says whether it may
-        compile. Without `isolated` the code runs with all rights of this user.
+        `device` is "cpu", "cuda" (all GPUs) or "cuda:N". `config` is handed to the guest. `packages` are the packages
+        that the submission declares, `compiler` says whether it may compile. Without `isolated` the code runs with all
+        rights of this user.
         Raises EnvironmentBroken when the sandbox cannot be made or started here.
         """
         self.role = role
-        self.copied: Copy | None = None
+        self.copied: Copy | None
         """The private copy: bytes, and the seconds that making it took. None without `isolated`."""
         self._verdict = ""
         self._fault = ""
         self._tail: deque[bytes] = deque()
         self._closing = threading.Event()
         self._threads: list[threading.Thread] = []
-        self._group = Cgroup()
-        self._suspended = _suspended_seconds()
+        self._suspended = suspended_seconds()
         with contextlib.ExitStack() as stack:
             ours, theirs = socket.socketpair()
             stack.callback(ours.close)
-            with theirs, contextlib.ExitStack() as starting:
-                handed = [_numbered(starting, theirs.fileno()), *([_numbered(starting, ring.fd)] if ring else [])]
-                setup = {
-                    **(config or {}),
-                    "role": role,
-                    "isolated": isolated,
-                    "imports": [name for name in environment.ROLE_PACKAGES.get(role, ()) if find_spec(name)],
-                    "device": "cuda" if device.startswith("cuda") else device,
-                    "socket": handed[0],
-                    "ring": handed[1] if ring else -1,
-                    "slot_bytes": ring.slot_bytes if ring else 0,
-                }
+            with theirs, contextlib.ExitStack() as starting:  # descriptors that only the new process keeps
+                # First, so that no number that the guest sees depends on how many files are made.
+                shared = [_numbered(starting, fd) for fd in (theirs.fileno(), *([ring.fd] if ring else []))]
                 if isolated:
-                    command = self._isolated(stack, starting, members, setup, handed, device, packages, compiler)
+                    place = sandboxed(stack, starting, role, members, device, packages, compiler)
                 else:
-                    command = _plain(stack, members, setup)
-                self._process = self._start(starting, command, handed, device, setup["root"] if not isolated else "/")
+                    place = plain(stack, members)
+                self.copied, self.group = place.copied, place.group
+                setup = {**(config or {}), **_setup(role, device, shared, ring), "isolated": isolated, **place.setup}
+                command = [*place.command, sys.executable, "-I", "-c", _BOOT, json.dumps(setup)]
+                self._process = self._start(command, [*shared, *place.descriptors], device, place)
             stack.callback(self._join)
             stack.callback(ours.close)  # with it end the descriptors that wait in it, and the reader with them
             stack.callback(self._kill)
@@ -118,9 +101,9 @@ class Worker:
                 thread.start()
             self.channel = Channel(ours, time.monotonic() + rules.START_SECONDS)
             self._await_start(isolated)
-            self._group.started(self._process.pid)
+            self.group.started(self._process.pid)
             self.channel.deadline = None
-            self._stack = stack.pop_all()
+            self._stack = stack.pop_all()  # from here on `close` undoes all of it
 
     def __enter__(self) -> "Worker":
         return self
@@ -161,67 +144,34 @@ class Worker:
             self._check_awake()
             raise
 
-    def _isolated(
-        self,
-        stack: contextlib.ExitStack,
-        starting: contextlib.ExitStack,
-        members: Mapping[str, bytes],
-        setup: dict[str, Any],
-        handed: list[int],
-        device: str,
-        packages: Sequence[str],
-        compiler: bool,
-    ) -> list[str]:
-        """The command line of a sandboxed worker; completes `setup` and `handed`, and makes copy and group."""
-        check_limits()
-        cuda = device.startswith("cuda")
-        wanted = environment.listing(self.role, tuple(packages), compiler, cuda)
-        self.copied = stack.enter_context(private_copy(wanted, bubblewrap.harness_files()))
-        setup["root"], setup["harness"] = str(ARTIFACT), [str(HARNESS)]
-        setup["packages"] = [str(path) for path in wanted.packages]
-        setup["limits"] = {"RLIMIT_CORE": 0, "RLIMIT_NPROC": rules.WORKER_PROCESSES, "RLIMIT_NOFILE": _FILES}
-        setup["limits"] |= dict.fromkeys(_LEAST, -1)
-
-        def files(contents: Mapping[str, bytes]) -> dict[str, int]:
-            numbers = {name: _memory_file(starting, data) for name, data in contents.items()}
-            handed.extend(numbers.values())
-            return numbers
-
-        program = seccomp.program(compiler, cuda)
-        line = bubblewrap.command(
-            self.copied,
-            files(members),
-            files({"": program})[""] if program else None,
-            files(bubblewrap.static_proc(memory_limit())),
-            bubblewrap.variables(device),
-            cuda,
-            bubblewrap.gpu_nodes(device) if cuda else [],
-        )
-        self._group = Cgroup.create(self.role, memory_limit(), rules.WORKER_PROCESSES)
-        stack.callback(self._group.remove)
-        counters.use_up_batches()
-        return [*self._group.command, *line, *_python(setup)]
+    def processes(self) -> list[psutil.Process]:
+        """The process that was started and all below it. Orphans stay below: the sandbox's init adopts them."""
+        with contextlib.suppress(psutil.NoSuchProcess):
+            top = psutil.Process(self._process.pid)
+            return [top, *top.children(recursive=True)]
+        return []
 
     def _start(
-        self, starting: contextlib.ExitStack, command: list[str], handed: list[int], device: str, folder: str
+        self, command: list[str], descriptors: list[int], device: str, place: Place
     ) -> "subprocess.Popen[bytes]":
         # Not /dev/null: that is the host's own, on which a sandbox could leave a mark.
         nothing, end = os.pipe()
         os.close(end)
-        starting.callback(os.close, nothing)
         try:
             return subprocess.Popen(
                 command,
                 stdin=nothing,
                 stdout=subprocess.PIPE,
                 stderr=subprocess.STDOUT,
-                pass_fds=handed,
-                env={**self._group.variables(), **bubblewrap.variables(device)},
-                cwd=folder,
+                pass_fds=descriptors,
+                env={**self.group.variables(), **bubblewrap.variables(device)},
+                cwd=place.folder,
                 start_new_session=True,
             )
         except OSError as error:
             raise EnvironmentBroken(f"{command[0]} cannot be started: {error.strerror}") from None
+        finally:
+            os.close(nothing)
 
     def _await_start(self, isolated: bool) -> None:
         """Wait until the guest's own imports are done. Up to there every failure is the machine's."""
@@ -233,7 +183,7 @@ class Worker:
                 f"{self.role}: the sandbox did not start within {rules.START_SECONDS:.0f} s; is the machine overloaded?"
             ) from None
         except WireError as error:
-            self._closing.wait(0.2)  # for its last words
+            self._closing.wait(0.2)  # until its last output is read
             words = self._explain(error)
             if isolated and str(error) == _GONE:
                 raise EnvironmentBroken(bubblewrap.why_not(self.output() or words)) from None
@@ -243,12 +193,12 @@ class Worker:
             ) from None
 
     def _blame(self, error: WireError) -> Exception:
-        """Who is at fault for a worker that failed: the machine, or the submission."""
+        """The exception for a worker that failed: the fault is the machine's or the submission's."""
         words = self._explain(error)
         return EnvironmentBroken(self._fault) if self._fault else Refused(words)
 
     def _check_awake(self) -> None:
-        slept = _suspended_seconds() - self._suspended
+        slept = suspended_seconds() - self._suspended
         if slept > 1:
             raise EnvironmentBroken(f"the machine was suspended for {slept:.0f} s during the run; run it again")
 
@@ -258,7 +208,7 @@ class Worker:
         if gone:
             with contextlib.suppress(subprocess.TimeoutExpired):
                 self._process.wait(timeout=2)
-        if self._group.oom_killed():
+        if self.group.oom_killed():
             self._verdict = _over_memory()
         if self._verdict:
             return f"{self.role}: {self._verdict}"
@@ -278,9 +228,12 @@ class Worker:
 
     def _kill_all(self) -> None:
         if self._process.poll() is None:
-            for kill, pid in [(os.killpg, self._process.pid), *((os.kill, p) for p in _descendants(self._process.pid))]:
-                with contextlib.suppress(ProcessLookupError):
-                    kill(pid, signal.SIGKILL)
+            found = self.processes()  # before the first dies, and its children are no longer below it
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(self._process.pid, signal.SIGKILL)
+            for process in found:
+                with contextlib.suppress(psutil.Error):
+                    process.kill()
 
     def _join(self) -> None:
         """Wait for what has been killed, each for a limited time."""
@@ -321,94 +274,37 @@ class Worker:
 
     def _watch(self) -> None:
         """Watchdog: enforce the limits from outside where the kernel does not. Best effort."""
-        while not self._group.enforced and not self._closing.wait(_WATCH_SECONDS) and self._process.poll() is None:
-            pids = _descendants(self._process.pid)
-            if sum(map(_proportional_bytes, pids)) > memory_limit():
+        while not self.group.enforced and not self._closing.wait(WATCH_SECONDS) and self._process.poll() is None:
+            memory = threads = 0
+            for process in self.processes():
+                with contextlib.suppress(psutil.Error):
+                    threads += process.num_threads()
+                    memory += getattr(process.memory_full_info(), "pss", 0)  # of shared memory, its part
+            if memory > memory_limit():
                 self._stop(_over_memory())
-            elif sum(map(_threads, pids)) > rules.WORKER_PROCESSES:
+            elif threads > rules.WORKER_PROCESSES:
                 self._stop(f"started more than {rules.WORKER_PROCESSES} processes")
-            elif self.copied and _available() < rules.SPARE_MEMORY_BYTES:
+            elif self.copied and available_memory() < rules.SPARE_MEMORY_BYTES:
                 self._fault = (
                     "the machine ran out of memory while no limit could be set on the sandbox's; see `pgolf doctor`"
                 )
                 self._stop(self._fault)
 
 
-def memory_limit() -> int:
-    """Bytes that a worker may use here: the rule, or what leaves the machine alive if that is less."""
-    physical = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGESIZE")
-    return min(rules.WORKER_MEMORY_BYTES, physical * 3 // 4)
-
-
-def check_limits() -> str:
-    """Say that the limits which this process was started with are high enough; EnvironmentBroken if one is not."""
-    for name, least in _LEAST.items():
-        _, hard = resource.getrlimit(getattr(resource, name))
-        needed = memory_limit() if least == "memory" else int(least)
-        if hard != resource.RLIM_INFINITY and (not needed or hard < needed):
-            raise EnvironmentBroken(
-                f"{name} of this shell is {hard:,}, less than a submission may use; "
-                f"start a shell without it (`ulimit -a` lists them)"
-            )
-    return "no limit of the shell is in the way"
-
-
 def _over_memory() -> str:
     return f"used more than {memory_limit() / 1024**3:.1f} GiB of memory"
 
 
-def _suspended_seconds() -> float:
-    """How long the machine has slept since it was started: one of the clocks goes on meanwhile."""
-    if not hasattr(time, "CLOCK_BOOTTIME"):
-        return 0.0
-    return time.clock_gettime(time.CLOCK_BOOTTIME) - time.clock_gettime(time.CLOCK_MONOTONIC)
-
-
-def _descendants(pid: int) -> list[int]:
-    """`pid` and all processes below it. Orphans stay below: the sandbox's init adopts them."""
-    found = [pid]
-    for known in found:  # grows meanwhile
-        with contextlib.suppress(OSError):
-            for task in Path(f"/proc/{known}/task").iterdir():
-                found += map(int, (task / "children").read_text().split())
-    return found
-
-
-def _proportional_bytes(pid: int) -> int:
-    """Memory of a process; of what several share, its part."""
-    with contextlib.suppress(OSError, ValueError, IndexError):
-        lines = Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines()
-        return sum(int(line.split()[1]) * 1024 for line in lines if line.startswith("Pss:"))
-    return 0
-
-
-def _threads(pid: int) -> int:
-    with contextlib.suppress(OSError):
-        return len(list(Path(f"/proc/{pid}/task").iterdir()))
-    return 0
-
-
-def _available() -> int:
-    """Bytes of memory that the machine could still give; no bound where it does not say."""
-    with contextlib.suppress(OSError):
-        return available_memory()
-    return sys.maxsize
-
-
-def _python(setup: Mapping[str, Any]) -> list[str]:
-    return [sys.executable, "-I", "-c", _BOOT, json.dumps(setup)]
-
-
-def _plain(stack: contextlib.ExitStack, members: Mapping[str, bytes], setup: dict[str, Any]) -> list[str]:
-    """The command line of a worker without sandbox; completes `setup`. The members become plain files."""
-    root = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="pgolf-")))
-    for name, data in members.items():
-        (root / name).parent.mkdir(parents=True, exist_ok=True)
-        (root / name).write_bytes(data)
-    setup["root"], setup["harness"] = str(root), [str(Path(__file__).parent.parent.parent)]
-    setup["packages"] = [path for path in sys.path if path and Path(path).is_dir()]
-    setup["limits"] = {}
-    return _python(setup)
+def _setup(role: str, device: str, shared: list[int], ring: Ring | None) -> dict[str, Any]:
+    """What the guest has to know wherever it runs. `shared`: descriptors of the socket and of the ring, if any."""
+    return {
+        "role": role,
+        "imports": [name for name in environment.ROLE_PACKAGES.get(role, ()) if find_spec(name)],
+        "device": "cuda" if device.startswith("cuda") else device,
+        "socket": shared[0],
+        "ring": shared[1] if ring else -1,
+        "slot_bytes": ring.slot_bytes if ring else 0,
+    }
 
 
 def _numbered(stack: contextlib.ExitStack, fd: int) -> int:
@@ -418,18 +314,8 @@ def _numbered(stack: contextlib.ExitStack, fd: int) -> int:
     return number
 
 
-def _memory_file(stack: contextlib.ExitStack, data: bytes) -> int:
-    """A descriptor that reads `data` from its start; closed with `stack`."""
-    fd = os.memfd_create("pgolf-member", os.MFD_CLOEXEC)
-    stack.callback(os.close, fd)
-    with open(fd, "wb", closefd=False) as file:
-        file.write(data)
-    os.lseek(fd, 0, os.SEEK_SET)
-    return fd
-
-
 def check_hidden(path: Path, packages: Sequence[str] = ()) -> None:
-    """Raises EnvironmentBroken when sandboxed code that declares `packages` could read `path`."""
+    """Raises EnvironmentBroken when sandboxed code that declares `packages` could read `path` or files in it."""
     place = path.resolve()
     for folder in (Path("/usr"), Path(sys.prefix), Path(sys.base_prefix), *map(Path, site.getsitepackages())):
         if place.is_relative_to(folder.resolve()):

@@ -60,7 +60,7 @@ def command(
 ) -> list[str]:
     """The command line up to the command that it runs.
 
-    `members` and `static` say in which descriptors the contents of the artifact's files and of files of /proc lie.
+    `members` and `static` map the artifact's files and files of /proc to the descriptors that hold their contents.
     """
     line = [program(os.environ.get("PATH")), *_NAMESPACES, "--clearenv"]
     for name, value in variables.items():
@@ -95,7 +95,7 @@ def _dev() -> list[str]:
 
 
 def harness_files() -> dict[Path, bytes]:
-    """Files that the sandbox has besides: the harness's own, and what stands for device files."""
+    """Further files of the sandbox: the harness's modules, and those in place of device files."""
     home = Path(__file__).parent.parent
     names = (
         *("__init__.py", "sandbox/__init__.py", "sandbox/wire.py", "sandbox/guest.py"),
@@ -140,7 +140,7 @@ def gpu_nodes(device: str) -> list[Path]:
 
 
 def variables(device: str) -> dict[str, str]:
-    """The sandbox's environment: nothing of this process's own, but which GPUs to use."""
+    """The sandbox's environment variables: nothing of this process's but which GPUs to use."""
     given = {"PATH": "/usr/bin:/bin", "HOME": "/tmp", "TMPDIR": "/tmp", "LANG": "C.UTF-8", "USER": "nobody"}
     given["PYTHONDONTWRITEBYTECODE"] = "1"
     given["THP_MEM_ALLOC_ENABLE"] = "1"  # torch: large pages for large tensors, where the kernel grants them
@@ -159,7 +159,7 @@ def variables(device: str) -> dict[str, str]:
 
 
 def static_proc(memory_bytes: int) -> dict[str, bytes]:
-    """Files of /proc that programs read, without what changes in them; the memory is what the sandbox may use."""
+    """Files of /proc that programs read, without counters; the memory is the sandbox's limit."""
     names = ("MemTotal", "MemFree", "MemAvailable")
     memory = "".join(f"{name}: {memory_bytes // 1024} kB\n" for name in names)
     with contextlib.suppress(OSError):
@@ -177,15 +177,15 @@ def why_not(printed: str) -> str:
 
 
 def _remedies(printed: str) -> Iterator[str]:
-    """What to do about it, the likeliest first."""
-    if _setting("kernel/apparmor_restrict_unprivileged_userns") == "1":
+    """Remedies, the likeliest first."""
+    if kernel_setting("kernel/apparmor_restrict_unprivileged_userns") == "1":
         yield (
             "AppArmor forbids user namespaces to programs without a profile (Ubuntu 24.04): "
             "sudo sysctl kernel.apparmor_restrict_unprivileged_userns=0"
         )
-    if _setting("kernel/unprivileged_userns_clone") == "0":
+    if kernel_setting("kernel/unprivileged_userns_clone") == "0":
         yield "user namespaces are switched off: sudo sysctl kernel.unprivileged_userns_clone=1"
-    if _setting("user/max_user_namespaces") == "0":
+    if kernel_setting("user/max_user_namespaces") == "0":
         yield "user namespaces are switched off: sudo sysctl user.max_user_namespaces=10000"
     if in_container():
         yield "this is a container, which must be started with --privileged; or score on the machine itself"
@@ -210,7 +210,7 @@ def _namespace(kind: str) -> int:
     return 0
 
 
-def _setting(name: str) -> str:
+def kernel_setting(name: str) -> str:
     with contextlib.suppress(OSError):
         return Path("/proc/sys", name).read_text().strip()
     return ""

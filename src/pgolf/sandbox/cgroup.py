@@ -1,7 +1,7 @@
 """Control groups: the kernel's own limits on memory and process count, where this user may set them.
 
-Tried in turn: groups of version 1, a group of version 2 below the own one or at the top, a scope of the user's
-systemd. Where none can be made, the group is empty and nothing is enforced by the kernel.
+Tried in turn: groups of version 1, a group of version 2 at the top or below this process's, a scope of the user's
+systemd. Where none can be made, the group is empty and the kernel enforces nothing.
 """
 
 import contextlib
@@ -27,7 +27,7 @@ _END_SECONDS = 30.0  # a dying process may first have to free millions of files
 
 @dataclass
 class Cgroup:
-    """A group made for one worker. Without `folders` and `command` the machine lets us make none."""
+    """A group made for one worker. `folders` and `command` are empty where this user may make none."""
 
     folders: tuple[Path, ...] = ()
     command: list[str] = field(default_factory=list)
@@ -74,7 +74,7 @@ class Cgroup:
         if self.command[:1] == _SCOPE[:1]:
             with contextlib.suppress(OSError):
                 folder = ROOT / Path(f"/proc/{pid}/cgroup").read_text().rpartition("::/")[2].strip()
-                if folder.name.startswith(_PREFIX):  # and never the group of anything else, which would be killed
+                if folder.name.startswith(_PREFIX):  # never another program's group: `remove` kills what is in it
                     self.folders = (folder,)
 
     def oom_killed(self) -> bool:
@@ -102,7 +102,7 @@ class Cgroup:
 
 
 def _make(folders: Mapping[Path, Mapping[str, object]], extra: Mapping[str, object]) -> Cgroup | None:
-    """Make groups with their limits; None when this user may not. Of `extra`, what the kernel knows is set."""
+    """Make groups with their limits; None when this user may not. `extra` limits are set where the kernel has them."""
     group = Cgroup()
     try:
         for folder, limits in folders.items():
@@ -146,7 +146,7 @@ def _enable(parent: Path) -> None:
 
 def _scope(label: str, memory_bytes: int, processes: int) -> Cgroup:
     """A scope of the user's systemd (version 2 only), or an empty group."""
-    if not _systemd_works():
+    if not systemd_works():
         return Cgroup()
     limits = {"MemoryMax": memory_bytes, "MemorySwapMax": 0, "TasksMax": processes}
     settings = [f"-p{name}={value}" for name, value in limits.items()]
@@ -157,7 +157,7 @@ _SCOPE = ["systemd-run", "--user", "--scope", "--quiet", "--collect"]
 
 
 @cache
-def _systemd_works() -> bool:
+def systemd_works() -> bool:
     """Whether the user's systemd is there and may limit memory and processes."""
     if not shutil.which("systemd-run"):
         return False

@@ -1,8 +1,8 @@
-"""Inode numbers: a counter for each processor, which sandboxes could leave marks in for later ones.
+"""Inode numbers: a counter for each processor, through which a sandbox could pass data to a later one.
 
 Linux numbers pipes, sockets and memory files from batches of 1,024 that each processor takes for itself (get_next_ino
-in fs/inode.c). How far a batch is used up would be ten bits for each processor of the machine. Before a sandbox starts
-all batches are used up, so that its processors take new ones.
+in fs/inode.c). The position in a batch would be ten bits for each processor of the machine. Before a sandbox
+starts, all batches are used up, so that its processors take new ones.
 """
 
 import contextlib
@@ -21,14 +21,14 @@ def use_up_batches() -> None:
 
 def _on_every_processor() -> None:
     for processor in range(os.cpu_count() or 1):
-        with contextlib.suppress(OSError):  # not ours to run on, nor a sandbox's
+        with contextlib.suppress(OSError):  # a processor that neither this process nor a sandbox may use
             os.sched_setaffinity(0, {processor})
             for _ in range(2 * _BATCH):
-                if _next_number() % _BATCH == _BATCH - 1:
+                if next_number() % _BATCH == _BATCH - 1:
                     break
 
 
-def _next_number() -> int:
+def next_number() -> int:
     """The number of a new pipe's inode."""
     reading, writing = os.pipe()
     try:

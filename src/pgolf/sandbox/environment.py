@@ -1,6 +1,6 @@
-"""The files a sandbox can read: as few as its role needs.
+"""The files a sandbox can read: only those that its role needs.
 
-That is the interpreter, the standard library, the packages that the submission declared with what they require, and
+These are the interpreter, the standard library, the packages that the submission declared with what they require, and
 the shared libraries that all of these load; a compiler where one is declared. `private_copy` copies it.
 """
 
@@ -30,7 +30,7 @@ ROLE_PACKAGES = {
     "predict": ("numpy", "torch"),
     "probe": ("numpy", "torch"),
 }
-_OPTIONAL = {"tokenizers"}
+OPTIONAL = {"tokenizers"}
 _NOT_IMPORTED = {"huggingface-hub"}  # tokenizers requires it to download models
 _TESTED = {"numpy", "scipy", "sympy", "networkx", "mpmath"}  # their tests are large, and nothing imports them
 _COMPILER_PROGRAMS = ("sh", "g++", "gcc", "c++", "cc", "as", "ld", "which", "openssl")  # torch.compile starts the last
@@ -61,8 +61,10 @@ def listing(role: str, packages: tuple[str, ...] = (), compiler: bool = False, c
     files = _Files()
     _add_interpreter(files)
     folders: dict[Path, None] = {}
-    for name, required in _closure([*ROLE_PACKAGES.get(role, ()), *packages]).items():
-        if folder := _add_package(files, name, required, compiler):
+    wanted = [*ROLE_PACKAGES.get(role, ()), *packages]
+    check_installed(name for name in wanted if canonicalize_name(name) not in OPTIONAL)
+    for name in _closure(wanted):
+        if folder := _add_package(files, name, compiler):
             folders[folder] = None
     if compiler:
         _add_compiler(files)
@@ -95,7 +97,7 @@ class _Files:
         self._real = {Path("/"): Path("/")}
 
     def add(self, path: Path) -> None:
-        """One file, or a link and the file that it leads to; what is not there is passed over."""
+        """Add one file, or a link and its target; skip what does not exist."""
         place = self._folder(path.parent) / path.name
         if place in self.sizes or place in self.links:
             return
@@ -106,7 +108,7 @@ class _Files:
             self.sizes[place] = place.stat().st_size
 
     def add_all(self, paths: Iterable[Path]) -> None:
-        """Several files; with a Python source its compiled form, which spares the sandbox the compiling."""
+        """Add several files, and of a Python source the compiled form too, so that the sandbox need not compile it."""
         for path in paths:
             self.add(path)
             if path.suffix == ".py":
@@ -140,9 +142,9 @@ def _add_interpreter(files: _Files) -> None:
     files.add_all([Path("/etc/ld.so.cache"), *_tree(Path("/usr/lib/locale/C.utf8"))])
 
 
-def _closure(declared: Sequence[str]) -> dict[str, bool]:
-    """The declared packages (True) and all that these require here (False), by their normalised names."""
-    found: dict[str, bool] = {canonicalize_name(name): canonicalize_name(name) not in _OPTIONAL for name in declared}
+def _closure(declared: Sequence[str]) -> list[str]:
+    """The declared packages and all that these require here, by their normalised names."""
+    found = dict.fromkeys(canonicalize_name(name) for name in declared)
     waiting = [(name, "") for name in found]
     done = set(waiting)
     while waiting:
@@ -151,11 +153,11 @@ def _closure(declared: Sequence[str]) -> dict[str, bool]:
             child = canonicalize_name(required.name)
             if child in _NOT_IMPORTED or (required.marker and not required.marker.evaluate({"extra": extra})):
                 continue
-            found.setdefault(child, False)
+            found[child] = None
             new = {(child, part) for part in ("", *required.extras)} - done
             waiting += new
             done |= new
-    return found
+    return list(found)
 
 
 def _requirements(name: str) -> Iterator[Requirement]:
@@ -165,12 +167,20 @@ def _requirements(name: str) -> Iterator[Requirement]:
             yield Requirement(line)
 
 
-def _add_package(files: _Files, name: str, required: bool, headers: bool) -> Path | None:
-    """Add an installed package; returns its folder for sys.path. Raises EnvironmentBroken for a missing `required`."""
+def check_installed(names: Iterable[str]) -> None:
+    """Raises EnvironmentBroken for a declared package that a sandbox would not find here.
+
+    Found is what has metadata, such as a wheel, and what only sys.path leads to, such as a module of a cluster.
+    """
+    for name in names:
+        if _package_files(canonicalize_name(name))[0] is None:
+            fix = f"install it: {sys.executable} -m pip install {name}"
+            raise EnvironmentBroken(f"the package {name} is not in this Python environment; {fix}")
+
+
+def _add_package(files: _Files, name: str, headers: bool) -> Path | None:
+    """Add an installed package; returns its folder for sys.path, None if it is not installed."""
     folder, paths = _package_files(name)
-    if folder is None and required:
-        fix = f"install it: {sys.executable} -m pip install {name}"
-        raise EnvironmentBroken(f"the package {name} is not in this Python environment, which the sandbox needs; {fix}")
     if folder is not None:
         files.add_all(p for p in paths if p.is_relative_to(folder) and _needed(name, p.relative_to(folder), headers))
     return folder
@@ -192,7 +202,7 @@ def _package_files(name: str) -> tuple[Path | None, list[Path]]:
 
 
 def _module_files(spec: importlib.machinery.ModuleSpec | None) -> tuple[Path, list[Path]] | None:
-    """The same for a module; not for a folder without __init__.py, which may be any folder of that name."""
+    """The same for a module, None for a folder without __init__.py: it may be any folder of that name."""
     if spec is None or spec.origin is None or not Path(spec.origin).is_file():
         return None
     origin = Path(spec.origin)
@@ -208,7 +218,7 @@ def _distribution(name: str) -> importlib.metadata.Distribution | None:
 
 
 def _search() -> list[str]:
-    """Where packages may lie: all of sys.path but the working directory, which may hold the text."""
+    """Where packages may lie: sys.path without the working directory, which may hold the text."""
     here = Path.cwd()
     return [path for path in sys.path if path and Path(path).exists() and Path(path).resolve() != here]
 
@@ -229,7 +239,7 @@ def _needed(name: str, path: Path, headers: bool) -> bool:
 
 
 def _add_compiler(files: _Files) -> None:
-    """g++ with the programs that it starts, headers, and what it links with."""
+    """g++ with the programs that it starts, headers, and the libraries that it links."""
     if not (compiler := shutil.which("g++")):
         raise EnvironmentBroken("the submission declares a compiler, and g++ is not here; apt install g++")
     programs = [shutil.which(name) for name in _COMPILER_PROGRAMS]

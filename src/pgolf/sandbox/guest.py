@@ -29,14 +29,14 @@ def main() -> None:
         least = min((each for each in (value, hard) if each != resource.RLIM_INFINITY), default=resource.RLIM_INFINITY)
         resource.setrlimit(getattr(resource, limit), (least, least))
     if config["isolated"]:
-        Path("/tmp/null").touch()  # what /dev/null leads to: the host's own could be marked
+        Path("/tmp/null").touch()  # target of /dev/null: a sandbox could leave a mark on the host's
     channel = Channel(socket.socket(fileno=config["socket"]))
     root = Path(config["root"])
     roles = {"encode": _encode, "decode": _decode, "predict": _predict, "probe": _probe}
     try:
         for name in config["imports"]:
             importlib.import_module(name)
-        channel.send(Kind.STARTED)  # what fails up to here is no fault of the submission
+        channel.send(Kind.STARTED)  # failures up to here are the machine's, not the submission's
         roles[config["role"]](channel, root, config)
     except wire.WireError:
         return

@@ -1,7 +1,7 @@
 """The lock: one sandbox with a submission's code or data at a time on a machine.
 
-Two sandboxes that run beside each other can talk through load, memory and whatever else a machine counts. The lock is
-an flock on a file of fixed name that no sandbox can see, so the kernel gives it back however its holder ends.
+Two sandboxes that run at the same time can communicate through load, memory and other counters of the machine. The
+lock is an flock on a file of fixed name that no sandbox can see. The kernel releases it however its holder ends.
 """
 
 import contextlib
@@ -23,7 +23,7 @@ _NOTE_BYTES = 256
 
 
 class Held(EnvironmentBroken):
-    """Somebody else holds the lock."""
+    """Another process holds the lock."""
 
 
 def path() -> Path:
@@ -43,7 +43,7 @@ def reaches_machine() -> bool:
 
 @contextlib.contextmanager
 def hold(seconds: float | None = None, say: Callable[[str], None] | None = None) -> Iterator[None]:
-    """Hold the lock. Waits `rules.LOCK_SECONDS` unless given; `say` (default: stderr) is told the holder.
+    """Hold the lock. Waits `rules.LOCK_SECONDS` by default; `say` (default: stderr) gets a sentence on the holder.
 
     Raises EnvironmentBroken when the time is over or the file is not a regular file of this user or root.
     """
@@ -77,7 +77,7 @@ def _standard() -> Path:
 
 
 def _take(file: Path) -> int | None:
-    """A descriptor that holds the lock, or None while somebody else does."""
+    """A descriptor that holds the lock, or None while another process holds it."""
     descriptor = _open(file)
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -94,7 +94,7 @@ def _take(file: Path) -> int | None:
 
 
 def _open(file: Path) -> int:
-    """Open the lock file, which is made if need be."""
+    """Open the lock file; create it if it does not exist."""
     try:
         file.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
         flags = os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
@@ -109,7 +109,7 @@ def _open(file: Path) -> int:
 
 
 def _holder(file: Path) -> str:
-    """What the holder wrote about itself, made harmless."""
+    """What the holder wrote about itself, printable characters only."""
     with contextlib.suppress(EnvironmentBroken):
         descriptor = _open(file)
         try:

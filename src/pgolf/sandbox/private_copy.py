@@ -1,8 +1,8 @@
-"""The private copy: fresh files for each sandbox, so that nothing about them can tell of an earlier one.
+"""The private copy: fresh files for each sandbox, so that they carry nothing over from an earlier one.
 
-Through page residency, locks and waiters, two processes that can only read a file can still communicate. So no
-sandbox can reach an inode that an earlier one could reach. Binds, overlays and hard links share inodes or pages and
-will not do.
+Two processes that can only read a file can still communicate through page residency, locks and waiters. So no
+sandbox can open an inode that an earlier one could open. Binds, overlays and hard links share inodes or pages, so
+they do not separate sandboxes.
 """
 
 import contextlib
@@ -21,7 +21,7 @@ from pgolf.machine import available_memory
 from pgolf.sandbox.environment import Listing
 
 _MADE_INSIDE = tuple(Path(p) for p in ("/tmp", "/dev", "/dev/shm", "/var", "/var/tmp", "/run"))
-_SPARE_BYTES = 1 << 30  # memory to leave free beside a copy that lies in memory
+_SPARE_BYTES = 1 << 30  # memory to leave free when the copy lies in memory
 _THREADS = 4
 _PREFIX = "pgolf-copy-"
 
@@ -33,10 +33,10 @@ class Copy:
     root: Path
     bytes: int
     seconds: float
-    """What making it took."""
+    """How long it took to make."""
 
     def mounts(self) -> Iterator[tuple[Path, Path]]:
-        """Folders of the copy, and where they belong. Of folders that the sandbox makes itself, what is in them."""
+        """Folders of the copy and their places. A folder that the sandbox makes itself is replaced by its entries."""
         waiting = [self.root]
         while waiting:
             for entry in sorted(waiting.pop().iterdir()):
@@ -71,7 +71,11 @@ def private_copy(wanted: Listing, extra: Mapping[Path, bytes] | None = None) -> 
             ) from None
         yield Copy(root, wanted.bytes, time.monotonic() - start)
     finally:
-        shutil.rmtree(root, ignore_errors=True)
+        # A thread that a signal kept the pool from joining may still copy: under another name it finds no folder.
+        removed = root.with_name(f"{root.name}x")
+        with contextlib.suppress(OSError):
+            root.rename(removed)
+        shutil.rmtree(removed, ignore_errors=True)
 
 
 def base(size: int) -> Path:
@@ -120,7 +124,7 @@ def _copy(source: int, target: str) -> None:
 
 
 def _owner(pid: int) -> str:
-    """Names a process for good: its id is given out again, its id with the time of its start is not."""
+    """A name for a process that is never reused: its id and the time of its start."""
     start = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[19]
     return f"{Path('/proc/self/ns/pid').stat().st_ino}-{pid}-{start}"
 

@@ -1,4 +1,4 @@
-"""What a machine can do: the isolation that is in force here, tried for real, and what is missing."""
+"""The isolation that is in force on this machine, tested with a real worker, and what is missing."""
 
 import contextlib
 import os
@@ -11,7 +11,7 @@ from pathlib import Path
 
 from pgolf import rules
 from pgolf.errors import EnvironmentBroken
-from pgolf.sandbox import box, bubblewrap, environment, lock, private_copy, seccomp
+from pgolf.sandbox import box, bubblewrap, environment, lock, place, private_copy, seccomp
 from pgolf.sandbox.cgroup import Cgroup
 from pgolf.sandbox.wire import Kind
 
@@ -33,10 +33,10 @@ class Isolation:
     lock_reaches_machine: bool
     """Whether all scorers of the machine see that lock."""
     seconds: float
-    """What trying it took; 0 where it was not tried."""
+    """How long the test took; 0 without one."""
 
     def reasons(self, fresh_machine: bool) -> list[str]:
-        """Why a score under it does not count. `fresh_machine`: the operator's word that nothing else runs here."""
+        """Why a score under it does not count. `fresh_machine`: the operator states that nothing else runs here."""
         found = {
             "the kernel does not keep the limits on memory and processes": self.memory_enforced,
             "there is no seccomp filter for this processor": self.seccomp,
@@ -60,7 +60,7 @@ class Check:
 
     @property
     def needed(self) -> bool:
-        """Whether an eligible score needs it. Otherwise it costs time, or only some submissions fail without it."""
+        """Whether an eligible score needs it. Without the others a score is slower, or only some submissions fail."""
         return self.name not in _OPTIONAL
 
 
@@ -106,7 +106,7 @@ def check_isolation(device: str = "cpu", compiler: bool = False) -> Isolation:
 
 
 def report(device: str = "cpu", names: Sequence[str] = ()) -> list[Check]:
-    """Everything that an eligible score needs of this machine, or of that what is in `names`."""
+    """The checks that an eligible score needs on this machine; only those in `names` if there are any."""
     checks = {
         "sandbox": lambda: f"works, {check_isolation(device).description}",
         "memory limit": _memory_limit,
@@ -116,7 +116,7 @@ def report(device: str = "cpu", names: Sequence[str] = ()) -> list[Check]:
         "/dev/shm": _shared_memory,
         "lock": _lock,
         "machine": _machine,
-        "shell limits": box.check_limits,
+        "shell limits": place.check_limits,
         "compiler": lambda: _compiles(device),
     }
     return [_tried(name, attempt) for name, attempt in checks.items() if not names or name in names]
@@ -138,7 +138,7 @@ def _memory_limit() -> str:
             "this user may make no control group, so nothing keeps the limits on memory and processes; score as root, "
             "or in a login session of systemd with cgroup v2 (`systemd-run --user --scope true` tries it)"
         )
-    return f"the kernel keeps it ({group.version}, {box.memory_limit() / 1024**3:.1f} GiB)"
+    return f"the kernel keeps it ({group.version}, {place.memory_limit() / 1024**3:.1f} GiB)"
 
 
 def _swap() -> str:
@@ -151,8 +151,8 @@ def _swap() -> str:
 
 
 def _group() -> Cgroup:
-    """A group as a worker gets it, already removed."""
-    group = Cgroup.create("probe", box.memory_limit(), rules.WORKER_PROCESSES)
+    """A group like a worker's; it has been removed again."""
+    group = Cgroup.create("probe", place.memory_limit(), rules.WORKER_PROCESSES)
     group.remove()
     return group
 
@@ -175,10 +175,10 @@ def _copy() -> str:
 
 
 def _shared_memory() -> str:
-    place = private_copy.base(environment.listing("predict").bytes)
-    if place != Path("/dev/shm"):
+    folder = private_copy.base(environment.listing("predict").bytes)
+    if folder != Path("/dev/shm"):
         raise EnvironmentBroken(
-            f"cannot hold the private copy, which goes to {place} and takes longer; mount a tmpfs of 4 GB there "
+            f"cannot hold the private copy, which goes to {folder} and takes longer; mount a tmpfs of 4 GB there "
             "(Docker: --shm-size=4g), without noexec"
         )
     return "has room for the private copy"

@@ -1,7 +1,7 @@
 """A small seccomp filter: system calls that an honest predictor never makes and an exploit often does.
 
-The sandbox stands without it (its files are its own, namespaces hide the rest); it reduces the kernel code that
-hostile code can reach. Classic BPF, as described in seccomp(2).
+The sandbox is sound without it (its files are private, namespaces hide the rest); the filter reduces the kernel code
+that hostile code can reach. Classic BPF, as described in seccomp(2).
 """
 
 import platform
@@ -47,7 +47,7 @@ DENIED = {  # numbers on x86-64 and aarch64; None: there is no such call
 _COMPILING = {"flock"}  # torch's compile cache locks its files
 _GPU = {"memfd_create", "sendmsg", "sendmmsg"}  # the driver
 
-PRETENDED = {  # seem to succeed beside a GPU: its device files are the host's, and could be marked
+PRETENDED = {  # seem to succeed with a GPU: its device files are the host's, and could carry marks
     "chmod": (90, None), "fchmod": (91, 52), "fchmodat": (268, 53), "fchmodat2": (452, 452), "chown": (92, None),
     "lchown": (94, None), "fchown": (93, 55), "fchownat": (260, 54), "utime": (132, None), "utimes": (235, None),
     "futimesat": (261, None), "utimensat": (280, 88), "setxattr": (188, 5), "lsetxattr": (189, 6),

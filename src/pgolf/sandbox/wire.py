@@ -1,7 +1,7 @@
 """The wire between scorer and worker: framed messages on a socket, logits through shared memory.
 
 A frame is one byte of kind, four bytes of payload length (little-endian), the payload. Every payload has a
-fixed layout, and every receiver says which kind it expects and how long it may be; anything else is a
+fixed layout, and every receiver names the kind that it expects and its longest length; anything else is a
 WireError. Logits never travel in frames: the worker writes them into a slot of a sealed memory file and announces
 them. The scorer copies the slot before it looks at it, so that nothing can change between check and use. Descriptors
 sent along with a frame are dropped by the kernel: no receiver here has room for them.

@@ -7,7 +7,6 @@ the byte count, the targets, the softmax, the sum and the clock live in this pro
 a sandbox and only ever returns logits over its whole vocabulary, before it is shown what follows.
 """
 
-import importlib.metadata
 import math
 import time
 from collections.abc import Callable, Generator, Sequence
@@ -24,6 +23,7 @@ from pgolf.data.dataset import CanonicalText, Dataset, open_dataset
 from pgolf.errors import EnvironmentBroken, Refused, UsageError
 from pgolf.sandbox import lock, probe
 from pgolf.sandbox.box import check_hidden
+from pgolf.sandbox.environment import check_installed
 from pgolf.sandbox.probe import Isolation
 from pgolf.sandbox.wire import Ids, WireError
 from pgolf.score import schedule, tokenization, windows
@@ -105,7 +105,7 @@ def _stages(
     clock.limit = track.eval_seconds
     submission, packed = Submission(manifest.name, manifest.author), Packed(artifact.sha256, artifact.size)
     yield (record := replace(record, track=track.name, form=manifest.form, submission=submission, artifact=packed))
-    _check_packages(manifest.packages)
+    check_installed(manifest.packages)
     isolation = probe.isolation() if runtime.isolated else None
     described = isolation.description if isolation else "none"
     yield (record := replace(record, isolation=described, fresh_machine=options.fresh_machine))
@@ -206,13 +206,3 @@ def step_through(
             bits.append(round(spent, 2))
         done(len(at))
     return nll, number, bits
-
-
-def _check_packages(packages: Sequence[str]) -> None:
-    for name in packages:
-        try:
-            importlib.metadata.version(name)
-        except importlib.metadata.PackageNotFoundError:
-            raise EnvironmentBroken(
-                f"the submission needs the package {name}, which this environment lacks; install it and score again"
-            ) from None

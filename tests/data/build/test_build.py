@@ -30,6 +30,7 @@ from conftest import SHARED, needs_fineweb
 from pgolf.cli.main import main
 from pgolf.data.build import build as build_module
 from pgolf.data.build import sources, tokenize
+from pgolf.data.build.checkpoint import claimed
 from pgolf.data.build.shard_writer import ShardWriter
 from pgolf.data.dataset import Dataset, load_tokenizer, open_dataset, overlap
 from pgolf.data.shards import read_shard, split_documents
@@ -118,8 +119,8 @@ def test_a_build_opens_and_holds_every_document(run: Run, corpus: Path, tmp_path
 def test_formats_are_read_the_same(
     run: Run, tmp_path: Path, tokenizer_model: Path, monkeypatch: pytest.MonkeyPatch, kind: str
 ) -> None:
-    monkeypatch.setattr(sources, "_BLOCK_BYTES", 1000)
-    monkeypatch.setattr(sources, "_ROWS", 7)
+    monkeypatch.setattr(sources, "BLOCK_BYTES", 1000)
+    monkeypatch.setattr(sources, "ROWS", 7)
     texts = [text.replace("\n", " ") for text in CORPUS[:40]]
     folder = tmp_path / "source"
     folder.mkdir()
@@ -244,7 +245,7 @@ def test_workers_and_blocks_do_not_change_the_files(
 ) -> None:
     built = []
     for workers, block in ((1, 1 << 20), (3, 2000), (2, 333)):
-        monkeypatch.setattr(sources, "_BLOCK_BYTES", block)
+        monkeypatch.setattr(sources, "BLOCK_BYTES", block)
         out = tmp_path / str(workers)
         args = ["--val-documents", "10", "--vocab-size", "400", "--shard-tokens", "7000", "--name", "x"]
         assert main(["data", "build", str(corpus), *args, "--out", str(out), "--workers", str(workers)]) == 0
@@ -257,8 +258,8 @@ import sys
 from pgolf.data.build import build, sources
 from pgolf.data.build.sources import FileSource
 from pathlib import Path
-build._CHECKPOINT_SECONDS = 0.0
-sources._BLOCK_BYTES = 20_000
+build.CHECKPOINT_SECONDS = 0.0
+sources.BLOCK_BYTES = 20_000
 settings = build.Settings("d", [FileSource(Path(sys.argv[1]), False)], 200, vocab_size=400, shard_tokens=60_000)
 build.build(settings, Path(sys.argv[2]), 2)
 """
@@ -297,8 +298,8 @@ def test_killed_just_after_a_shard_got_its_name(
     run: Run, corpus: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The moment between a finished shard and the next checkpoint, which a random kill hardly ever hits."""
-    monkeypatch.setattr(sources, "_BLOCK_BYTES", 2000)
-    monkeypatch.setattr(build_module, "_CHECKPOINT_SECONDS", 0.0)
+    monkeypatch.setattr(sources, "BLOCK_BYTES", 2000)
+    monkeypatch.setattr(build_module, "CHECKPOINT_SECONDS", 0.0)
     args = [corpus, "--val-documents", 10, "--vocab-size", 400, "--shard-tokens", 7000, "--name", "x", "--out"]
     assert run(*args, tmp_path / "whole")[0] == 0
 
@@ -329,7 +330,7 @@ from pgolf.cli.main import main
 from pgolf.data.build.shard_writer import ShardWriter
 close = ShardWriter.close_shard
 def wait(self):
-    time.sleep(600 * (self._prefix == "train"))
+    time.sleep(600 * (self.prefix == "train"))
     close(self)
 ShardWriter.close_shard = wait
 sys.exit(main(sys.argv[1:]))
@@ -419,7 +420,7 @@ def test_other_peoples_files_are_left_alone(run: Run, corpus: Path, tmp_path: Pa
 
 def test_two_builds_do_not_share_a_folder(run: Run, corpus: Path, tmp_path: Path, tokenizer_model: Path) -> None:
     args = ["--val-documents", 10, "--tokenizer", tokenizer_model, "--out", tmp_path / "d"]
-    with build_module._claimed(tmp_path / "d", {}):
+    with claimed(tmp_path / "d", {}):
         code, _, err = run(corpus, *args)
     assert code == 2
     assert "another build is at work there" in err
@@ -632,8 +633,8 @@ def test_a_zstd_window_of_two_gigabytes_is_read(run: Run, tmp_path: Path) -> Non
 def test_pieces_for_training_are_bounded_and_whole(text: str, size: int) -> None:
     """Their length, whatever the text; and where there are spaces, a cut falls before one."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(tokenize, "_PIECE_CHARACTERS", size)
-        pieces = list(tokenize._pieces(text))
+        patch.setattr(tokenize, "PIECE_CHARACTERS", size)
+        pieces = list(tokenize.pieces(text))
     assert "".join(pieces) == text
     assert all(0 < len(piece) <= size for piece in pieces)
     for piece, after in pairwise(pieces):
@@ -642,7 +643,7 @@ def test_pieces_for_training_are_bounded_and_whole(text: str, size: int) -> None
 
 def test_pieces_do_not_change_the_tokenizer(monkeypatch: pytest.MonkeyPatch) -> None:
     whole = tokenize.train(CORPUS, 400, "identity")
-    monkeypatch.setattr(tokenize, "_PIECE_CHARACTERS", 50)
+    monkeypatch.setattr(tokenize, "PIECE_CHARACTERS", 50)
     models = [spm.SentencePieceProcessor(model_proto=m) for m in (whole, tokenize.train(CORPUS, 400, "identity"))]
     pieces = [[model.id_to_piece(i) for i in range(400)] for model in models]
     assert pieces[0] == pieces[1]
@@ -746,7 +747,7 @@ def test_what_lies_under_a_part_name_is_not_written_to(
     victim.write_bytes(b"precious" * 10_000)
     args = [corpus, "--val-documents", 10, "--vocab-size", 400, "--out", out]
     with monkeypatch.context() as patch:
-        patch.setattr(build_module._Builder, "_validate", _disk_full)
+        patch.setattr(build_module.Builder, "validate", _disk_full)
         assert run(*args)[0] == 3
     (out / name).symlink_to(victim) if kind == "link" else os.mkfifo(out / name)
     assert run(*args)[0] == 0
@@ -759,14 +760,14 @@ def test_a_checkpoint_is_not_taken_up_through_a_link(
     run: Run, corpus: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The unfinished shard is appended to, so it must be there itself."""
-    monkeypatch.setattr(sources, "_BLOCK_BYTES", 2000)
-    monkeypatch.setattr(build_module, "_CHECKPOINT_SECONDS", 0.0)
+    monkeypatch.setattr(sources, "BLOCK_BYTES", 2000)
+    monkeypatch.setattr(build_module, "CHECKPOINT_SECONDS", 0.0)
     out, victim = tmp_path / "d", tmp_path / "victim"
     args = [corpus, "--val-documents", 10, "--vocab-size", 400, "--out", out]
     with monkeypatch.context() as patch:
-        patch.setattr(build_module._Builder, "_finish", _disk_full)
+        patch.setattr(build_module.Builder, "finish", _disk_full)
         close = ShardWriter.close_shard
-        patch.setattr(ShardWriter, "close_shard", lambda self: self._prefix == "train" or close(self))
+        patch.setattr(ShardWriter, "close_shard", lambda self: self.prefix == "train" or close(self))
         assert run(*args)[0] == 3
     part = out / "train_000000.bin.part"
     part.rename(victim)
@@ -794,11 +795,11 @@ def test_an_empty_out_is_refused(run: Run, corpus: Path, capsys: pytest.CaptureF
 
 
 def test_a_late_mistake_leaves_nothing_behind(run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(sources, "_BLOCK_BYTES", 2000)
+    monkeypatch.setattr(sources, "BLOCK_BYTES", 2000)
     source = write_jsonl(tmp_path / "a.jsonl", CORPUS)
     with source.open("a") as file:
         file.write('{"text": 1.5}\n')
-    monkeypatch.setattr(build_module, "_SAMPLE_CHARACTERS", 20_000)
+    monkeypatch.setattr(build_module, "SAMPLE_CHARACTERS", 20_000)
     args = ["--val-documents", 2, "--vocab-size", 400, "--shard-tokens", 5000, "--out", tmp_path / "d"]
     code, _, err = run(source, *args)
     assert code == 2
@@ -831,8 +832,8 @@ def test_a_hub_that_cannot_be_reached(run: Run, tmp_path: Path, monkeypatch: pyt
 def test_a_stream_that_breaks_can_be_taken_up_again(
     run: Run, tmp_path: Path, tokenizer_model: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(sources, "_ROWS", 10)
-    monkeypatch.setattr(build_module, "_CHECKPOINT_SECONDS", 0.0)
+    monkeypatch.setattr(sources, "ROWS", 10)
+    monkeypatch.setattr(build_module, "CHECKPOINT_SECONDS", 0.0)
     broken = True
 
     def rows() -> Any:

@@ -19,8 +19,8 @@ def small(monkeypatch: pytest.MonkeyPatch) -> None:
     modules = [
         STDLIB / name for name in ("argparse.py", "asyncio", "decimal.py", "email", "turtle.py", "_pydecimal.py")
     ]
-    monkeypatch.setattr(demo, "_package_folders", lambda: modules)
-    monkeypatch.setattr(demo, "_VALIDATION_CHARACTERS", 40_000)
+    monkeypatch.setattr(demo, "package_folders", lambda: modules)
+    monkeypatch.setattr(demo, "VALIDATION_CHARACTERS", 40_000)
 
 
 def test_demo_builds_and_is_left_alone_the_second_time(

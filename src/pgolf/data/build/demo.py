@@ -1,8 +1,8 @@
-"""A demo dataset without network: documentation that lies in every Python installation.
+"""A demo dataset without network: documentation from the Python installation.
 
 Documents are the long docstrings of the standard library and of the installed packages (parsed, never imported),
-Python's help topics, and the packages' own descriptions. Copies and near copies are removed, so what a model
-learns from the training text it cannot simply repeat on the validation text.
+Python's help topics, and the packages' own descriptions. Copies and near copies are removed, so that
+the validation text does not repeat the training text.
 """
 
 import ast
@@ -17,7 +17,6 @@ import tempfile
 import warnings
 import zlib
 from collections.abc import Iterable, Iterator
-from concurrent.futures import ProcessPoolExecutor
 from itertools import chain
 from pathlib import Path
 from typing import Any
@@ -27,15 +26,16 @@ from pgolf.data.build.sources import FileSource
 from pgolf.data.dataset import INDEX
 from pgolf.errors import EnvironmentBroken
 from pgolf.files import read_regular, write_atomically
+from pgolf.machine import process_pool
 
 _NAME = "demo"
 _CHARACTERS = (400, 20_000)  # of a document
-_PACKAGE_CHARACTERS = 600_000  # at most, so that no package sets the tone
+_PACKAGE_CHARACTERS = 600_000  # at most, so that no package dominates
 _TOTAL_CHARACTERS = 8_000_000
-_VALIDATION_CHARACTERS = 300_000  # a laptop model is scored on it in seconds
+VALIDATION_CHARACTERS = 300_000  # a laptop model is scored on it in seconds
 _SOURCE_BYTES = 1 << 24  # of a module, at most
 _SHINGLE_WORDS = 8
-_PROSE = 0.75  # least share of letters and spaces; less is a table or code
+_PROSE = 0.75  # minimum share of letters and spaces; tables and code have less
 _SKIPPED = {"test", "tests", "testing", "site-packages", "idlelib", "lib2to3", "__pycache__"}
 
 _DOCUMENTED = (ast.Module, ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)
@@ -66,8 +66,8 @@ def harvest(workers: int) -> list[_Document]:
 
     Raises EnvironmentBroken when there are too few to be of use.
     """
-    folders = _package_folders()
-    with ProcessPoolExecutor(workers) as pool:
+    folders = package_folders()
+    with process_pool(workers) as pool:
         found = chain.from_iterable(pool.map(docstrings, folders))
         found = chain(_topics(), _descriptions(), found)
         documents = sorted(found, key=lambda document: hashlib.sha256(document[1].encode()).digest())
@@ -78,7 +78,7 @@ def harvest(workers: int) -> list[_Document]:
         total += len(text)
         if total >= _TOTAL_CHARACTERS:
             break
-    if total < 4 * _VALIDATION_CHARACTERS:
+    if total < 4 * VALIDATION_CHARACTERS:
         raise EnvironmentBroken(f"only {total:,} characters of documentation are installed, too few for a dataset")
     return kept
 
@@ -122,13 +122,13 @@ def _held_out(documents: list[_Document]) -> int:
     """How many of the first documents make the validation text."""
     total = 0
     for count, (_, text) in enumerate(documents):
-        if total >= _VALIDATION_CHARACTERS:
+        if total >= VALIDATION_CHARACTERS:
             return count
         total += len(text)
     return len(documents)
 
 
-def _package_folders() -> list[Path]:
+def package_folders() -> list[Path]:
     roots = {Path(sysconfig.get_path(name)) for name in ("stdlib", "purelib", "platlib")}
     return sorted(
         entry

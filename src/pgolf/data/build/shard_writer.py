@@ -25,7 +25,7 @@ class ShardWriter:
         """Go on after the shards `done` and the first `part_tokens` tokens of the unfinished one."""
         self.done = done
         self._root = root
-        self._prefix = prefix
+        self.prefix = prefix
         self._limit = limit
         self._tokens = 0
         self._file: BinaryIO | None = None
@@ -88,8 +88,8 @@ class ShardWriter:
     def _reopen(self, tokens: int) -> None:
         path, part = self._paths()
         if not part.is_file() and path.is_file():
-            path.replace(part)  # it was finished after the last checkpoint: take back what came later
-        check_replaceable(part)  # appended to, that is, so no link is followed
+            path.replace(part)  # it was finished after the last checkpoint: drop what came later
+        check_replaceable(part)  # the file is appended to, so no link is followed
         size = HEADER_BYTES + 2 * tokens
         if not part.is_file() or part.stat().st_size < size:
             raise EnvironmentBroken(f"{part}: shorter than {STATE} says; delete the folder and build again")
@@ -99,5 +99,5 @@ class ShardWriter:
         self._tokens = tokens
 
     def _paths(self) -> tuple[Path, Path]:
-        path = self._root / f"{self._prefix}_{len(self.done):06d}.bin"
+        path = self._root / f"{self.prefix}_{len(self.done):06d}.bin"
         return path, path.with_name(path.name + ".part")

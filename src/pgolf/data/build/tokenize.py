@@ -1,4 +1,4 @@
-"""The dataset's tokenizer: a SentencePiece model, trained here or given, and what it makes of documents.
+"""The dataset's tokenizer: a SentencePiece model, trained here or given, and the tokens of documents.
 
 A model trained here without normalisation is lossless on every text. SentencePiece by itself writes a space as
 U+2581 and so decodes a U+2581 of the text to a space; a pair of rules stored in the model keeps the two apart: before
@@ -12,7 +12,7 @@ import re
 import tempfile
 from array import array
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -21,7 +21,7 @@ import numpy as np
 import numpy.typing as npt
 import sentencepiece as spm
 
-from pgolf.data.build.sources import Batch
+from pgolf.data.build.batch import Batch
 from pgolf.data.dataset import VOCAB_SIZE, document_digest, load_tokenizer
 from pgolf.data.shards import Tokens
 from pgolf.data.transforms import TRANSFORMS, Transform
@@ -29,14 +29,14 @@ from pgolf.errors import EnvironmentBroken, UsageError
 
 NORMALIZATIONS = ("identity", "nmt_nfkc")
 
-_PIECE_CHARACTERS = 1 << 12  # of a document at a time in training; SentencePiece 0.2.1 ends at words over 65,535
+PIECE_CHARACTERS = 1 << 12  # of a document at a time in training; SentencePiece 0.2.1 ends at words over 65,535
 _ESCAPE = "2581\tF0000 F0001\nF0000\tF0000 F0000\n"
 _UNESCAPE = "F0000 F0001\t2581\nF0000 F0000\tF0000\n"
 
 
 @dataclass(frozen=True)
 class Encoded:
-    """What a tokenizer made of a batch, document by document; empty documents are left out."""
+    """The tokens of a batch, document by document, without empty documents."""
 
     tokens: Tokens
     """(N,) all documents, each with its leading BOS."""
@@ -49,11 +49,21 @@ class Encoded:
     empty: int
     """Documents left out: nothing but white space, or nothing once normalised."""
     bad: int
-    """Documents left out since they have no text, if that was asked for."""
+    """Documents left out since they have no text (with `skip_bad`)."""
     canonical: list[str]
-    """(D,) the text as decoded back; only if it was asked for."""
+    """(D,) the text as decoded back; empty unless `encode` was called with `canonical`."""
     changed: int
     """Documents whose canonical text is not the source's, since the tokenizer normalises."""
+
+    def without(self, known: frozenset[bytes]) -> "Encoded":
+        """The documents whose digest is not `known`."""
+        keep = np.array([digest not in known for digest in self.digests], dtype=bool)
+        if keep.all():
+            return self
+        tokens = self.tokens[np.repeat(keep, self.lengths)]
+        return replace(
+            self, tokens=tokens, lengths=self.lengths[keep], sizes=self.sizes[keep], digests=[], canonical=[]
+        )
 
 
 @dataclass(frozen=True)
@@ -84,7 +94,7 @@ def train(texts: Iterable[str], vocab_size: int, normalization: str, transform: 
             options = {"normalization_rule_tsv": "escape.tsv", "denormalization_rule_tsv": "unescape.tsv"}
         try:
             spm.SentencePieceTrainer.train(
-                sentence_iterator=(piece for text in texts for piece in _pieces(_transform(transform).apply(text))),
+                sentence_iterator=(piece for text in texts for piece in pieces(_transform(transform).apply(text))),
                 model_writer=model,
                 vocab_size=vocab_size,
                 model_type="bpe",
@@ -101,11 +111,11 @@ def train(texts: Iterable[str], vocab_size: int, normalization: str, transform: 
     return model.getvalue()
 
 
-def _pieces(text: str) -> Iterator[str]:
-    """The text in pieces of bounded length, cut before a space, where the trainer splits words, if there is one."""
+def pieces(text: str) -> Iterator[str]:
+    """The text in pieces of bounded length. A cut falls before a space, where the trainer splits words, if possible."""
     start = 0
     while start < len(text):
-        stop = start + _PIECE_CHARACTERS
+        stop = start + PIECE_CHARACTERS
         if stop < len(text):
             space = text.rfind(" ", start + 1, stop + 1)
             stop = space if space > 0 else stop
@@ -134,42 +144,33 @@ def encode(batch: Batch, encoding: Encoding, canonical: bool) -> Encoded:
     come back once more. Raises UsageError, naming document and byte, for text that the tokenizer cannot express.
     """
     tokenizer = _tokenizer(encoding.model, encoding.transform)
-    tokens = array("H")
-    lengths: list[int] = []
-    sizes: list[int] = []
-    digests: list[bytes] = []
-    texts: list[str] = []
+    documents: list[tuple[array[int], str]] = []
     empty = bad = changed = 0
-    for place, source in batch.sound_texts(encoding.field, encoding.skip_bad):
+    for place, source in batch.texts(encoding.field, encoding.skip_bad):
         if source is None:
             bad += 1
             continue
-        text = source
-        ids = tokenizer.encode(text, place) if text.strip() else array("H")
+        ids, text = tokenizer.encode(source, place) if source.strip() else array("H"), source
         if ids and canonical:
-            text = tokenizer.decode(ids)
-            ids = tokenizer.encode(text, place)
-            _check_round_trip(text, tokenizer.decode(ids), place)
+            ids, text = tokenizer.canonical(ids, place)
         if not ids:
             empty += 1
             continue
+        documents.append((ids, text))
+        changed += text != source
+    tokens = array("H")
+    for ids, _ in documents:
         tokens.append(tokenizer.bos)
         tokens.extend(ids)
-        lengths.append(len(ids) + 1)
-        sizes.append(len(text.encode()))
-        digests.append(document_digest(ids))
-        if canonical:
-            texts.append(text)
-            changed += text != source
     return Encoded(
-        np.frombuffer(tokens, dtype=np.uint16),
-        np.array(lengths, dtype=np.int64),
-        digests,
-        np.array(sizes, dtype=np.int64),
-        empty,
-        bad,
-        texts,
-        changed,
+        tokens=np.frombuffer(tokens, dtype=np.uint16),
+        lengths=np.array([len(ids) + 1 for ids, _ in documents], dtype=np.int64),
+        digests=[document_digest(ids) for ids, _ in documents],
+        sizes=np.array([len(text.encode()) for _, text in documents], dtype=np.int64),
+        empty=empty,
+        bad=bad,
+        canonical=[text for _, text in documents] if canonical else [],
+        changed=changed,
     )
 
 
@@ -199,7 +200,14 @@ class _Tokenizer:
                 )
         return ids
 
-    def decode(self, ids: "array[int]") -> str:
+    def canonical(self, ids: "array[int]", place: str) -> "tuple[array[int], str]":
+        """The text that `ids` decode to, and its ids. Raises UsageError when these decode to another text."""
+        text = self._decode(ids)
+        ids = self.encode(text, place)
+        _check_round_trip(text, self._decode(ids), place)
+        return ids, text
+
+    def _decode(self, ids: "array[int]") -> str:
         return self._transform.invert(self._processor.decode(ids.tolist()))
 
 
@@ -209,14 +217,7 @@ def _tokenizer(model: Path, transform: str | None) -> _Tokenizer:
 
 
 def _transform(name: str | None) -> Transform:
-    return _IDENTITY if name is None else TRANSFORMS[name]
-
-
-def _unchanged(text: str) -> str:
-    return text
-
-
-_IDENTITY = Transform(_unchanged, _unchanged)
+    return Transform(str, str) if name is None else TRANSFORMS[name]
 
 
 def _check_round_trip(text: str, back: str, place: str) -> None:
