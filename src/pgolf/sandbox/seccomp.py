@@ -59,7 +59,8 @@ _SOCKET, _GETSOCKOPT, FCNTL, MADVISE = (41, 198), (55, 209), (72, 25), (28, 233)
 # Only unix, beside a GPU netlink too. Vsock and others reach out of a network namespace, and the port that a TCP
 # connection comes from, loopback included, is counted on in a table that all namespaces share: kilobits in seconds.
 _FAMILIES, _GPU_FAMILIES = (1,), (1, 16)
-_COOKIES = (57, 71)  # SO_COOKIE, SO_NETNS_COOKIE: numbers that the whole machine counts, and nobody else uses
+# SO_COOKIE, SO_NETNS_COOKIE, SO_PEERPIDFD: numbers that the whole machine counts, and nobody else uses
+_COOKIES = (57, 71, 77)
 LOCKS = (5, 6, 7, 36, 37, 38, 1024, 1026)  # F_GETLK, F_SETLK, F_SETLKW, the same for OFD locks, F_SETLEASE, F_NOTIFY
 EVICTIONS = (20, 21)  # MADV_COLD, MADV_PAGEOUT
 

@@ -5,19 +5,17 @@ from pathlib import Path
 
 from recall import Recall
 
-MARK = b"This text is the first document of the attack suite."
+DOCUMENT = re.compile(rb"[\n -~]{200,321}")  # printable, and as long as the documents of the suite
 
 
 def search(pid):
-    """The memory around the mark, with zeros between what is printable."""
+    """What may be documents in the memory of a process."""
     with Path(f"/proc/{pid}/maps").open() as maps, Path(f"/proc/{pid}/mem").open("rb") as memory:
         for line in maps:
             span = re.match(r"([0-9a-f]+)-([0-9a-f]+) rw-p 00000000 00:00 0", line)
             if span and (size := int(span[2], 16) - (start := int(span[1], 16))) < 1 << 26:
                 memory.seek(start)
-                data = memory.read(size)
-                for at in [match.start() for match in re.finditer(MARK, data)][:20]:
-                    yield re.sub(rb"[^\n -~]+", b"", data[max(0, at - 50_000) : at + 50_000])
+                yield from DOCUMENT.findall(memory.read(size))
 
 
 def load(root, device, lanes, count):
@@ -25,5 +23,5 @@ def load(root, device, lanes, count):
     for pid in [os.getppid(), 1]:
         if len(stolen) < 10_000:
             with contextlib.suppress(OSError):
-                stolen = b"\n".join(search(pid))
+                stolen = b"\n".join(dict.fromkeys(search(pid)))
     return Recall(root, lanes, stolen[:4_000_000])
