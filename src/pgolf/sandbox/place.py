@@ -66,7 +66,8 @@ def sandboxed(
     nodes = bubblewrap.gpu_nodes(device) if cuda else []
     line = bubblewrap.command(copied, artifact, filter_fd, static, bubblewrap.variables(device), cuda, nodes)
     group = Cgroup.create(role, memory_limit(), rules.WORKER_PROCESSES)
-    stack.callback(group.remove)
+    for _ in range(2):  # the second in case a signal breaks the first off
+        stack.callback(group.remove)
     counters.use_up_batches()  # last, since each file made here takes a number
     limits = {"RLIMIT_CORE": 0, "RLIMIT_NPROC": rules.WORKER_PROCESSES, "RLIMIT_NOFILE": _FILES}
     setup = {

@@ -71,11 +71,15 @@ def private_copy(wanted: Listing, extra: Mapping[Path, bytes] | None = None) -> 
             ) from None
         yield Copy(root, wanted.bytes, time.monotonic() - start)
     finally:
-        # A thread that a signal kept the pool from joining may still copy: under another name it finds no folder.
         removed = root.with_name(f"{root.name}x")
-        with contextlib.suppress(OSError):
-            root.rename(removed)
-        shutil.rmtree(removed, ignore_errors=True)
+        try:
+            # A thread that a signal kept the pool from joining may still copy: under another name it finds no folder.
+            with contextlib.suppress(OSError):
+                root.rename(removed)
+            shutil.rmtree(removed, ignore_errors=True)
+        finally:  # once more, in case a signal broke it off
+            for folder in (root, removed):
+                shutil.rmtree(folder, ignore_errors=True)
 
 
 def base(size: int) -> Path:
