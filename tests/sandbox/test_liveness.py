@@ -122,7 +122,7 @@ def honest_seconds(dataset: Path, tokenizer_model: Path, tmp_path_factory: pytes
     return time.monotonic() - start
 
 
-@pytest.mark.parametrize(("name", "phase"), CASES if ALL else CASES[::9])
+@pytest.mark.parametrize(("name", "phase"), CASES if ALL else CASES[::18])
 def test_hostile_code_is_ended(
     honest_seconds: float,
     name: str,
@@ -160,7 +160,7 @@ def lives(process: psutil.Process) -> bool:
     return False
 
 
-@pytest.mark.parametrize("point", range(POINTS) if ALL else range(6, POINTS, 13))
+@pytest.mark.parametrize("point", range(POINTS) if ALL else range(6, POINTS, 26))
 def test_scorer_can_be_ended_at_any_moment(
     point: int, make_artifact: MakeArtifact, dataset: Path, tmp_path: Path, honest_seconds: float
 ) -> None:
