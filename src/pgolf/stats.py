@@ -1,4 +1,4 @@
-"""Statistics of runs that share their seeds."""
+"""Paired differences with their intervals: of runs that share their seeds, of scores that share their documents."""
 
 import math
 from collections.abc import Sequence
@@ -15,7 +15,7 @@ def row(name: str, runs: Sequence[dict[str, Any]], base: npt.NDArray[np.float64]
     effect = scores - base
     half = math.nan
     if len(effect) > 1:
-        half = float(special.stdtrit(len(effect) - 1, 0.975) * effect.std(ddof=1) / math.sqrt(len(effect)))
+        half = _half_interval(effect.std(ddof=1) / math.sqrt(len(effect)), len(effect))
     return {
         "variant": name,
         "bpb": [round(float(s), 5) for s in scores],
@@ -43,4 +43,9 @@ def paired_difference(
         return ratio, math.nan
     residuals = difference - ratio * sizes
     error = math.sqrt(count / (count - 1) * float((residuals**2).sum())) / float(sizes.sum())
-    return ratio, float(special.stdtrit(count - 1, 0.975)) * error
+    return ratio, _half_interval(error, count)
+
+
+def _half_interval(error: float, count: int) -> float:
+    """Half-width of the 95 % interval by Student's t, from the standard error of `count` samples."""
+    return float(special.stdtrit(count - 1, 0.975) * error)

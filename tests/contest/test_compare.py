@@ -11,6 +11,7 @@ import pytest
 from conftest import CAUSAL, UNIFORM, MakeArtifact
 from pgolf.cli.main import main
 from pgolf.contest import compare
+from pgolf.data.dataset import CanonicalText
 from pgolf.errors import UsageError
 from pgolf.score import losses, record
 from pgolf.score.losses import Losses
@@ -123,7 +124,7 @@ def test_a_broken_file_of_losses_is_named(tmp_path: Path, content: bytes) -> Non
 def test_losses_of_documents_add_up_to_those_of_tokens() -> None:
     encoded = [np.zeros(n, dtype=np.int32) for n in (3, 0, 5)]
     nll = np.arange(11, dtype=np.float64)
-    found = Losses.of("", nll, encoded, [b"abc", b"", b"d"])
+    found = Losses.of("", nll, encoded, CanonicalText((b"abc", b"", b"d")))
     assert found.nats.tolist() == [nll[:4].sum(), nll[4], nll[5:].sum()]
     assert found.sizes.tolist() == [3, 0, 1]
 

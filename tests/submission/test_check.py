@@ -8,7 +8,9 @@ import pytest
 from conftest import UNIFORM, WINDOW, MakeArtifact
 from pgolf.artifact import read
 from pgolf.cli.main import main
+from pgolf.errors import EnvironmentBroken
 from pgolf.rules import ARTIFACT_BYTES, TRACKS
+from pgolf.sandbox import probe
 from pgolf.score.score import Options
 from pgolf.submission.check import check
 
@@ -57,6 +59,18 @@ def test_what_the_scorer_refuses_is_an_error(dataset: Path, make_artifact: MakeA
     report = check(make_artifact(UNIFORM.replace("torch.zeros", "torch.nan * torch.ones")), dataset, UNSANDBOXED)
     (finding,) = report.findings
     assert (finding.rule, finding.severity) == ("score", "error") and "NaN" in finding.what
+
+
+def test_a_broken_machine_is_not_a_verdict(
+    dataset: Path, make_artifact: MakeArtifact, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def broken() -> None:
+        raise EnvironmentBroken("bubblewrap does not work here")
+
+    monkeypatch.setattr(probe, "isolation", broken)
+    assert main(["check", str(make_artifact(UNIFORM)), "--data", str(dataset), "--device", "cpu"]) == 3
+    seen = capsys.readouterr()
+    assert not seen.out and seen.err.count("\n") == 1 and "bubblewrap does not work here" in seen.err
 
 
 def test_warnings_do_not_fail(dataset: Path, make_artifact: MakeArtifact, capsys: pytest.CaptureFixture[str]) -> None:

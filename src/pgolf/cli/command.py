@@ -4,6 +4,7 @@ import argparse
 import json
 import sys
 from collections.abc import Callable, Mapping
+from pathlib import Path
 from typing import Any
 
 from pgolf.errors import EnvironmentBroken, Refused
@@ -37,6 +38,20 @@ def positive(text: str) -> int:
     if not text.isdecimal() or int(text) < 1:
         raise argparse.ArgumentTypeError(f"{text!r} is not a positive number")
     return int(text)
+
+
+def add_data(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--data", type=Path, help="dataset folder (default: the only one in ./data)")
+
+
+def add_device(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--device", default="auto", help="cpu, cuda (all GPUs), cuda:N (default: what is there)")
+
+
+def add_sandbox(parser: argparse.ArgumentParser, practice: str = "") -> None:
+    """Where and how the submission runs; `practice` says what the score is without sandbox."""
+    add_device(parser)
+    parser.add_argument("--no-sandbox", action="store_true", help=f"run code you trust without sandbox{practice}")
 
 
 def print_record(result: Mapping[str, Any], table: str, as_json: bool) -> None:

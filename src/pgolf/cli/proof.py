@@ -5,7 +5,7 @@ import sys
 from pathlib import Path
 
 from pgolf import artifact, rules
-from pgolf.cli.command import Commands, add_command, exit_code, positive, print_record
+from pgolf.cli.command import Commands, add_command, add_data, add_sandbox, exit_code, positive, print_record
 from pgolf.data.dataset import default_dataset
 from pgolf.errors import UsageError
 from pgolf.files import beside, write_atomically
@@ -30,12 +30,7 @@ def add_compress(commands: Commands) -> None:
     parser.add_argument("artifact", type=Path, help="the submission: one .zst file")
     parser.add_argument("text", type=Path, help="a UTF-8 file")
     parser.add_argument("-o", "--out", type=Path, required=True, help="the compressed file")
-    _add_sandbox(parser)
-
-
-def _add_sandbox(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--device", default="auto", help="cpu, cuda or cuda:N (default: what is there)")
-    parser.add_argument("--no-sandbox", action="store_true", help="run code you trust without sandbox")
+    add_sandbox(parser)
 
 
 def _compress(args: argparse.Namespace) -> int:
@@ -63,7 +58,7 @@ def add_decompress(commands: Commands) -> None:
     parser.add_argument("artifact", type=Path, help="the submission that compressed it")
     parser.add_argument("packed", type=Path, help="the compressed file; - is standard input")
     parser.add_argument("-o", "--out", type=Path, required=True, help="the text; - is standard output")
-    _add_sandbox(parser)
+    add_sandbox(parser)
 
 
 def _decompress(args: argparse.Namespace) -> int:
@@ -132,14 +127,14 @@ def add_prove(commands: Commands) -> None:
         _prove,
     )
     parser.add_argument("artifact", type=Path, help="the submission: one .zst file")
-    parser.add_argument("--data", type=Path, help="dataset folder (default: the only one in ./data)")
+    add_data(parser)
     amount = parser.add_mutually_exclusive_group()
     amount.add_argument("--all", action="store_true", help="every step")
     amount.add_argument("--bytes", type=positive, metavar="N", help="steps with about N bytes of text")
     amount.add_argument(
         "--seconds", type=positive, default=int(rules.PROOF_SECONDS), metavar="N", help="default: %(default)s"
     )
-    _add_sandbox(parser)
+    add_sandbox(parser)
     parser.add_argument("--json", action="store_true", help="print the figures to standard output")
 
 

@@ -6,7 +6,16 @@ from dataclasses import asdict
 from pathlib import Path
 
 from pgolf import rules
-from pgolf.cli.command import Commands, add_command, exit_code, positive, print_record
+from pgolf.cli.command import (
+    Commands,
+    add_command,
+    add_data,
+    add_device,
+    add_sandbox,
+    exit_code,
+    positive,
+    print_record,
+)
 from pgolf.data.dataset import default_dataset, open_dataset
 from pgolf.errors import EnvironmentBroken, UsageError
 from pgolf.files import beside, check_replaceable
@@ -29,13 +38,10 @@ def add_score(commands: Commands) -> None:
         _score,
     )
     parser.add_argument("artifact", type=Path, help="the submission: one .zst file")
-    parser.add_argument("--data", type=Path, help="dataset folder (default: the only one in ./data)")
+    add_data(parser)
     parser.add_argument("--track", choices=rules.TRACKS, help="score under this track's limits, not its own")
-    parser.add_argument("--device", default="auto", help="cpu, cuda (all GPUs), cuda:N (default: what is there)")
     parser.add_argument("--documents", type=positive, metavar="N", help="only the first N: a practice score")
-    parser.add_argument(
-        "--no-sandbox", action="store_true", help="run code you trust without sandbox: a practice score"
-    )
+    add_sandbox(parser, ": a practice score")
     parser.add_argument(
         "--fresh-machine",
         action="store_true",
@@ -75,7 +81,7 @@ def add_doctor(commands: Commands) -> None:
         "pgolf doctor\n\nexit codes: 0 a score on this machine counts, 3 it does not",
         _doctor,
     )
-    parser.add_argument("--device", default="auto", help="cpu, cuda or cuda:N (default: what is there)")
+    add_device(parser)
     parser.add_argument("--json", action="store_true", help="print the checks to standard output")
 
 

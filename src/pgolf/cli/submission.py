@@ -6,7 +6,7 @@ import sys
 from pathlib import Path
 
 from pgolf import artifact, plots, rules
-from pgolf.cli.command import Commands, add_command
+from pgolf.cli.command import Commands, add_command, add_data, add_sandbox
 from pgolf.data.dataset import default_dataset
 from pgolf.errors import Refused
 from pgolf.score.score import Options
@@ -58,7 +58,7 @@ def add_ablate(commands: Commands) -> None:
     parser.add_argument("--base", action="append", default=[], metavar="KEY=VALUE", help="setting of all runs")
     parser.add_argument("--trainer", type=Path, default=Path("baselines/golf/train.py"), help="default: %(default)s")
     parser.add_argument("--documents", type=int, metavar="N", help="score the first N documents only")
-    parser.add_argument("--no-sandbox", action="store_true", help="score unboxed: your own code, a little faster")
+    parser.add_argument("--no-sandbox", action="store_true", help="no sandbox: for your own code, a little faster")
     parser.add_argument("--out", type=Path, default=Path("runs/ablate"), help="folder of the runs, table and plot")
     parser.add_argument("--json", action="store_true", help="print the table as JSON")
 
@@ -89,10 +89,9 @@ def add_check(commands: Commands) -> None:
         _check,
     )
     parser.add_argument("submission", type=Path, metavar="ARTIFACT|FOLDER")
-    parser.add_argument("--data", type=Path, help="dataset folder (default: the only one in ./data)")
+    add_data(parser)
     parser.add_argument("--track", choices=rules.TRACKS, help="check against this track's limits, not its own")
-    parser.add_argument("--device", default="auto", help="cpu, cuda (all GPUs), cuda:N (default: what is there)")
-    parser.add_argument("--no-sandbox", action="store_true", help="run code you trust without sandbox")
+    add_sandbox(parser)
     parser.add_argument("--json", action="store_true", help="print the findings as JSON")
 
 

@@ -117,6 +117,6 @@ _FIELDS: dict[str, Callable[[Record], str]] = {
     "artifact bytes": lambda r: f"{r.artifact.bytes:,}",
     "tokens": lambda r: f"{r.tokens:,}",
     "steps": lambda r: "-" if r.steps is None else f"{r.steps:,}",
-    "evaluation seconds": lambda r: f"{sum(v for name, v in r.seconds.items() if name != 'total'):.1f}",
+    "evaluation seconds": lambda r: f"{sum(record.phases(r.seconds).values()):.1f}",
     "eligible": lambda r: "yes" if r.eligible else "no",
 }

@@ -189,7 +189,7 @@ def table(proof: Proof) -> str:
     """The proof for people: a short table, or one line when there is none."""
     if proof.status != "ok":
         return f"{proof.status}: {proof.reason}"
-    seconds = ", ".join(f"{name} {value:.1f}" for name, value in proof.seconds.items() if name != "total")
+    seconds = ", ".join(f"{name} {value:.1f}" for name, value in record.phases(proof.seconds).items())
     assert proof.data and proof.code_bits is not None and proof.recorded_bits  # a proof has them
     share = proof.code_bits / proof.recorded_bits - 1
     lines = {

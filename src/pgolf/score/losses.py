@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
-from pgolf.data.dataset import text_digest
+from pgolf.data.dataset import CanonicalText
 from pgolf.errors import UsageError
 from pgolf.files import read_regular, write_atomically
 from pgolf.sandbox.wire import Ids
@@ -33,12 +33,12 @@ class Losses:
     """(D,) UTF-8 bytes."""
 
     @staticmethod
-    def of(artifact: str, nll: Floats, encoded: Sequence[Ids], documents: Sequence[bytes]) -> "Losses":
+    def of(artifact: str, nll: Floats, encoded: Sequence[Ids], text: CanonicalText) -> "Losses":
         """From the log-loss (N,) of each token of the encoded documents, BOS after each."""
         ends = np.cumsum([len(ids) + 1 for ids in encoded])
         nats = np.add.reduceat(nll, np.concatenate([[0], ends[:-1]]))
-        sizes = np.array([len(text) for text in documents], dtype=np.int64)
-        return Losses(artifact, text_digest(documents), nats, sizes)
+        sizes = np.array([len(document) for document in text.documents], dtype=np.int64)
+        return Losses(artifact, text.sha256, nats, sizes)
 
 
 def path(record: Path) -> Path:

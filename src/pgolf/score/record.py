@@ -197,21 +197,26 @@ def _typed(kind: Any, value: Any) -> Any:
     return value
 
 
+def phases(seconds: Mapping[str, float]) -> dict[str, float]:
+    """The seconds of a record or proof without their "total": of a record, what the evaluation clock charged."""
+    return {name: value for name, value in seconds.items() if name != "total"}
+
+
 def table(record: Record) -> str:
     """The record for people: a short table, or one line when there is no score."""
     if record.status != "ok":
         return f"{record.status}: {record.reason}"
     assert record.track and record.submission and record.data and record.bytes and record.tokens  # a score has them
     limits = rules.track(record.track)
-    seconds = {name: value for name, value in record.seconds.items() if name != "total"}
-    phases = ", ".join(f"{name} {value:.1f}" for name, value in seconds.items())
+    seconds = phases(record.seconds)
+    shown = ", ".join(f"{name} {value:.1f}" for name, value in seconds.items())
     lines = {
         "submission": f"{record.submission.name} by {record.submission.author}, track {limits.name}",
         "artifact": f"{record.artifact.bytes:,} of {limits.artifact_bytes:,} bytes, "
         f"sha256 {str(record.artifact.sha256)[:16]}",
         "text": f"{printable(record.data.name)}: {record.documents:,} documents, {record.bytes:,} bytes",
         "tokens": f"{record.tokens:,} scored, {record.bytes / record.tokens:.3f} bytes per token",
-        "seconds": f"{sum(seconds.values()):.1f} of {limits.eval_seconds:g} ({phases})",
+        "seconds": f"{sum(seconds.values()):.1f} of {limits.eval_seconds:g} ({shown})",
         "isolation": record.isolation,
         "loss": f"{record.nats_per_token:.6f} nats per token",
         "score": f"{record.bpb:.6f} bpb" + ("" if record.eligible else "  (practice score)"),

@@ -154,7 +154,7 @@ def _evaluate(
         raise EnvironmentBroken("a token was not scored, which is a bug in pgolf; please report it")
     scored = replace(record, tokens=len(nll), margin=clock.margin())
     yield replace(scored, nats_per_token=nats / len(nll), bpb=nats / math.log(2) / text.bytes)
-    return Losses.of(artifact.sha256, nll, encoded, text.documents)
+    return Losses.of(artifact.sha256, nll, encoded, text)
 
 
 def reasons(

@@ -9,7 +9,7 @@ import importlib.util
 import sys
 import tempfile
 from collections.abc import Iterator, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -18,9 +18,10 @@ import zstandard
 from pgolf import artifact, rules
 from pgolf.artifact import MANIFEST, Artifact
 from pgolf.data.dataset import open_dataset
-from pgolf.errors import Refused
+from pgolf.errors import EnvironmentBroken, Refused
 from pgolf.files import printable
 from pgolf.sandbox import environment
+from pgolf.score.record import phases
 from pgolf.score.score import Options, score
 
 SAMPLE_BYTES = 100_000  # of the validation text: some seconds of scoring on two cores
@@ -159,12 +160,12 @@ def _sample(file: Path, found: Artifact, data: Path, options: Options) -> tuple[
     while count < len(text.documents) and sampled < SAMPLE_BYTES:
         sampled += len(text.documents[count])
         count += 1
-    record = score(file, data, Options(options.track, options.device, count, options.isolated))
+    record = score(file, data, replace(options, documents=count))
     if record.status == "failed":
-        return None, [Finding("machine", WARNING, None, None, str(record.reason), "see `pgolf doctor`")]
+        raise EnvironmentBroken(f"the sample could not be scored: {record.reason}")
     if record.status == "refused":
         return None, [Finding("score", ERROR, None, None, str(record.reason), "see docs/artifact.md")]
-    seconds = {name: value for name, value in record.seconds.items() if name != "total"}
+    seconds = phases(record.seconds)
     fixed = seconds.get("load", 0.0)
     projected = fixed + (sum(seconds.values()) - fixed) * text.bytes / sampled
     limit = rules.track(options.track or found.manifest.track).eval_seconds
