@@ -38,16 +38,21 @@ def exit_on_signals() -> None:
         signal.signal(number, lambda got, _: sys.exit(128 + got))
 
 
-def end_with_parent() -> None:
-    """Let the kernel (Linux) send this process SIGTERM when its parent ends, even by SIGKILL."""
+def end_with_parent(parent: int) -> None:
+    """Let the kernel (Linux) send this process SIGTERM when its parent ends, even by SIGKILL.
+
+    `parent` is the parent's process number: where it ended before this call, this process ends at once.
+    """
     if sys.platform == "linux":
         ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
+    if os.getppid() != parent:
+        os.kill(os.getpid(), signal.SIGTERM)
 
 
 @contextlib.contextmanager
 def process_pool(workers: int) -> Iterator[ProcessPoolExecutor]:
     """Worker processes that end with this one. All are forked on entry, before the caller takes locks."""
-    pool = ProcessPoolExecutor(workers, multiprocessing.get_context("fork"), initializer=_start_worker)
+    pool = ProcessPoolExecutor(workers, multiprocessing.get_context("fork"), _start_worker, (os.getpid(),))
     try:
         pool.submit(os.getpid).result()  # the first task forks all of them
         yield pool
@@ -55,7 +60,7 @@ def process_pool(workers: int) -> Iterator[ProcessPoolExecutor]:
         pool.shutdown(cancel_futures=True)
 
 
-def _start_worker() -> None:
+def _start_worker(parent: int) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole group; the parent ends its workers
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
-    end_with_parent()
+    end_with_parent(parent)

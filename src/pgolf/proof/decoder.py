@@ -1,7 +1,9 @@
 """The process that decodes for `pgolf prove`, and how it is started. It has the artifact and the code, not the text."""
 
+import os
 import subprocess
 import sys
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -22,7 +24,12 @@ def decode_elsewhere(path: Path, packet: compression.Packet, runtime: Runtime) -
     """
     command = [sys.executable, "-m", __name__, str(path.resolve()), runtime.device, str(int(runtime.isolated))]
     done = subprocess.run(
-        command, input=packet.encode(), capture_output=True, cwd="/", preexec_fn=end_with_parent, check=False
+        command,
+        input=packet.encode(),
+        capture_output=True,
+        cwd="/",
+        preexec_fn=partial(end_with_parent, os.getpid()),
+        check=False,
     )
     if done.returncode == 0 and len(done.stdout) % 4 == 0:
         return np.frombuffer(done.stdout, dtype="<i4").astype(np.int32)
