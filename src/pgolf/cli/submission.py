@@ -6,7 +6,7 @@ import sys
 from pathlib import Path
 
 from pgolf import artifact, plots, rules
-from pgolf.cli.command import Commands, add_command, add_data, add_sandbox
+from pgolf.cli.command import Commands, add_command, add_data, add_sandbox, add_verbose, shown_output
 from pgolf.data.dataset import default_dataset
 from pgolf.errors import Refused
 from pgolf.score.score import Options
@@ -92,11 +92,13 @@ def add_check(commands: Commands) -> None:
     add_data(parser)
     parser.add_argument("--track", choices=rules.TRACKS, help="check against this track's limits, not its own")
     add_sandbox(parser)
+    add_verbose(parser)
     parser.add_argument("--json", action="store_true", help="print the findings as JSON")
 
 
 def _check(args: argparse.Namespace) -> int:
     options = Options(args.track, args.device, isolated=not args.no_sandbox)
-    report = check.check(args.submission, args.data or default_dataset(), options)
+    with shown_output(args.verbose):
+        report = check.check(args.submission, args.data or default_dataset(), options)
     print(json.dumps(check.as_json(report), indent=2) if args.json else check.table(report))
     return 0 if report.passes else Refused.exit_code
