@@ -9,6 +9,7 @@ import errno
 import hashlib
 import io
 import json
+import math
 import os
 import re
 import tarfile
@@ -299,9 +300,9 @@ def _training(values: dict[str, Any]) -> Training | None:
     _require("training", values, isinstance(given, dict) and set(given) <= {f.name for f in fields(Training)})
     arguments, settings = given.get("arguments", []), given.get("settings", {})
     counts = {name: given.get(name, 0) for name in ("steps", "tokens", "parameters")}
-    texts = [*arguments, *settings] if isinstance(arguments, list) and isinstance(settings, dict) else [None]
-    _require("training", values, all(isinstance(t, str) and t.isprintable() and len(t) <= 200 for t in texts))
-    _require("training", values, all(isinstance(v, str | int | float | None) for v in settings.values()))
+    _require("training", values, isinstance(arguments, list) and isinstance(settings, dict))
+    _require("training", values, all(_is_text(t) for t in [*arguments, *settings]))
+    _require("training", values, all(_is_text(v) or _is_number(v) or v is None for v in settings.values()))
     _require("training", values, all(_is_int(count, 0, 1 << 62) for count in counts.values()))
     return Training(tuple(arguments), settings, **counts)
 
@@ -319,6 +320,14 @@ def _check_window_form(values: dict[str, Any]) -> None:
         raise Refused(f"{MANIFEST}: vocab_size times context is over {rules.LOGITS:,}")
     _require("stride", values, _is_int(values.get("stride", 1), 1, values["context"]))
     _require("window", values, values.get("window", "packed") in ("packed", "document"))
+
+
+def _is_text(value: Any) -> bool:
+    return isinstance(value, str) and len(value) <= 200 and value.isprintable()
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int) or (isinstance(value, float) and math.isfinite(value))
 
 
 def _is_int(value: Any, least: int, most: int) -> bool:
