@@ -47,6 +47,11 @@ CONTEXT = 1 << 14
 LOGITS = 1 << 26  # vocab_size times lanes, or times context: what is in memory at once
 TOKENS_PER_BYTE = 4  # a tokenizer may not flood the scorer; plain bytes need 1
 
+# A submission's folder.
+ENTRY_FILES = 500  # folders count
+ENTRY_BYTES = 200_000_000
+ENTRY_SEEDS = 100
+
 # What a worker may use while it is scored.
 WORKER_MEMORY_BYTES = 16 * 1024**3
 WORKER_PROCESSES = 512  # threads count
