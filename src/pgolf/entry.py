@@ -112,12 +112,17 @@ def artifact_file(folder: Path) -> Path:
 
 def write(folder: Path, entry: Entry) -> None:
     """Write the entry's submission.json atomically. Raises Refused for what `parse` would refuse, and OSError."""
+    write_atomically(folder / FILE, encode(entry))
+
+
+def encode(entry: Entry) -> bytes:
+    """The entry as JSON. Raises Refused for what `parse` would refuse."""
     values = asdict(entry)
     if entry.artifact.url is None:
         del values["artifact"]["url"]
-    data = (json.dumps(values, indent=1, ensure_ascii=False) + "\n").encode()
+    data = (json.dumps(values, indent=1, ensure_ascii=False) + "\n").encode("utf-8", "surrogatepass")
     parse(data)
-    write_atomically(folder / FILE, data)
+    return data
 
 
 def parse(data: bytes) -> Entry:

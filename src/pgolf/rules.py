@@ -51,6 +51,7 @@ TOKENS_PER_BYTE = 4  # a tokenizer may not flood the scorer; plain bytes need 1
 ENTRY_FILES = 500  # folders count
 ENTRY_BYTES = 200_000_000
 ENTRY_SEEDS = 100
+SOURCE_BYTES = 200_000
 
 # What a worker may use while it is scored.
 WORKER_MEMORY_BYTES = 16 * 1024**3

@@ -1,4 +1,4 @@
-"""`pgolf pack`, `pgolf check` and `pgolf ablate`: commands for participants."""
+"""`pgolf new`, `pgolf pack`, `pgolf check` and `pgolf ablate`: commands for participants."""
 
 import argparse
 import json
@@ -9,8 +9,42 @@ from pgolf import artifact, plots, rules
 from pgolf.cli.command import Commands, add_command, add_data, add_sandbox
 from pgolf.data.dataset import default_dataset
 from pgolf.errors import Refused
+from pgolf.files import printable
 from pgolf.score.score import Options
-from pgolf.submission import ablate, check
+from pgolf.submission import ablate, check, new
+
+
+def add_new(commands: Commands) -> None:
+    parser = add_command(
+        commands,
+        "new",
+        "make the folder of a submission",
+        "Make the folder of a submission: code to begin with, an entry that `pgolf check --write` fills in, a README, "
+        "and AGENTS.md with the loop from training to a checked submission.",
+        'pgolf new "my idea" --from golf',
+        _new,
+    )
+    parser.add_argument("name", metavar="NAME", help="the submission's name, as a leaderboard shows it")
+    parser.add_argument(
+        "--from",
+        dest="source",
+        required=True,
+        metavar="golf|naive|FOLDER|ARTIFACT",
+        help="code to begin with: of a baseline, of a folder or another submission, or of an artifact",
+    )
+    parser.add_argument("--track", choices=rules.TRACKS, default="laptop", help="default: %(default)s")
+    parser.add_argument("--author", help="default: your login name")
+    parser.add_argument("--out", type=Path, metavar="FOLDER", help="default: submissions/<date>_<name>")
+    parser.add_argument("--json", action="store_true", help="print the folder's path as JSON")
+
+
+def _new(args: argparse.Namespace) -> int:
+    folder = new.new(args.name, args.source, args.track, args.author, args.out)
+    if args.json:
+        print(json.dumps({"folder": str(folder)}))
+        return 0
+    print(f"{printable(folder)}: made; what to do in it, step by step: {printable(folder / 'AGENTS.md')}")
+    return 0
 
 
 def add_pack(commands: Commands) -> None:
