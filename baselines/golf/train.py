@@ -44,9 +44,7 @@ FRAMING = 1024
 DIVERGED = "training diverged; lower the learning rates"
 DESCRIPTION = "Train the strong baseline under the clock and pack the artifact."
 HERE = Path(__file__).parent
-CACHE = HERE.parent / "naive" / "cache.py"
-"""The one module of another baseline that `predict` imports. In an unpacked artifact it is in this folder."""
-SOURCE = {path.name: path.read_bytes() for path in (CACHE, *HERE.glob("*.py")) if path.is_file()}  # what runs now
+SOURCE = {path.name: path.read_bytes() for path in HERE.glob("*.py")}  # what runs now; cache.py is naive's
 
 
 @dataclass(frozen=True)
@@ -218,10 +216,12 @@ class Trainer:
         return loss
 
     @torch.no_grad()
-    def save(self, path: Path, feed: Iterator[tuple[Tensor, Tensor]]) -> tuple[dict[str, Any], str]:
+    def save(
+        self, path: Path, feed: Iterator[tuple[Tensor, Tensor]], training: dict[str, Any]
+    ) -> tuple[dict[str, Any], str]:
         """Calibrate, quantise to what fits, and pack."""
         run, s, limit = self.run, self.settings, limit_of(self.run)
-        members = self.members()
+        members = self.members(training)
         # The average predicts better than the last weights, so calibration looks at it, too.
         for weight, mean in zip(self.weights, self.average, strict=False):
             weight.copy_(mean)
@@ -249,10 +249,10 @@ class Trainer:
             f"(finest {s.finest:g})"
         )
 
-    def members(self) -> dict[str, bytes]:
+    def members(self, training: dict[str, Any]) -> dict[str, bytes]:
         """The artifact without its weights."""
-        run, packages = self.run, ["torch", "numpy", "constriction"]
-        members = loop.members(run.data, run.options.track, SOURCE, "golf baseline", packages=packages)
+        run, changes = self.run, {"packages": ["torch", "numpy", "constriction"], "training": training}
+        members = loop.members(run.data, run.options.track, SOURCE, "golf baseline", **changes)
         if self.counted:
             members["counts.bin"] = self.counted.packed
         elif self.settings.ngram:  # in the warm-up: as large as they get, and as hard to compress

@@ -116,9 +116,11 @@ class Trainer:
         loss = loop.gradients(self.run.forward, (ids, targets), self.settings.micro_tokens // self.settings.context)
         return self.optimizer.step(scale, loop.momentum(self.settings, step), loss), scale
 
-    def save(self, path: Path, feed: Iterator[tuple[Tensor, Tensor]]) -> tuple[dict[str, Any], str]:
+    def save(
+        self, path: Path, feed: Iterator[tuple[Tensor, Tensor]], training: dict[str, Any]
+    ) -> tuple[dict[str, Any], str]:
         limit = rules.track(self.run.options.track).artifact_bytes
-        members = loop.members(self.run.data, self.run.options.track, SOURCE, "naive baseline")
+        members = loop.members(self.run.data, self.run.options.track, SOURCE, "naive baseline", training=training)
         members["weights.bin"] = quant.dumps(asdict(self.run.model.config), self.run.model.state_dict())
         size = pack(members, path, limit)
         return {"artifact_bytes": size}, f"{size:,} bytes of {limit:,}"

@@ -13,7 +13,7 @@ import os
 import re
 import tarfile
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +31,18 @@ DOCS = "docs/artifact.md"
 
 _BLOCK = 512
 _CHUNK = 1024  # one chunk of compressed input grows to at most 32 MiB, so the cap is checked in time
+
+
+@dataclass(frozen=True)
+class Training:
+    """What train.py says about the run that made the artifact: declared, and checked only by running it again."""
+
+    arguments: tuple[str, ...] = ()
+    """Its command line, without files, track and seed."""
+    settings: Mapping[str, Any] = field(default_factory=dict)
+    steps: int = 0
+    tokens: int = 0
+    parameters: int = 0
 
 
 @dataclass(frozen=True)
@@ -66,6 +78,7 @@ class Manifest:
     """Version of pgolf whose `pgolf.train` the artifact's train.py imports."""
     compiler: bool = False
     """Whether the sandbox is to have a C++ compiler (torch.compile on a CPU needs one)."""
+    training: Training | None = None
 
 
 @dataclass(frozen=True)
@@ -274,7 +287,23 @@ def parse_manifest(data: bytes) -> Manifest:
     _require("packages", values, isinstance(packages, list) and len(packages) <= 100)
     _require("packages", values, all(isinstance(p, str) and re.fullmatch(r"[\w.-]{1,100}", p) for p in packages))
     (_check_step_form if form == "step" else _check_window_form)(values)
+    values["training"] = _training(values)
     return Manifest(**{**values, "packages": tuple(packages)})
+
+
+def _training(values: dict[str, Any]) -> Training | None:
+    """The field `training`, checked."""
+    given = values.get("training")
+    if given is None:
+        return None
+    _require("training", values, isinstance(given, dict) and set(given) <= {f.name for f in fields(Training)})
+    arguments, settings = given.get("arguments", []), given.get("settings", {})
+    counts = {name: given.get(name, 0) for name in ("steps", "tokens", "parameters")}
+    texts = [*arguments, *settings] if isinstance(arguments, list) and isinstance(settings, dict) else [None]
+    _require("training", values, all(isinstance(t, str) and t.isprintable() and len(t) <= 200 for t in texts))
+    _require("training", values, all(isinstance(v, str | int | float | None) for v in settings.values()))
+    _require("training", values, all(_is_int(count, 0, 1 << 62) for count in counts.values()))
+    return Training(tuple(arguments), settings, **counts)
 
 
 def _check_step_form(values: dict[str, Any]) -> None:
@@ -300,6 +329,11 @@ def _require(key: str, values: dict[str, Any], holds: bool) -> None:
     if not holds:
         shown = f"{values[key]!r:.60}" if key in values else "missing"
         raise Refused(f"{MANIFEST}: {key} is {shown}, which the format does not allow ({DOCS})")
+
+
+def sources(members: Mapping[str, bytes]) -> dict[str, bytes]:
+    """The members that train.py needs to train again: code and manifest, never weights or other blobs."""
+    return {name: data for name, data in members.items() if name.endswith(".py") or name == MANIFEST}
 
 
 def folder_members(folder: Path) -> dict[str, bytes]:

@@ -461,7 +461,7 @@ def test_packed_weights_are_the_average_of_the_last_steps(golf: Any, dataset: Pa
     for step in range(30):
         trainer.step(step, 1.0, 0.5, ids, ids)
         seen.append(run.model.embed.weight.detach().clone())
-    trainer.save(tmp_path / "a.zst", iter([(ids, ids)] * 9))
+    trainer.save(tmp_path / "a.zst", iter([(ids, ids)] * 9), {})
     expected = seen[0]
     for step in range(1, 30):
         expected = expected.lerp(seen[step], max(0.5, 10 / (10 + step)))

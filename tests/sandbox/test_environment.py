@@ -83,7 +83,8 @@ def test_proc_tells_of_nothing() -> None:
         memory = {line.split()[1] for line in open("/proc/meminfo")}
         return [sorted(os.listdir("/proc")), "processor" in cpus, "MHz" in cpus, memory]
     """)
-    assert seen == ["['cpuinfo', 'meminfo']", "True", "False", f"{{'{place.memory_limit() // 1024}'}}"]
+    kilobytes = place.limits("probe").memory_bytes // 1024
+    assert seen == ["['cpuinfo', 'meminfo']", "True", "False", f"{{'{kilobytes}'}}"]
 
 
 def test_roles_read_only_what_they_need() -> None:

@@ -331,3 +331,26 @@ def overlap(dataset: Dataset) -> int:
     """How many training documents are validation documents too (0 in a sound dataset)."""
     validation = set(document_digests(dataset.val_shards, dataset.vocab_size, dataset.bos))
     return sum(d in validation for d in document_digests(dataset.train_shards, dataset.vocab_size, dataset.bos))
+
+
+def training_files(dataset: Dataset) -> tuple[dict[str, bytes], dict[str, Path]]:
+    """A dataset folder for a trainer: files by name, and the shards of its folder `shards`, no validation text.
+
+    Raises UsageError when the dataset has no training shards, EnvironmentBroken when a file cannot be read.
+    """
+    if not dataset.train_shards:
+        raise UsageError(f"{dataset.root}: holds no training shards")
+    try:
+        tokenizer = read_regular(dataset.tokenizer, TOKENIZER_BYTES)
+    except OSError as error:
+        raise EnvironmentBroken(f"{dataset.tokenizer}: cannot be read ({error.strerror})") from None
+    shards = {f"train_{number:06d}.bin": path for number, path in enumerate(dataset.train_shards)}
+    entry = {"file": "tokenizer.model", "sha256": hashlib.sha256(tokenizer).hexdigest(), "transform": dataset.transform}
+    index = {
+        "format": FORMAT,
+        "name": dataset.name,
+        "tokenizer": {**entry, "vocab_size": dataset.vocab_size, "bos": dataset.bos},
+        "text": {"file": "withheld", "sha256": "", "bytes": 0, "documents": 0},
+        "shards": [{"file": f"shards/{name}", "sha256": ""} for name in shards],
+    }
+    return {INDEX: json.dumps(index).encode(), "tokenizer.model": tokenizer}, shards

@@ -29,7 +29,7 @@ from pgolf import rules
 from pgolf.errors import EnvironmentBroken, Refused
 from pgolf.machine import available_memory, suspended_seconds
 from pgolf.sandbox import bubblewrap, environment
-from pgolf.sandbox.place import Place, memory_limit, plain, sandboxed
+from pgolf.sandbox.place import Place, Training, limits, plain, sandboxed
 from pgolf.sandbox.private_copy import Copy
 from pgolf.sandbox.wire import Channel, Kind, Ring, WireError
 
@@ -60,17 +60,19 @@ class Worker:
         config: Mapping[str, Any] | None = None,
         packages: Sequence[str] = (),
         compiler: bool = False,
+        training: Training | None = None,
     ) -> None:
         """Start `role` with `members` as its files; returns when the guest's imports are done.
 
         No code of the submission has been imported by then. Its channel has no deadline yet.
 
         `device` is "cpu", "cuda" (all GPUs) or "cuda:N". `config` is handed to the guest. `packages` are the packages
-        that the submission declares, `compiler` says whether it may compile. Without `isolated` the code runs with all
-        rights of this user.
+        that the submission declares, `compiler` says whether it may compile, `training` what a trainer has besides.
+        Without `isolated` the code runs with all rights of this user.
         Raises EnvironmentBroken when the sandbox cannot be made or started here.
         """
         self.role = role
+        self.limits = limits(role)
         self.copied: Copy | None
         """The private copy: bytes, and the seconds that making it took. None without `isolated`."""
         self._verdict = ""
@@ -86,10 +88,10 @@ class Worker:
                 # First, so that no number that the guest sees depends on how many files are made.
                 shared = [_numbered(starting, fd) for fd in (theirs.fileno(), *([ring.fd] if ring else []))]
                 if isolated:
-                    place = sandboxed(stack, starting, role, members, device, packages, compiler)
+                    place = sandboxed(stack, starting, role, members, device, packages, compiler, training)
                 else:
-                    place = plain(stack, members)
-                self.copied, self.group = place.copied, place.group
+                    place = plain(stack, members, training)
+                self.copied, self.group, self.reveal = place.copied, place.group, place.reveal
                 setup = {**(config or {}), **_setup(role, device, shared, ring), "isolated": isolated, **place.setup}
                 command = [*place.command, sys.executable, "-I", "-c", _BOOT, json.dumps(setup)]
                 self._process = self._start(command, [*shared, *place.descriptors], device, place)
@@ -209,7 +211,7 @@ class Worker:
             with contextlib.suppress(subprocess.TimeoutExpired):
                 self._process.wait(timeout=2)
         if self.group.oom_killed():
-            self._verdict = _over_memory()
+            self._verdict = self._over_memory()
         if self._verdict:
             return f"{self.role}: {self._verdict}"
         status = self._process.poll()
@@ -249,6 +251,9 @@ class Worker:
         self._verdict = verdict
         self._kill_all()
 
+    def _over_memory(self) -> str:
+        return f"used more than {self.limits.memory_bytes / 1024**3:.1f} GiB of memory"
+
     def _read(self) -> None:
         """Drain what the sandbox prints, keep the end, and stop a flood. Ends with the worker, not with the pipe."""
         assert self._process.stdout is not None
@@ -257,7 +262,7 @@ class Worker:
         ready = select.poll()
         ready.register(pipe, select.POLLIN)
         total = 0
-        while total <= rules.WORKER_OUTPUT_BYTES:
+        while total <= self.limits.output_bytes:
             if not ready.poll(1000 * _POLL_SECONDS):
                 if self._closing.is_set():
                     return
@@ -270,7 +275,7 @@ class Worker:
                 self._tail.append(part)
                 while sum(map(len, self._tail)) - len(self._tail[0]) > _TAIL_BYTES:
                     self._tail.popleft()
-        self._stop(f"printed more than {rules.WORKER_OUTPUT_BYTES:,} bytes")
+        self._stop(f"printed more than {self.limits.output_bytes:,} bytes")
 
     def _watch(self) -> None:
         """Watchdog: enforce the limits from outside where the kernel does not. Best effort."""
@@ -280,19 +285,15 @@ class Worker:
                 with contextlib.suppress(psutil.Error):
                     threads += process.num_threads()
                     memory += getattr(process.memory_full_info(), "pss", 0)  # of shared memory, its part
-            if memory > memory_limit():
-                self._stop(_over_memory())
-            elif threads > rules.WORKER_PROCESSES:
-                self._stop(f"started more than {rules.WORKER_PROCESSES} processes")
+            if memory > self.limits.memory_bytes:
+                self._stop(self._over_memory())
+            elif threads > self.limits.processes:
+                self._stop(f"started more than {self.limits.processes} processes")
             elif self.copied and available_memory() < rules.SPARE_MEMORY_BYTES:
                 self._fault = (
                     "the machine ran out of memory while no limit could be set on the sandbox's; see `pgolf doctor`"
                 )
                 self._stop(self._fault)
-
-
-def _over_memory() -> str:
-    return f"used more than {memory_limit() / 1024**3:.1f} GiB of memory"
 
 
 def _setup(role: str, device: str, shared: list[int], ring: Ring | None) -> dict[str, Any]:

@@ -10,7 +10,6 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from pgolf import rules
 from pgolf.errors import EnvironmentBroken
 from pgolf.sandbox import environment
 from pgolf.sandbox.private_copy import Copy
@@ -57,6 +56,7 @@ def command(
     variables: Mapping[str, str],
     cuda: bool,
     nodes: Iterable[Path],
+    disk_bytes: int,
 ) -> list[str]:
     """The command line up to the command that it runs.
 
@@ -67,7 +67,7 @@ def command(
         line += ["--setenv", name, value]
     # /tmp first: the Python environment may lie below it.
     proc = "--proc" if cuda else "--tmpfs"  # /proc/self/net counts the packets of the whole machine
-    line += ["--size", str(rules.WORKER_DISK_BYTES), "--tmpfs", "/tmp", proc, "/proc", *_dev()]
+    line += ["--size", str(disk_bytes), "--tmpfs", "/tmp", proc, "/proc", *_dev()]
     for source, place in copy.mounts():
         line += ["--ro-bind", str(source), str(place)]
     line += _proc(copy.root / EMPTY.relative_to("/"), static, cuda)
@@ -94,13 +94,15 @@ def _dev() -> list[str]:
     return line
 
 
-def harness_files() -> dict[Path, bytes]:
-    """Further files of the sandbox: the harness's modules, and those in place of device files."""
+def harness_files(whole: bool) -> dict[Path, bytes]:
+    """Further files of the sandbox: the harness's modules (the `whole` package), and those in place of device files."""
     home = Path(__file__).parent.parent
-    names = (
+    names = [
         *("__init__.py", "sandbox/__init__.py", "sandbox/wire.py", "sandbox/guest.py"),
         *("data/__init__.py", "data/transforms.py"),
-    )
+    ]
+    if whole:
+        names = [str(path.relative_to(home)) for path in home.rglob("*.py")]
     files = {HARNESS / "pgolf" / name: (home / name).read_bytes() for name in names}
     return {**files, EMPTY: b"", RANDOM: os.urandom(_RANDOM_BYTES)}
 

@@ -29,6 +29,7 @@ ROLE_PACKAGES = {
     "decode": ("numpy", "sentencepiece", "tokenizers"),
     "predict": ("numpy", "torch"),
     "probe": ("numpy", "torch"),
+    "train": ("numpy", "torch", "sentencepiece", "zstandard", "psutil", "packaging", "scipy", "tqdm", "tyro"),
 }
 OPTIONAL = {"tokenizers"}
 _NOT_IMPORTED = {"huggingface-hub"}  # tokenizers requires it to download models

@@ -1,10 +1,11 @@
 """The guest: runs a submission's code inside the sandbox and submits its results.
 
 It is started with one JSON argument (see `box.Worker`) and plays one role: `encode` turns texts into ids, `decode`
-turns ids into texts, `predict` turns tokens into logits. The scorer trusts nothing here.
+turns ids into texts, `predict` turns tokens into logits, `train` runs a train.py. The harness trusts nothing here.
 """
 
 import importlib
+import itertools
 import json
 import os
 import resource
@@ -32,7 +33,7 @@ def main() -> None:
         Path("/tmp/null").touch()  # target of /dev/null: a sandbox could leave a mark on the host's
     channel = Channel(socket.socket(fileno=config["socket"]))
     root = Path(config["root"])
-    roles = {"encode": _encode, "decode": _decode, "predict": _predict, "probe": _probe}
+    roles = {"encode": _encode, "decode": _decode, "predict": _predict, "probe": _probe, "train": _train}
     try:
         for name in config["imports"]:
             importlib.import_module(name)
@@ -72,6 +73,28 @@ def _probe(channel: Channel, root: Path, config: dict[str, Any]) -> None:
         pass
 
 
+def _train(channel: Channel, root: Path, config: dict[str, Any]) -> None:
+    """Run train.py in one or several processes, with torchrun's variables; the first one talks to the harness."""
+    world = config["processes"]
+    command = [sys.executable, "train.py", "--data", config["data"], *config["arguments"]]
+    variables = {**os.environ, "PYTHONPATH": os.pathsep.join([*config["harness"], *config["packages"]])}
+    if world > 1:
+        variables |= {"WORLD_SIZE": str(world), "LOCAL_WORLD_SIZE": str(world), "GLOO_SOCKET_IFNAME": "lo"}
+        variables |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(_MASTER_PORT)}
+        variables |= {"OMP_NUM_THREADS": str(max(1, len(os.sched_getaffinity(0)) // world))}
+    ranks = []
+    for rank in range(world):
+        own = {"PGOLF_HARNESS": str(config["socket"])} if rank == 0 else {}
+        own |= {"RANK": str(rank), "LOCAL_RANK": str(rank)} if world > 1 else {}
+        shared = [config["socket"]] if rank == 0 else []
+        ranks.append(subprocess.Popen(command, cwd=root, env={**variables, **own}, pass_fds=shared))
+    statuses = iter(lambda: os.waitstatus_to_exitcode(os.wait()[1]), None)
+    status = next((status for status in itertools.islice(statuses, world) if status), 0)
+    for process in ranks:
+        process.kill()
+    raise ChildProcessError(f"train.py ended with exit status {status} before it handed over an artifact")
+
+
 def _encode(channel: Channel, root: Path, config: dict[str, Any]) -> None:
     """Texts to ids."""
     import numpy as np
@@ -104,6 +127,8 @@ def _transform(name: str | None) -> tuple[Callable[[str], str], Callable[[str], 
 
     return TRANSFORMS[name].apply, TRANSFORMS[name].invert
 
+
+_MASTER_PORT = 29_500  # nobody else is in this network
 
 Encode = Callable[[list[str]], list[Any]]
 Decode = Callable[[list[list[int]]], list[str]]

@@ -11,7 +11,7 @@ import secrets
 import shutil
 import tempfile
 import time
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,6 +20,9 @@ from pgolf.errors import EnvironmentBroken
 from pgolf.machine import available_memory
 from pgolf.sandbox.environment import Listing
 
+DATA = Path("/data")
+SHARDS = DATA / "shards"
+_WITHHELD = ".withheld"
 _MADE_INSIDE = tuple(Path(p) for p in ("/tmp", "/dev", "/dev/shm", "/var", "/var/tmp", "/run"))
 _SPARE_BYTES = 1 << 30  # memory to leave free when the copy lies in memory
 _THREADS = 4
@@ -43,18 +46,26 @@ class Copy:
                 place = Path("/", entry.relative_to(self.root))
                 if place in _MADE_INSIDE:
                     waiting.append(entry)
-                else:
+                elif place.name != _WITHHELD:
                     yield entry, place
+
+    def reveal(self) -> None:
+        """Let the sandbox see the files that were withheld, all at once, as `SHARDS`."""
+        (self.root / _WITHHELD).rename(self.root / SHARDS.relative_to("/"))
 
 
 @contextlib.contextmanager
-def private_copy(wanted: Listing, extra: Mapping[Path, bytes] | None = None) -> Iterator[Copy]:
+def private_copy(
+    wanted: Listing, extra: Mapping[Path, bytes] | None = None, withheld: Mapping[str, Path] | None = None
+) -> Iterator[Copy]:
     """A fresh copy of the files, and the files `extra` with these contents; removed on leaving.
 
+    `withheld` maps names to files that are copied too and that the sandbox does not see before `Copy.reveal`.
     Raises EnvironmentBroken when there is no room for it.
     """
     start = time.monotonic()
-    place = base(wanted.bytes)
+    size = wanted.bytes + sum(_size(path) for path in (withheld or {}).values())
+    place = base(size)
     _remove_stale(place)
     root = place / f"{_PREFIX}{_owner(os.getpid())}-{secrets.token_hex(8)}"
     try:
@@ -64,12 +75,15 @@ def private_copy(wanted: Listing, extra: Mapping[Path, bytes] | None = None) -> 
             for path, data in (extra or {}).items():
                 (root / path.relative_to("/")).parent.mkdir(mode=0o700, parents=True, exist_ok=True)
                 (root / path.relative_to("/")).write_bytes(data)
+            if withheld is not None:
+                (root / _WITHHELD).mkdir(mode=0o700)
+                _copy_files({str(root / _WITHHELD / name): path for name, path in withheld.items()})
         except OSError as error:
             raise EnvironmentBroken(
-                f"{place}: cannot hold the sandbox's copy of the Python environment, {wanted.bytes / 1e6:,.0f} MB "
+                f"{place}: cannot hold the sandbox's copies, {size / 1e6:,.0f} MB "
                 f"({error.strerror}); make room there, or set TMPDIR to a folder that has it"
             ) from None
-        yield Copy(root, wanted.bytes, time.monotonic() - start)
+        yield Copy(root, size, time.monotonic() - start)
     finally:
         removed = root.with_name(f"{root.name}x")
         try:
@@ -93,6 +107,13 @@ def base(size: int) -> Path:
     return Path(tempfile.gettempdir())
 
 
+def _size(path: Path) -> int:
+    try:
+        return path.stat().st_size
+    except OSError as error:
+        raise EnvironmentBroken(f"{path}: cannot be read ({error.strerror})") from None
+
+
 def _fill(root: Path, wanted: Listing) -> None:
     """Copy all files and links below `root`."""
     for folder in sorted({path.parent for path in wanted.files} | {link.parent for link, _ in wanted.links}):
@@ -100,15 +121,18 @@ def _fill(root: Path, wanted: Listing) -> None:
     for link, target in wanted.links:
         (root / link.relative_to("/")).symlink_to(target)
     with ThreadPoolExecutor(_THREADS) as pool:
-        for _ in pool.map(lambda part: _copy_files(root, part), (wanted.files[i::_THREADS] for i in range(_THREADS))):
+        for _ in pool.map(
+            _copy_files, ({f"{root}{path}": path for path in wanted.files[i::_THREADS]} for i in range(_THREADS))
+        ):
             pass
 
 
-def _copy_files(root: Path, files: Iterable[Path]) -> None:
-    for path in files:
+def _copy_files(files: Mapping[str, Path]) -> None:
+    """Copy each file to its target."""
+    for target, path in files.items():
         source = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
         try:
-            _copy(source, f"{root}{path}")
+            _copy(source, target)
         finally:
             os.close(source)
 

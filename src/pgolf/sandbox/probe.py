@@ -138,7 +138,7 @@ def _memory_limit() -> str:
             "this user may make no control group, so nothing keeps the limits on memory and processes; score as root, "
             "or in a login session of systemd with cgroup v2 (`systemd-run --user --scope true` tries it)"
         )
-    return f"the kernel keeps it ({group.version}, {place.memory_limit() / 1024**3:.1f} GiB)"
+    return f"the kernel keeps it ({group.version}, {place.limits('predict').memory_bytes / 1024**3:.1f} GiB)"
 
 
 def _swap() -> str:
@@ -152,7 +152,7 @@ def _swap() -> str:
 
 def _group() -> Cgroup:
     """A group like a worker's; it has been removed again."""
-    group = Cgroup.create("probe", place.memory_limit(), rules.WORKER_PROCESSES)
+    group = Cgroup.create("probe", place.limits("predict").memory_bytes, rules.WORKER_PROCESSES)
     group.remove()
     return group
 

@@ -46,6 +46,7 @@ DENIED = {  # numbers on x86-64 and aarch64; None: there is no such call
 
 _COMPILING = {"flock"}  # torch's compile cache locks its files
 _GPU = {"memfd_create", "sendmsg", "sendmmsg"}  # the driver
+_NETWORK = {"sendmsg", "sendmmsg"}  # collectives
 
 PRETENDED = {  # seem to succeed with a GPU: its device files are the host's, and could carry marks
     "chmod": (90, None), "fchmod": (91, 52), "fchmodat": (268, 53), "fchmodat2": (452, 452), "chown": (92, None),
@@ -59,6 +60,7 @@ _SOCKET, _GETSOCKOPT, FCNTL, MADVISE = (41, 198), (55, 209), (72, 25), (28, 233)
 # Only unix, beside a GPU netlink too. Vsock and others reach out of a network namespace, and the port that a TCP
 # connection comes from, loopback included, is counted on in a table that all namespaces share: kilobits in seconds.
 _FAMILIES, _GPU_FAMILIES = (1,), (1, 16)
+_NETWORK_FAMILIES = (1, 2, 10, 16)  # the ranks of a trainer, which is not near the text
 # SO_COOKIE, SO_NETNS_COOKIE, SO_PEERPIDFD: numbers that the whole machine counts, and nobody else uses
 _COOKIES = (57, 71, 77)
 LOCKS = (5, 6, 7, 36, 37, 38, 1024, 1026)  # F_GETLK, F_SETLK, F_SETLKW, the same for OFD locks, F_SETLEASE, F_NOTIFY
@@ -67,8 +69,8 @@ EVICTIONS = (20, 21)  # MADV_COLD, MADV_PAGEOUT
 _Code = list[tuple[int, int, int, int]]
 
 
-def program(compiler: bool = False, gpu: bool = False) -> bytes | None:
-    """The compiled filter for a sandbox that may compile, or holds a GPU.
+def program(compiler: bool = False, gpu: bool = False, network: bool = False) -> bytes | None:
+    """The compiled filter for a sandbox that may compile, holds a GPU, or has a loopback device to use.
 
     None on a processor whose call numbers are not listed here.
     """
@@ -83,12 +85,13 @@ def program(compiler: bool = False, gpu: bool = False) -> bytes | None:
         (_JUMP_GREATER_EQUAL, 0, 1, _X32_BIT),
         (_RETURN, 0, 0, _EPERM),
     ]
-    allowed = (_COMPILING if compiler else set()) | (_GPU if gpu else set())
+    allowed = (_COMPILING if compiler else set()) | (_GPU if gpu else set()) | (_NETWORK if network else set())
+    families = _NETWORK_FAMILIES if network else _GPU_FAMILIES if gpu else _FAMILIES
     answers = dict.fromkeys(DENIED.keys() - allowed, _EPERM) | (dict.fromkeys(PRETENDED, _SUCCEED) if gpu else {})
     for name, answer in sorted(answers.items()):
         if (number := {**DENIED, **PRETENDED}[name][column]) is not None:
             code += [(_JUMP_EQUAL, 0, 1, number), (_RETURN, 0, 0, answer)]
-    code += _by_argument(_SOCKET[column], 0, _GPU_FAMILIES if gpu else _FAMILIES, _ALLOW, _EPERM)
+    code += _by_argument(_SOCKET[column], 0, families, _ALLOW, _EPERM)
     code += _by_argument(_GETSOCKOPT[column], 2, _COOKIES, _EPERM, _ALLOW)
     if not compiler:
         code += _by_argument(FCNTL[column], 1, LOCKS, _EPERM, _ALLOW)

@@ -54,6 +54,9 @@ class Kind(IntEnum):
     LOGITS = 7  # worker: logits lie in a slot
     PLAN = 8  # scorer: the plan that the predictor is to follow
     STARTED = 9  # worker: the harness runs; what happens from here on is the submission's doing
+    OPEN = 10  # trainer: ready for the training data; the clock starts
+    OPENED = 11  # harness: the shards are there
+    ARTIFACT = 12  # trainer: the finished artifact; the clock stops with its last byte
 
 
 class Dtype(IntEnum):

@@ -64,10 +64,9 @@ def one_run(args: argparse.Namespace, settings: Sequence[str], seed: int) -> dic
 
 
 def source(trainer: Path) -> str:
-    """Digest of the code: the trainer's folder, naive's, whose cache golf packs, and `pgolf.train`."""
+    """Digest of the code: the trainer's folder and `pgolf.train`."""
     digest = hashlib.sha256()
-    folder = trainer.resolve().parent
-    folders = folder, folder.parent / "naive", *map(Path, pgolf.train.__path__)
+    folders = trainer.resolve().parent, *map(Path, pgolf.train.__path__)
     for path in sorted({path for folder in folders for path in folder.glob("*.py")}):
         digest.update(path.read_bytes())
     return digest.hexdigest()

@@ -13,7 +13,7 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, fields, replace
+from dataclasses import asdict, dataclass, fields, replace
 from functools import partial
 from itertools import chain, repeat
 from pathlib import Path
@@ -27,6 +27,7 @@ from pgolf.data.dataset import Dataset, open_dataset
 from pgolf.errors import EnvironmentBroken, PgolfError, Refused, UsageError
 from pgolf.files import beside
 from pgolf.train.clock import Clock
+from pgolf.train.handover import hand_over, open_data
 from pgolf.train.loader import batches
 from pgolf.train.log import Log, say
 from pgolf.train.ranks import Ranks
@@ -38,6 +39,7 @@ from pgolf.train.settings import (
     complain,
     description,
     faster_dtype,
+    flags,
     interrupt,
     log_path,
     on_signals,
@@ -100,8 +102,13 @@ class Trainer(Protocol):
     def step(self, step: int, left: float, done: float, ids: Tensor, targets: Tensor) -> tuple[Tensor, float]:
         """Train on a batch (B, T); returns the loss and the factor of the learning rates."""
 
-    def save(self, path: Path, feed: Iterator[tuple[Tensor, Tensor]]) -> tuple[dict[str, Any], str]:
-        """Pack the artifact, on rank 0; returns facts for the log and a sentence. `feed` has unused batches."""
+    def save(
+        self, path: Path, feed: Iterator[tuple[Tensor, Tensor]], training: dict[str, Any]
+    ) -> tuple[dict[str, Any], str]:
+        """Pack the artifact, on rank 0; returns facts for the log and a sentence.
+
+        `feed` has unused batches, `training` is the manifest's field.
+        """
 
 
 def main(
@@ -121,7 +128,8 @@ def main(
         with one_sentence(settings):
             check_paths(options)
             ranks.join()
-            train_and_pack(build(options, settings, ranks), new_trainer, source)
+            arguments = flags(options, settings, presets)
+            train_and_pack(build(options, settings, ranks), new_trainer, source, arguments)
         ranks.leave()  # not after a failure: it would wait for ranks that wait for this one
         return 0
     except PgolfError as error:
@@ -170,12 +178,14 @@ IN_FLIGHT = 2
 """Steps that a GPU may have queued when the host looks at its clock."""
 
 
-def train_and_pack(run: Run, new_trainer: Callable[[Run], Trainer], source: Mapping[str, bytes]) -> None:
+def train_and_pack(
+    run: Run, new_trainer: Callable[[Run], Trainer], source: Mapping[str, bytes], arguments: Sequence[str]
+) -> None:
     """Warm up, train, pack and report. Raises what `warm_up` and `report` do, UsageError when there is no time."""
     options, s, ranks = run.options, run.settings, run.ranks
     limit = options.seconds or rules.track(options.track).train_seconds or math.inf
     # Nothing of the warm-up stays but its times, so that training can stop when there is just time to pack.
-    step_seconds, pack_seconds = warm_up(run, new_trainer(run))
+    step_seconds, pack_seconds = warm_up(run, new_trainer(run), arguments)
     train_seconds = limit - PACK_MARGIN * pack_seconds - RESERVE
     if not options.steps and train_seconds < 2 * step_seconds:
         raise UsageError(f"{limit:g} s are too few: packing takes {pack_seconds:.1f} s, a step {step_seconds:.1f} s")
@@ -183,14 +193,15 @@ def train_and_pack(run: Run, new_trainer: Callable[[Run], Trainer], source: Mapp
     # Before the clock: a log that cannot be opened ends the run here, and the optimizer state is allocated.
     log = Log(log_path(options) if ranks.rank == 0 else None, options.steps, limit, s.log_every, s.batch_tokens)
     log.write(**description(run, source, step_seconds, pack_seconds))
-    trainer, stop, clock = new_trainer(run), stop_on_signals(), Clock(limit)
+    trainer, stop = new_trainer(run), stop_on_signals()
 
-    clock.start()
+    clock = open_data(limit, ranks)
     steps, feed = train(run, trainer, budget, clock, stop, log)
     if ranks.rank == 0:
         trained = clock.elapsed()
-        facts, sentence = trainer.save(options.out, feed)
+        facts, sentence = trainer.save(options.out, feed, declared(run, arguments, steps))
         seconds = clock.elapsed()
+        hand_over(options.out)
         times = {"seconds": round(seconds, 3), "train_seconds": round(trained, 3), "stopped": stop.is_set()}
         log.write(steps=steps, tokens=steps * s.batch_tokens, **times, **facts)
         log.close()
@@ -213,7 +224,7 @@ def report(options: Options, log: Log, late: float) -> None:
         raise Refused(f"the artifact was finished {late:.1f} s after the limit of {log.limit:g} s")
 
 
-def warm_up(run: Run, trainer: Trainer) -> tuple[float, float]:
+def warm_up(run: Run, trainer: Trainer, arguments: Sequence[str]) -> tuple[float, float]:
     """Compile, take some steps on random tokens and pack, then restore the weights bit for bit.
 
     Returns the seconds of the slowest kind of step and of packing. Raises Refused when the artifact cannot fit.
@@ -234,7 +245,7 @@ def warm_up(run: Run, trainer: Trainer) -> tuple[float, float]:
     if ranks.rank == 0:
         out = run.options.out
         with tempfile.TemporaryDirectory(dir=out.parent, prefix=".warm-up-") as folder:
-            trainer.save(Path(folder) / out.name, repeat((ids, ids)))
+            trainer.save(Path(folder) / out.name, repeat((ids, ids)), declared(run, arguments, 0))
     pack_seconds = time.monotonic() - start
     run.model.load_state_dict(initial)
     step_seconds, pack_seconds = ranks.all_reduce_max(step_seconds, pack_seconds)
@@ -287,6 +298,14 @@ def momentum(settings: Any, step: int) -> float:
 
 LANES = {"main": 2048, "laptop": 128, "unlimited": 128}
 """Lanes of the step form: fewer are slower, more cut the text into shorter parts."""
+
+
+def declared(run: Run, arguments: Sequence[str], steps: int) -> dict[str, Any]:
+    """What the manifest says about the training run."""
+    s = run.settings
+    parameters = sum(p.numel() for p in run.model.parameters())
+    counts = {"steps": steps, "tokens": steps * s.batch_tokens, "parameters": parameters}
+    return {"arguments": list(arguments), "settings": asdict(s), **counts}
 
 
 def members(data: Dataset, track: str, source: Mapping[str, bytes], name: str, **changes: Any) -> dict[str, bytes]:

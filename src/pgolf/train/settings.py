@@ -112,6 +112,19 @@ def parse(argv: Sequence[str] | None, description: str, presets: Mapping[str, S]
     return command.run, command.settings
 
 
+def flags(options: Options, settings: S, presets: Mapping[str, S]) -> tuple[str, ...]:
+    """The command line that gives these settings and this budget again, without files, track and seed."""
+    given = {name: getattr(options, name) for name in ("preset", "steps", "seconds")}
+    preset = presets[options.preset or options.track]
+    changed: dict[str, Any] = {
+        name: value
+        for name, value in asdict(settings).items()  # type: ignore[call-overload]
+        if value != getattr(preset, name) and name != "vocab_size"
+    }
+    values = {name: value for name, value in (given | changed).items() if value is not None}
+    return tuple(f"--{name}={int(value) if isinstance(value, bool) else value}" for name, value in values.items())
+
+
 def _cli(kind: Any, argv: Sequence[str] | None, **options: Any) -> Any:
     """tyro.cli, with the help in any terminal's encoding and its framed messages as one sentence."""
     printed, message = io.StringIO(), io.StringIO()

@@ -1,0 +1,107 @@
+"""A trainer in the sandbox, and the clock that it cannot reach.
+
+    start train.py -> it asks for the data: the clock starts -> it sends the artifact: the clock stops
+
+The artifact travels as bytes over the socket, so nothing in the sandbox can change it after the clock. Then everything
+in the sandbox is killed. Each run has fresh copies of all files that it reads, shards included, and shares nothing
+with the run before.
+"""
+
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from pgolf.errors import Refused
+from pgolf.sandbox import lock
+from pgolf.sandbox.box import Worker
+from pgolf.sandbox.place import Training
+from pgolf.sandbox.wire import Kind
+
+
+@dataclass(frozen=True)
+class Job:
+    """What to train."""
+
+    sources: Mapping[str, bytes]
+    """train.py and the modules that it imports."""
+    files: Mapping[str, bytes]
+    """Of the dataset folder: those that are there from the start."""
+    shards: Mapping[str, Path]
+    """Training shards by their names in the dataset folder's `shards`."""
+    arguments: tuple[str, ...]
+    """Of train.py, after --data."""
+    packages: tuple[str, ...] = ()
+    """Python packages that it imports besides what pgolf needs."""
+    compiler: bool = False
+    device: str = "cpu"
+    """"cpu" or "cuda" (all GPUs)."""
+    processes: int = 1
+
+
+@dataclass(frozen=True)
+class Limits:
+    """Of time and size."""
+
+    prepare_seconds: float
+    """From the start of train.py to its request for the data."""
+    train_seconds: float | None
+    """From there to the last byte of the artifact; None: no limit."""
+    artifact_bytes: int
+
+
+@dataclass(frozen=True)
+class Trained:
+    """What came of it."""
+
+    artifact: bytes
+    seconds: Mapping[str, float]
+    """"sandbox": to make the sandbox, not charged; "prepare" and "train", which have limits."""
+    output: str
+    """The end of what it printed: a stranger's words."""
+
+
+def train(job: Job, limits: Limits, *, isolated: bool = True) -> Trained:
+    """Run a train.py and take its artifact.
+
+    Raises Refused when it does not hand over an artifact in time, within the limit of bytes or at all, and
+    EnvironmentBroken when the sandbox cannot be made here.
+    """
+    with lock.hold():
+        called = time.monotonic()
+        training = Training(job.files, job.shards, network=job.processes > 1)
+        with Worker(
+            "train",
+            job.sources,
+            isolated=isolated,
+            device=job.device,
+            config={"arguments": job.arguments, "processes": job.processes},
+            packages=job.packages,
+            compiler=job.compiler,
+            training=training,
+        ) as worker:
+            return _timed(worker, limits, called)
+
+
+def _timed(worker: Worker, limits: Limits, called: float) -> Trained:
+    started = time.monotonic()
+    worker.channel.deadline = started + limits.prepare_seconds
+    try:
+        worker.receive(Kind.OPEN, 0)
+    except TimeoutError:
+        raise Refused(
+            f"train.py did not ask for the data within {limits.prepare_seconds:g} s; compile and warm up less"
+        ) from None
+    opened = time.monotonic()
+    worker.channel.deadline = None if limits.train_seconds is None else opened + limits.train_seconds
+    try:
+        worker.reveal()
+        worker.send(Kind.OPENED)
+        artifact = worker.receive(Kind.ARTIFACT, limits.artifact_bytes)
+    except TimeoutError:
+        raise Refused(
+            f"train.py did not hand over its artifact within {limits.train_seconds:g} s; stop training earlier"
+        ) from None
+    finished = time.monotonic()
+    seconds = {"sandbox": started - called, "prepare": opened - started, "train": finished - opened}
+    return Trained(artifact, seconds, worker.output())
