@@ -87,7 +87,7 @@ def read(folder: Path) -> Entry:
     Raises UsageError when there is no such folder, EnvironmentBroken when it cannot be read, and Refused, naming the
     field or the file, when it breaks the format.
     """
-    files = _listing(folder)
+    files = listing(folder)
     if FILE not in files:
         raise Refused(f"{folder}: holds no {FILE}; `pgolf new` makes a submission's folder")
     entry = parse(_read(folder / FILE, rules.MANIFEST_BYTES))
@@ -221,8 +221,11 @@ def _is_date(value: Any) -> bool:
         return False
 
 
-def _listing(folder: Path) -> set[str]:
-    """Names of the files in a submission's folder, hidden ones too, as many and as large as one may have."""
+def listing(folder: Path) -> set[str]:
+    """Names of the files in a submission's folder, hidden ones too, as many and as large as it may hold.
+
+    Raises what `read` does.
+    """
     if not folder.is_dir():
         raise UsageError(f"{folder}: no such folder")
     found: set[str] = set()

@@ -19,7 +19,7 @@ UNSANDBOXED = Options(device="cpu", isolated=False)
 
 def test_a_sound_artifact_passes(dataset: Path, make_artifact: MakeArtifact) -> None:
     path = make_artifact(UNIFORM)
-    report = check(path, dataset, UNSANDBOXED)
+    report = check(path, dataset, UNSANDBOXED, train=False)
     assert report.passes and not report.findings
     assert report.sizes["total"] == path.stat().st_size
     assert report.sizes["left"] == TRACKS["laptop"].artifact_bytes - path.stat().st_size
@@ -31,9 +31,9 @@ def test_a_folder_is_checked_as_what_it_packs_into(dataset: Path, make_artifact:
     folder.mkdir()
     for name, content in read(make_artifact(UNIFORM), ARTIFACT_BYTES).members.items():
         (folder / name).write_bytes(content)
-    assert check(folder, dataset, UNSANDBOXED).passes
+    assert check(folder, dataset, UNSANDBOXED, train=False).passes
     (folder / "submission.json").write_text("{")
-    (finding,) = check(folder, dataset, UNSANDBOXED).findings
+    (finding,) = check(folder, dataset, UNSANDBOXED, train=False).findings
     assert (finding.rule, finding.severity) == ("artifact", "error")
 
 
@@ -50,13 +50,15 @@ def test_imports_are_named_with_their_line(
 ) -> None:
     members = {"helper.py": b"\nimport json\nfrom hypothesis import given\n"}
     path = make_artifact("try:\n    " + code + "except ImportError:\n    pass\n" + UNIFORM, members)
-    report = check(path, dataset, UNSANDBOXED)
+    report = check(path, dataset, UNSANDBOXED, train=False)
     member, line = ("helper.py", 3) if "helper" in code else ("predict.py", 2)
     assert (rule, severity, member, line) in [(f.rule, f.severity, f.file, f.line) for f in report.findings]
 
 
 def test_what_the_scorer_refuses_is_an_error(dataset: Path, make_artifact: MakeArtifact) -> None:
-    report = check(make_artifact(UNIFORM.replace("torch.zeros", "torch.nan * torch.ones")), dataset, UNSANDBOXED)
+    report = check(
+        make_artifact(UNIFORM.replace("torch.zeros", "torch.nan * torch.ones")), dataset, UNSANDBOXED, train=False
+    )
     (finding,) = report.findings
     assert (finding.rule, finding.severity) == ("score", "error") and "NaN" in finding.what
 
@@ -75,7 +77,10 @@ def test_a_broken_machine_is_not_a_verdict(
 
 def test_warnings_do_not_fail(dataset: Path, make_artifact: MakeArtifact, capsys: pytest.CaptureFixture[str]) -> None:
     path = make_artifact(WINDOW, {"run.log": b"steps"}, form="window")
-    assert main(["check", str(path), "--data", str(dataset), "--no-sandbox", "--device", "cpu", "--json"]) == 0
+    assert (
+        main(["check", str(path), "--data", str(dataset), "--no-sandbox", "--no-train", "--device", "cpu", "--json"])
+        == 0
+    )
     report = json.loads(capsys.readouterr().out)
     assert report["passes"]
     assert {f["rule"] for f in report["findings"]} == {"window-form", "member-useless"}
@@ -85,6 +90,6 @@ def test_the_command_says_what_is_wrong_and_ends_with_1(
     dataset: Path, make_artifact: MakeArtifact, capsys: pytest.CaptureFixture[str]
 ) -> None:
     path = make_artifact("import pytest\n" + UNIFORM)
-    assert main(["check", str(path), "--data", str(dataset), "--no-sandbox", "--device", "cpu"]) == 1
+    assert main(["check", str(path), "--data", str(dataset), "--no-sandbox", "--no-train", "--device", "cpu"]) == 1
     out = capsys.readouterr().out
     assert "error predict.py:1: imports pytest" in out and out.endswith("will be refused\n")

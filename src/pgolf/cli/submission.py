@@ -8,10 +8,10 @@ from pathlib import Path
 from pgolf import artifact, plots, rules
 from pgolf.cli.command import Commands, add_command, add_data, add_sandbox
 from pgolf.data.dataset import default_dataset
-from pgolf.errors import Refused
+from pgolf.errors import Refused, UsageError
 from pgolf.files import printable
 from pgolf.score.score import Options
-from pgolf.submission import ablate, check, new
+from pgolf.submission import ablate, check, claims, new
 
 
 def add_new(commands: Commands) -> None:
@@ -115,22 +115,33 @@ def add_check(commands: Commands) -> None:
     parser = add_command(
         commands,
         "check",
-        "see whether a submission will pass, in half a minute",
-        "Check an artifact, or a folder to be packed, before it is sent: format, sizes, imports, a sample's score in "
-        "the sandbox, and the seconds that the whole text would take.",
-        "pgolf check runs/naive.zst --data data/demo\n\n"
+        "see whether a submission will pass, in a minute",
+        "Check a submission before it is sent, or an artifact, or a folder to be packed: the entry against its "
+        "records, format, sizes, imports, a sample's score in the sandbox, the seconds that the whole text would take, "
+        "and a few training steps as a re-run takes them.",
+        "pgolf check runs/naive.zst --data data/demo\n  pgolf check submissions/2026-05-01_mine --data DIR --write\n\n"
         "exit codes: 0 passes, 1 will be refused, 2 wrong usage, 3 this machine or the data is broken",
         _check,
     )
-    parser.add_argument("submission", type=Path, metavar="ARTIFACT|FOLDER")
+    parser.add_argument("submission", type=Path, metavar="FOLDER|ARTIFACT")
     add_data(parser)
     parser.add_argument("--track", choices=rules.TRACKS, help="check against this track's limits, not its own")
+    parser.add_argument("--no-train", action="store_true", help="leave the training steps out")
+    parser.add_argument(
+        "--write",
+        action="store_true",
+        help="of a submission: first fill in submission.json from artifact.zst, records/ and logs/",
+    )
     add_sandbox(parser)
     parser.add_argument("--json", action="store_true", help="print the findings as JSON")
 
 
 def _check(args: argparse.Namespace) -> int:
+    if args.write:
+        if not check.is_submission(args.submission):
+            raise UsageError(f"{args.submission}: is no submission's folder, so --write has nothing to fill in")
+        claims.fill(args.submission)
     options = Options(args.track, args.device, isolated=not args.no_sandbox)
-    report = check.check(args.submission, args.data or default_dataset(), options)
+    report = check.check(args.submission, args.data or default_dataset(), options, train=not args.no_train)
     print(json.dumps(check.as_json(report), indent=2) if args.json else check.table(report))
     return 0 if report.passes else Refused.exit_code

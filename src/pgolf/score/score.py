@@ -51,9 +51,14 @@ class Options:
 
 
 def score(
-    path: Path, data: Path, options: Options = Options(), keep: Callable[[Losses], object] = lambda losses: None
+    path: Path,
+    data: Path | Dataset,
+    options: Options = Options(),
+    keep: Callable[[Losses], object] = lambda losses: None,
 ) -> Record:
     """Score the artifact at `path` on the validation text of `data`; `keep` gets the log-loss of each document.
+
+    A dataset that is open already keeps its text, so that it is not read again.
 
     Returns the record: status "ok", or "refused" (the submission breaks a rule) or "failed" (this machine or the
     data is not fit) with the reason. Raises UsageError when there is nothing to score.
@@ -91,7 +96,7 @@ def score(
 def _stages(
     record: Record,
     path: Path,
-    data: Path,
+    data: Path | Dataset,
     options: Options,
     runtime: Runtime,
     clock: Clock,
@@ -109,7 +114,7 @@ def _stages(
     isolation = probe.isolation() if runtime.isolated else None
     described = isolation.description if isolation else "none"
     yield (record := replace(record, isolation=described, fresh_machine=options.fresh_machine))
-    dataset = open_dataset(data)
+    dataset = data if isinstance(data, Dataset) else open_dataset(data)
     if runtime.isolated:
         check_hidden(dataset.root, manifest.packages)
     text = dataset.canonical_text()
@@ -118,7 +123,7 @@ def _stages(
         text = CanonicalText(text.documents[: options.documents])
     yield (record := replace(record, documents=len(text.documents), bytes=text.bytes))
     if not text.bytes:
-        raise EnvironmentBroken(f"{data}: the validation text is empty")
+        raise EnvironmentBroken(f"{dataset.root}: the validation text is empty")
     yield (record := replace(record, reasons=tuple(reasons(manifest, dataset, text, isolation, options))))
     keep((yield from _evaluate(record, artifact, text, runtime, clock)))
 

@@ -86,12 +86,9 @@ def _code(source: str) -> dict[str, bytes]:
         if entry.is_entry(path):
             path /= entry.CODE
         found = _python_files(path)
-        cache = path.parent / "naive" / "cache.py"
-        if source == "golf" and "cache.py" not in found:
-            found["cache.py"] = cache.read_bytes()
     elif path.is_file():
         members = artifact.read(path, rules.ARTIFACT_BYTES).members
-        found = {name: data for name, data in members.items() if name.endswith(".py") or name == artifact.MANIFEST}
+        found = artifact.sources(members)
     else:
         raise UsageError(f"--from {source}: is neither {' nor '.join(BASELINES)}, nor a folder, nor an artifact")
     if "train.py" not in found:
