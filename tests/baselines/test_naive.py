@@ -457,6 +457,7 @@ def test_an_end_before_the_clock_leaves_nothing(
     number: signal.Signals, naive: Any, dataset: Path, tmp_path: Path, capfd: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(naive.train, "pack", lambda *_: signal.raise_signal(number))
+    signal.signal(number, signal.SIG_DFL)  # under nohup it is ignored
     assert naive.train.main(options(dataset, tmp_path / "a.zst")) == 130
     assert capfd.readouterr().err == "train.py: interrupted before the clock started\n"
     assert list(tmp_path.iterdir()) == []

@@ -135,7 +135,7 @@ def test_hostile_code_is_ended(
 ) -> None:
     """It is refused within the limit and some seconds; after the last logits it may do what it likes."""
     limit = 120.0 if phase == "exit" else LIMIT
-    monkeypatch.setitem(rules.TRACKS, "hurry", rules.Track("hurry", 16_000_000, None, limit, "CPU"))
+    monkeypatch.setitem(rules.TRACKS, "hurry", rules.Track("hurry", 16_000_000, 30.0, None, limit, "CPU"))
     monkeypatch.setattr(rules, "WORKER_MEMORY_BYTES", 1 << 30)
     (tmp_path / "tmp").mkdir()
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "tmp"))
