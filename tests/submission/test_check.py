@@ -1,11 +1,15 @@
 """`pgolf check`: what passes, what is named with its place and remedy, and that it judges as the scorer does."""
 
+import base64
 import json
+import random
+from io import BufferedReader
 from pathlib import Path
 
 import pytest
 
 from conftest import UNIFORM, WINDOW, MakeArtifact
+from pgolf import files
 from pgolf.artifact import read
 from pgolf.cli.main import main
 from pgolf.errors import EnvironmentBroken
@@ -61,6 +65,36 @@ def test_what_the_scorer_refuses_is_an_error(dataset: Path, make_artifact: MakeA
     )
     (finding,) = report.findings
     assert (finding.rule, finding.severity) == ("score", "error") and "NaN" in finding.what
+
+
+def test_a_lossy_tokenizer_has_its_own_rule(dataset: Path, make_artifact: MakeArtifact) -> None:
+    code = b"def encode(text):\n    return list(text.lower().encode())\n\ndef decode(ids):\n    return bytes(ids).decode()\n"
+    path = make_artifact(UNIFORM, {"tokenizer.py": code}, tokenizer="tokenizer.py", vocab_size=257, bos=256)
+    (finding,) = check(path, dataset, UNSANDBOXED, train=False).findings
+    assert (finding.rule, finding.severity, finding.file) == ("tokenizer", "error", "tokenizer.py"), finding
+    assert "lossy" in finding.what
+
+
+def test_source_that_is_too_large_or_holds_data(dataset: Path, make_artifact: MakeArtifact) -> None:
+    data = base64.b64encode(random.Random(1).randbytes(180_000))
+    path = make_artifact(UNIFORM, {"blob.py": b'X = """' + data + b'"""\n'})
+    report = check(path, dataset, UNSANDBOXED, train=False)
+    assert {(f.rule, f.severity, f.file) for f in report.findings} == {
+        ("source-bytes", "error", "blob.py"),
+        ("source-noise", "warning", "blob.py"),
+    }
+
+
+def test_the_text_is_read_once(dataset: Path, make_artifact: MakeArtifact, monkeypatch: pytest.MonkeyPatch) -> None:
+    opened: list[str] = []
+
+    def counted(path: Path) -> BufferedReader:
+        opened.append(path.name)
+        return files.open_regular(path)
+
+    monkeypatch.setattr("pgolf.data.dataset.open_regular", counted)
+    assert check(make_artifact(UNIFORM), dataset, UNSANDBOXED, train=False).passes
+    assert opened.count("val_documents.jsonl") == 1
 
 
 def test_a_broken_machine_is_not_a_verdict(

@@ -45,7 +45,7 @@ def retrain(
         artifact.sources(found.members),
         files,
         shards,
-        ("--track", track.name, *arguments),
+        ("--out", "/tmp/artifact.zst", "--track", track.name, "--seed", "1", *arguments),
         packages=manifest.packages,
         compiler=manifest.compiler,
         device="cuda" if device.startswith("cuda") else "cpu",
