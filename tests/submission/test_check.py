@@ -68,7 +68,7 @@ def test_what_the_scorer_refuses_is_an_error(dataset: Path, make_artifact: MakeA
 
 
 def test_a_lossy_tokenizer_has_its_own_rule(dataset: Path, make_artifact: MakeArtifact) -> None:
-    code = b"def encode(text):\n    return list(text.lower().encode())\n\ndef decode(ids):\n    return bytes(ids).decode()\n"
+    code = b"def encode(text): return list(text.lower().encode())\ndef decode(ids): return bytes(ids).decode()\n"
     path = make_artifact(UNIFORM, {"tokenizer.py": code}, tokenizer="tokenizer.py", vocab_size=257, bos=256)
     (finding,) = check(path, dataset, UNSANDBOXED, train=False).findings
     assert (finding.rule, finding.severity, finding.file) == ("tokenizer", "error", "tokenizer.py"), finding
