@@ -3,6 +3,7 @@
 import base64
 import json
 import random
+from dataclasses import replace
 from io import BufferedReader
 from pathlib import Path
 
@@ -15,6 +16,7 @@ from pgolf.cli.main import main
 from pgolf.errors import EnvironmentBroken
 from pgolf.rules import ARTIFACT_BYTES, TRACKS
 from pgolf.sandbox import probe
+from pgolf.score import record
 from pgolf.score.score import Options
 from pgolf.submission.check import check
 
@@ -73,6 +75,23 @@ def test_a_lossy_tokenizer_has_its_own_rule(dataset: Path, make_artifact: MakeAr
     (finding,) = check(path, dataset, UNSANDBOXED, train=False).findings
     assert (finding.rule, finding.severity, finding.file) == ("tokenizer", "error", "tokenizer.py"), finding
     assert "lossy" in finding.what
+
+
+def test_code_that_raises_is_told_from_a_broken_rule(
+    dataset: Path, make_artifact: MakeArtifact, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With the place in the code."""
+    path = make_artifact(UNIFORM)
+    reasons = {
+        "predict: your code raised KeyError: 'x' (part/more.py, line 12)": ("code-raised", "part/more.py", 12),
+        "predict: your code raised SyntaxError: invalid syntax": ("code-raised", None, None),
+        "predict: ValueError: logits are torch.int64 (a, line 1) allowed": ("score", None, None),
+    }
+    for reason, expected in reasons.items():
+        result = replace(record.new(path, None, "cpu"), status="refused", reason=reason, seconds={"load": 1.0})
+        monkeypatch.setattr("pgolf.submission.check.score", lambda *args, result=result: result)
+        (finding,) = check(path, dataset, UNSANDBOXED, train=False).findings
+        assert (finding.rule, finding.file, finding.line, finding.what) == (*expected, reason)
 
 
 def test_source_that_is_too_large_or_holds_data(dataset: Path, make_artifact: MakeArtifact) -> None:

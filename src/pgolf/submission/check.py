@@ -5,6 +5,7 @@ a sample of the documents in the sandbox, projects the seconds, and takes a few 
 submission's folder it compares the entry with artifact, records, logs and code.
 """
 
+import re
 import tempfile
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
@@ -146,11 +147,17 @@ def _sample(
 
 
 def _refusal(found: Artifact, record: Record) -> Finding:
-    """Before a predictor is loaded, text has only been encoded and decoded."""
+    """Code that raised, or the rule that was broken. Before a predictor is loaded, text is only encoded and decoded."""
+    reason = str(record.reason)
+    if "your code raised " in reason:
+        place = re.search(r"\(([^()]+), line (\d+)\)$", reason)
+        file, line = (place[1], int(place[2])) if place else (None, None)
+        remedy = "mend the code; `pgolf check --verbose` shows its traceback and what it printed"
+        return Finding("code-raised", ERROR, file, line, reason, remedy)
     if "encode" in record.seconds and "load" not in record.seconds:
         remedy = "the ids have to decode to the exact text: docs/artifact.md, tokenizers"
-        return Finding("tokenizer", ERROR, found.manifest.tokenizer, None, str(record.reason), remedy)
-    return Finding("score", ERROR, None, None, str(record.reason), "see docs/artifact.md")
+        return Finding("tokenizer", ERROR, found.manifest.tokenizer, None, reason, remedy)
+    return Finding("score", ERROR, None, None, reason, "see docs/artifact.md")
 
 
 def as_json(report: Report) -> dict[str, Any]:
