@@ -2,6 +2,7 @@
 
 import json
 import math
+import zipfile
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -65,7 +66,7 @@ def rules_of(folder: Path, data: Path) -> set[str]:
     packed = artifact.read(folder / found.artifact.file, ARTIFACT_BYTES) if found.artifact.file else None
     findings = list(claims.findings(folder, found, packed, open_dataset(data).canonical_text().sha256))
     for finding in findings:
-        assert finding.what and finding.remedy and finding.severity in ("error", "warning")
+        assert 0 < len(finding.what) < 500 and finding.remedy and finding.severity in ("error", "warning")
         assert finding.file is None or (folder / finding.file).exists() or finding.rule == "code-differs"
     return {finding.rule for finding in findings}
 
@@ -135,6 +136,12 @@ def swap_losses(folder: Path) -> None:
     (folder / "records" / "1.losses.npz").write_bytes((folder / "records" / "2.losses.npz").read_bytes())
 
 
+def bomb(folder: Path) -> None:
+    """Losses of 128 MB in some kilobytes."""
+    with zipfile.ZipFile(folder / "records" / "1.losses.npz", "w", zipfile.ZIP_DEFLATED) as file:
+        file.writestr("nats.npy", bytes(1 << 27))
+
+
 def other_text_of_one(folder: Path) -> None:
     change_record(data={"name": "other", "sha256": "ab" * 32})(folder)
 
@@ -168,8 +175,14 @@ CASES: list[tuple[Callable[[Path], None], set[str]]] = [
     (rewrite("records/1.losses.npz", "junk"), {"record-edited"}),
     (change_record(rules=1), {"record-rules"}),
     (change_record(track="main"), {"record-track"}),
-    (change_record(status="refused", reason="\x1b[2J"), {"record-unfinished"}),
+    (change_record(status="refused", reason="\x1b[2J" * 9999), {"record-unfinished"}),
     (change_record(bytes="many"), {"record", "record-artifact"}),
+    (change_record(bpb=10**400), {"record", "record-artifact"}),
+    (change_record(tokens=10**4000), {"record", "record-artifact"}),
+    (change_record(bytes=-1), {"record", "record-artifact"}),
+    (change_record(bpb=math.nan), {"record", "record-artifact"}),
+    (change_record(nats_per_token=math.inf), {"record", "record-artifact"}),
+    (bomb, {"record-edited"}),
     (rewrite("records/1.score.json", "[" * 9999), {"record", "record-artifact"}),
     (same_artifact_twice, {"record-twice"}),
     (drop_own_record, {"record-artifact", "few-seeds"}),

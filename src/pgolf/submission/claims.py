@@ -14,13 +14,15 @@ from pgolf import entry, rules
 from pgolf.artifact import Artifact
 from pgolf.entry import Entry, Packed, Seed
 from pgolf.errors import Refused, UsageError
-from pgolf.files import printable, read_regular
+from pgolf.files import open_regular, printable, read_regular
 from pgolf.score import losses, record
 from pgolf.score.record import Record
 from pgolf.submission.findings import ERROR, WARNING, Finding
 
 ENOUGH_SEEDS = 3
 _ROUNDING = 5e-5  # bpb: a claim may be rounded to four digits
+_LARGEST = 1 << 53  # of a record's figures
+_WORDS = 300  # characters that a finding takes from a record
 _LINE_BYTES = 1 << 16  # of a log's first line
 _FILL = "`pgolf check FOLDER --write` fills it in from the records"
 _AGAIN = "score that artifact again with this pgolf"
@@ -140,7 +142,7 @@ def _one(folder: Path, found: Entry, seed: Seed, result: Record) -> Iterator[Fin
     """A record by itself, and against the entry."""
 
     def finding(rule: str, what: str, remedy: str, severity: str = ERROR) -> Finding:
-        return Finding(rule, severity, seed.record, None, what, remedy)
+        return Finding(rule, severity, seed.record, None, what[:_WORDS], remedy)
 
     if result.status != "ok" or result.bpb is None:
         yield finding("record-unfinished", f"its status is {result.status}: {result.reason}", "mend that, score again")
@@ -228,17 +230,21 @@ def _all(found: Entry, records: list[tuple[Seed, Record]], text: str) -> Iterato
 def _record(path: Path) -> Record | str:
     """The record, or what is wrong with it."""
     try:
-        return record.read(path)
+        result = record.read(path)
     except OSError as error:
         return f"cannot be read ({error.strerror})"
     except ValueError:
         return "is no record of a score by this version"
+    figures = result.bpb, result.nats_per_token, result.tokens, result.bytes
+    if any(figure is not None and not 0 <= figure <= _LARGEST for figure in figures):
+        return "has figures that no score has"
+    return result
 
 
 def _first_line(path: Path) -> dict[str, Any]:
     """What the first line of a training log says; empty when it says nothing."""
     try:
-        with path.open("rb") as file:
+        with open_regular(path) as file:
             values = json.loads(file.readline(_LINE_BYTES))
     except (OSError, ValueError, RecursionError):
         return {}
