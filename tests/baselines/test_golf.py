@@ -414,7 +414,7 @@ def test_warm_up_is_undone_bit_for_bit(golf: Any, dataset: Path, tmp_path: Path)
     run = built(golf, dataset, tmp_path)
     before = {name: t.clone() for name, t in run.model.state_dict().items()}
     random = torch.get_rng_state()
-    loop.warm_up(run, train.Trainer(run))
+    loop.warm_up(run, train.Trainer(run), ())
     assert all(torch.equal(t, before[name]) for name, t in run.model.state_dict().items())
     assert all(p.grad is None for p in run.model.parameters())
     assert torch.equal(torch.get_rng_state(), random)
