@@ -33,7 +33,7 @@ def new(name: str, source: str, track: str, author: str | None = None, out: Path
     out = out or Path("submissions") / f"{today}_{slug(name)}"
     if os.path.lexists(out):
         raise UsageError(f"{out}: exists already; choose another name or --out")
-    author = author or getpass.getuser()
+    author = author or _login_name()
     blank = Entry(entry.FORMAT, name, author, track, today, "", Packed(None, None, None), None)
     try:
         encoded = entry.encode(blank)
@@ -68,6 +68,13 @@ def new(name: str, source: str, track: str, author: str | None = None, out: Path
         shutil.rmtree(temporary, ignore_errors=True)
         raise
     return out
+
+
+def _login_name() -> str:
+    try:
+        return getpass.getuser()
+    except (KeyError, OSError):  # a user without a name, as in some containers
+        raise UsageError("--author is missing, and this user has no login name") from None
 
 
 def slug(name: str) -> str:
