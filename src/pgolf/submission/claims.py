@@ -69,8 +69,12 @@ def _seeds(folder: Path, files: set[str]) -> Iterator[Seed]:
                 raise Refused(f"{name} and {found[seed]} are both of seed {seed}; leave one")
             found[seed] = name
             result = _record(folder / name)
-            if isinstance(result, str) or result.bpb is None or result.status != "ok":
-                raise Refused(f"{name}: is not the record of a finished score; score again, or leave it out")
+            if isinstance(result, str):
+                raise Refused(f"{name}: {result}; score again, or leave it out")
+            if result.bpb is None or result.status != "ok":
+                raise Refused(
+                    f"{name}: is not of a finished score ({result.status[:20]}); score again, or leave it out"
+                )
             log = f"{entry.LOGS}/{match[1]}.jsonl"
             yield Seed(seed, result.bpb, name, log if log in files else None)
 
