@@ -232,6 +232,18 @@ def test_strange_folders_are_refused(folder: Path, make: Callable[[Path], None],
         entry.read(folder)
 
 
+def test_scratch_is_no_part_of_a_submission(folder: Path) -> None:
+    """Nothing is looked for in it, and nothing in it can be named."""
+    (folder / "runs").symlink_to("/")
+    assert entry.read(folder) == WHOLE
+    (folder / "runs").unlink()
+    _many(folder / "runs")
+    assert entry.read(folder) == WHOLE
+    entry.write(folder, replace(WHOLE, artifact=replace(WHOLE.artifact, file="runs/1")))
+    with pytest.raises(Refused, match=r"artifact\.file"):
+        entry.read(folder)
+
+
 def test_huge_files_are_refused_before_they_are_read(folder: Path) -> None:
     for name in (entry.FILE, "artifact.zst"):
         kept = (folder / name).read_bytes()

@@ -23,6 +23,8 @@ FILE = "submission.json"
 FORMAT = "pgolf-entry-1"
 DOCS = "docs/participants.md"
 ARTIFACT, CODE, RECORDS, LOGS = "artifact.zst", "code", "records", "logs"
+SCRATCH = "runs"
+"""A folder that belongs to its author, not to the submission; nobody looks into it."""
 
 _NAME, _BLURB, _PATH, _URL = 100, 500, 200, 500  # characters
 _DEPTH = 1000  # characters of the longest path that is walked, far below what the system can open
@@ -233,8 +235,10 @@ def listing(folder: Path) -> set[str]:
     waiting = [folder]
     while waiting:
         for path in _scan(waiting.pop()):
-            status = path.lstat()
             name = path.relative_to(folder).as_posix()
+            if name == SCRATCH:
+                continue
+            status = path.lstat()
             entries += 1
             if entries > rules.ENTRY_FILES:
                 raise Refused(

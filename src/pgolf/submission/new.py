@@ -20,7 +20,7 @@ from pgolf.files import list_files, read_regular
 BASELINES = "golf", "naive"
 _TEMPLATES = Path(__file__).parent / "templates"
 _PAGES = "README.md", "AGENTS.md"
-_IGNORED = "runs/\n__pycache__/\n"
+_IGNORED = f"{entry.SCRATCH}/\n__pycache__/\n"
 
 
 def new(name: str, source: str, track: str, author: str | None = None, out: Path | None = None) -> Path:
@@ -47,6 +47,7 @@ def new(name: str, source: str, track: str, author: str | None = None, out: Path
         "TRACK": track,
         "SOURCE": f"the baseline {source}" if source in BASELINES else Path(source).name,
         "ARTIFACT_BYTES": f"{limits.artifact_bytes:,}",
+        "PREPARE_SECONDS": f"{limits.prepare_seconds:g} s",
         "TRAIN_SECONDS": f"{limits.train_seconds:g} s on {limits.hardware}" if limits.train_seconds else "no limit",
         "EVAL_SECONDS": f"{limits.eval_seconds:g} s",
         "SOURCE_BYTES": f"{rules.SOURCE_BYTES:,}",
@@ -60,7 +61,7 @@ def new(name: str, source: str, track: str, author: str | None = None, out: Path
         for member, data in files.items():
             (temporary / member).parent.mkdir(parents=True, exist_ok=True)
             (temporary / member).write_bytes(data)
-        for folder in ("runs", entry.RECORDS, entry.LOGS):
+        for folder in (entry.SCRATCH, entry.RECORDS, entry.LOGS):
             (temporary / folder).mkdir()
         temporary.chmod(0o755)
         temporary.rename(out)
