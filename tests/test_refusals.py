@@ -51,6 +51,10 @@ def leftovers() -> set[str]:
 
 PREDICTORS = {
     "nan": (evil("return torch.full((len(ids), VOCAB), float('nan'))"), "NaN or infinity"),
+    "a broken rule": (
+        evil("return torch.zeros(len(ids), VOCAB).long()"),
+        "predict: ValueError: logits are torch.int64",
+    ),
     "infinity": (evil("return torch.zeros(len(ids), VOCAB).log()"), "NaN or infinity"),
     "wrong width": (evil("return torch.zeros(len(ids), VOCAB + 1)"), "logits of shape (3, 3"),
     "too few lanes": (evil("return torch.zeros(len(ids) - 1, VOCAB)"), "logits of shape"),
@@ -58,9 +62,13 @@ PREDICTORS = {
     "integers": (evil("return torch.zeros(len(ids), VOCAB, dtype=torch.int32)"), "logits are torch.int32"),
     "import error": (
         "import no_such_module\n" + UNIFORM,
-        "No module named 'no_such_module' (predict.py, line 1)",
+        "predict: your code raised ModuleNotFoundError: No module named 'no_such_module' (predict.py, line 1)",
     ),
-    "syntax error": ("def load(:\n", "SyntaxError"),
+    "syntax error": ("def load(:\n", "your code raised SyntaxError"),
+    "raises": (
+        evil("raise ValueError('no such lane')"),
+        "predict: your code raised ValueError: no such lane (predict.py",
+    ),
     "no load": ("x = 1\n", "has no attribute 'load'"),
     "exit": ("import sys\nsys.exit(0)\n", "SystemExit"),
     "dies": (evil("import os; os._exit(7)"), "ended before it answered (exit status 7)"),
@@ -214,6 +222,25 @@ def test_exit_codes_and_single_sentences(make_artifact: MakeArtifact, dataset: P
         assert sentence in done.stderr
         assert "Traceback" not in done.stderr and done.stdout == ""
         assert len(done.stderr.strip().splitlines()) == 1
+
+
+HOSTILE = "print('first'); print('\\x1b[2J' + 'x' * 900 + '\\x9b'); raise ValueError('\\x1b]0;title\\x07')"
+
+
+def test_output_from_inside_is_shown_on_request_only(make_artifact: MakeArtifact, dataset: Path) -> None:
+    """Traceback and prints, line by line, escaped and bounded, on stderr; the record has neither."""
+    artifact = make_artifact(evil(HOSTILE))
+    quiet, verbose = command(artifact, "--data", dataset), command(artifact, "--data", dataset, "--verbose")
+    assert quiet.returncode == verbose.returncode == 1
+    assert len(quiet.stderr.splitlines()) == 1
+    lines = verbose.stderr.splitlines()
+    assert lines[-1] == quiet.stderr.strip() and all(line.isprintable() for line in lines)
+    shown = [line.removeprefix("predict | ") for line in lines if line.startswith("predict | ")]
+    assert "first" in shown and "\\x1b[2J" + "x" * 50 in "".join(shown)
+    assert any(line.startswith("Traceback") for line in shown) and "predict.py" in "".join(shown)
+    assert max(map(len, lines)) < 500
+    kept = artifact.with_suffix(".score.json").read_text()
+    assert "Traceback" not in kept and "first" not in kept
 
 
 def test_output_of_a_good_run(make_artifact: MakeArtifact, dataset: Path) -> None:

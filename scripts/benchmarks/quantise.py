@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from pgolf import rules
 from pgolf.artifact import read
 from pgolf.data.dataset import Dataset, open_dataset
-from pgolf.data.shards import count_tokens, first_tokens
+from pgolf.data.shards import Shard, count_tokens, first_tokens
 from pgolf.errors import UsageError
 from pgolf.submission.modules import loaded, unpacked
 
@@ -73,7 +73,7 @@ def bench_quantise(args: argparse.Namespace) -> None:
         print(f"| {bits:g} |", " | ".join(f"{measured[way]:+.4f}" for way in ways), "|", flush=True)
 
 
-def tokens_of(data: Dataset, shards: Sequence[Path], count: int) -> Tensor:
+def tokens_of(data: Dataset, shards: Sequence[Shard], count: int) -> Tensor:
     """The first `count` tokens of the shards."""
     return torch.from_numpy(first_tokens(shards, data.vocab_size, count).astype(np.int64))
 

@@ -473,7 +473,7 @@ def test_experts_speak_about_the_batch_that_is_trained_on(golf: Any, dataset: Pa
     run = built(golf, dataset, tmp_path, "--ngram=3")
     run.ranks.world, run.ranks.rank = 2, 1
     counted, s = golf.train.Counted(run, 50_000), run.settings
-    tokens = np.concatenate([read_shard(path, s.vocab_size) for path in run.data.train_shards])
+    tokens = np.concatenate([shard.read(s.vocab_size) for shard in run.data.train_shards])
     counted.probs = np.stack([tokens, tokens], -1).astype(np.float32)
     feed = batches(run.data.train_shards, s.vocab_size, s.batch_tokens, s.context, rank=1, world=2)
     for step, batch in zip(range(20), feed, strict=False):  # more than once around the text

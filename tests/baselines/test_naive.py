@@ -21,7 +21,7 @@ import torch
 from conftest import ROOT, SHARED, needs_fineweb
 from pgolf import rules
 from pgolf.artifact import read
-from pgolf.data.shards import read_shard, write_shard
+from pgolf.data.shards import Shard, read_shard, write_shard
 from pgolf.errors import EnvironmentBroken, UsageError
 from pgolf.files import beside
 from pgolf.train import loop, settings
@@ -163,9 +163,9 @@ def test_damaged_weights_files_are_refused(naive: Any) -> None:
 
 def test_batches_are_one_stream_for_any_world(tmp_path: Path) -> None:
     sizes, stream = (37, 5, 90), np.arange(132, dtype=np.uint16)
-    shards = [tmp_path / f"train_{i}.bin" for i in range(3)]
+    shards = [Shard(tmp_path / f"train_{i}.bin", size) for i, size in enumerate(sizes)]
     for shard, part in zip(shards, np.split(stream, np.cumsum(sizes)[:-1]), strict=True):
-        write_shard(shard, part)
+        write_shard(shard.path, part)
     endless = np.tile(stream, 8)
     for world in (1, 2, 4):
         feeds = [batches(shards, 132, 64, 8, rank=rank, world=world) for rank in range(world)]

@@ -12,7 +12,7 @@ import sentencepiece as spm
 
 from conftest import DOCUMENTS, SHARED, MakeArtifact, needs_fineweb
 from pgolf.data.dataset import open_dataset, overlap
-from pgolf.data.shards import HEADER_BYTES, count_tokens, first_tokens, read_shard, split_documents, write_shard
+from pgolf.data.shards import HEADER_BYTES, Shard, count_tokens, first_tokens, read_shard, split_documents, write_shard
 from pgolf.errors import EnvironmentBroken, UsageError
 from pgolf.score.score import score
 
@@ -93,6 +93,7 @@ def test_broken_index(copy: Path, content: str) -> None:
 
 FIELDS = [
     ("name",), ("environment",), ("shards",), ("shards", 0), ("shards", 0, "file"), ("shards", 1, "sha256"),
+    ("shards", 1, "tokens"),
     ("tokenizer",), ("tokenizer", "file"), ("tokenizer", "sha256"), ("tokenizer", "vocab_size"), ("tokenizer", "bos"),
     ("tokenizer", "transform"), ("text",), ("text", "file"), ("text", "sha256"), ("text", "bytes"),
     ("text", "documents"),
@@ -226,7 +227,7 @@ def test_contest_folder_counts() -> None:
     """Documents, tokens and bytes of the contest's text; its own byte table counts the same bytes."""
     data = open_dataset(FINEWEB)
     text = data.canonical_text()
-    tokens = read_shard(data.val_shards[0], 1024)
+    tokens = data.val_shards[0].read(1024)
     assert (len(text.documents), len(tokens), text.bytes) == (901, 1_040_060, 2_504_310)
     processor = spm.SentencePieceProcessor(model_file=str(data.tokenizer))
     assert int(table_bytes(processor, tokens[:-1], tokens[1:]).sum()) == text.bytes
@@ -279,12 +280,12 @@ def test_changed_text(dataset: Path, tmp_path: Path) -> None:
 
 
 def test_first_tokens_open_no_shard_behind_them(tmp_path: Path) -> None:
-    shards = [tmp_path / name for name in ("a.bin", "b.bin", "damaged.bin")]
-    for path, start in zip(shards, (0, 3, 6), strict=True):
-        write_shard(path, np.arange(start, start + 3, dtype=np.uint16))
+    shards = [Shard(tmp_path / name, 3) for name in ("a.bin", "b.bin", "damaged.bin")]
+    for shard, start in zip(shards, (0, 3, 6), strict=True):
+        write_shard(shard.path, np.arange(start, start + 3, dtype=np.uint16))
     assert count_tokens(shards) == 9
     assert first_tokens(shards, 10, 99).tolist() == list(range(9))
-    shards[2].write_bytes(b"no shard")
+    shards[2].path.write_bytes(b"no shard")
     for most in range(7):
         assert first_tokens(shards, 10, most).tolist() == list(range(most))
     with pytest.raises(EnvironmentBroken, match="damaged"):

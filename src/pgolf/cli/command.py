@@ -3,11 +3,17 @@
 import argparse
 import json
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from pgolf.errors import EnvironmentBroken, Refused
+from pgolf.files import printable
+from pgolf.sandbox import box
+
+OUTPUT_LINES = 60  # of a sandbox, that --verbose shows
+OUTPUT_COLUMNS = 400
 
 Commands = Callable[..., argparse.ArgumentParser]
 """The `add_parser` of what `add_subparsers` returns."""
@@ -52,6 +58,28 @@ def add_sandbox(parser: argparse.ArgumentParser, practice: str = "") -> None:
     """Where and how the submission runs; `practice` says what the score is without sandbox."""
     add_device(parser)
     parser.add_argument("--no-sandbox", action="store_true", help=f"run code you trust without sandbox{practice}")
+
+
+def add_verbose(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--verbose", action="store_true", help="show the end of what the code printed in the sandbox, and its traceback"
+    )
+
+
+@contextmanager
+def shown_output(verbose: bool) -> Iterator[None]:
+    """With `verbose`, the end of what is printed in each sandbox goes to stderr: escaped, since it is hostile."""
+    previous = box.show_output.set(_print_output) if verbose else None
+    try:
+        yield
+    finally:
+        if previous:
+            box.show_output.reset(previous)
+
+
+def _print_output(role: str, output: str) -> None:
+    for line in output.splitlines()[-OUTPUT_LINES:]:
+        print(f"{role} | {printable(line[:OUTPUT_COLUMNS])}", file=sys.stderr)
 
 
 def print_record(result: Mapping[str, Any], table: str, as_json: bool) -> None:

@@ -54,6 +54,7 @@ def _add_build(commands: Commands) -> None:
     held_out = parser.add_mutually_exclusive_group(required=True)
     held_out.add_argument("--val", nargs="+", metavar="SOURCE", help="sources of the validation text")
     held_out.add_argument("--val-documents", type=int, metavar="N", help="hold out the first N documents instead")
+    _add_development(parser)
     parser.add_argument("--field", default="text", help="where a row or JSON line has its text (default: %(default)s)")
     parser.add_argument("--lines", action="store_true", help="a text file holds a document per line, not just one")
     parser.add_argument("--config", help="configuration of a hub dataset")
@@ -95,7 +96,17 @@ def _add_demo(commands: Commands) -> None:
         metavar="DIR",
         help="the dataset folder (default: %(default)s)",
     )
+    _add_development(parser)
     _add_common(parser)
+
+
+def _add_development(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--dev-documents",
+        type=int,
+        metavar="N",
+        help="hold out the next N documents as development text, for `pgolf try` (default: 1 %%, at most 500)",
+    )
 
 
 def _add_common(parser: argparse.ArgumentParser) -> None:
@@ -125,6 +136,7 @@ def _build(args: argparse.Namespace) -> int:
         name=args.name or args.out.resolve().name,
         sources=sources,
         validation=validation,
+        development=args.dev_documents,
         field=args.field,
         tokenizer=args.tokenizer,
         vocab_size=1024 if args.vocab_size is None else args.vocab_size,
@@ -142,7 +154,7 @@ def _build(args: argparse.Namespace) -> int:
 def _demo(args: argparse.Namespace) -> int:
     start = monotonic()
     there = finished(args.out) is not None
-    index = demo.build_demo(args.out, _workers(args.workers))
+    index = demo.build_demo(args.out, _workers(args.workers), args.dev_documents)
     _report(args, index, there, monotonic() - start)
     return 0
 
@@ -159,7 +171,8 @@ def _report(args: argparse.Namespace, index: dict[str, Any], there: bool, second
         "data": str(args.out),
         "built": not there,
         "train": train,
-        "validation": {key: value for key, value in text.items() if key not in ("file", "sha256")},
+        "validation": _counts(text),
+        "development": _counts(index["development"]) if "development" in index else None,
         "vocab_size": index["tokenizer"]["vocab_size"],
         "bytes_per_token": round(text["bytes"] / text["tokens"], 4),
         "overlap": index["overlap"],
@@ -170,13 +183,20 @@ def _report(args: argparse.Namespace, index: dict[str, Any], there: bool, second
         return
     print(f"{printable(args.out)}: {'already built, nothing to do' if there else f'built in {seconds:.1f} s'}")
     print(f"{'':12}{'documents':>12}{'tokens':>16}{'bytes':>16}{'bytes/token':>13}")
-    for name, counts in (("train", train), ("validation", text)):
+    rows = [("train", train), ("validation", text)]
+    if "development" in index:
+        rows.append(("development", index["development"]))
+    for name, counts in rows:
         ratio = counts["bytes"] / counts["tokens"]
         print(f"{name:12}{counts['documents']:12,}{counts['tokens']:16,}{counts['bytes']:16,}{ratio:13.3f}")
     print(
-        f"overlap {index['overlap']} ({train['dropped_overlap']} training documents dropped that are validation "
-        f"documents); {train['dropped_empty'] + text['dropped_empty']} empty documents dropped; "
+        f"overlap {index['overlap']} ({train['dropped_overlap']} training documents dropped that are held "
+        f"out); {train['dropped_empty'] + text['dropped_empty']} empty documents dropped; "
         f"{text['changed_by_tokenizer']} validation documents changed by the tokenizer"
     )
     if skipped := train.get("skipped_bad", 0) + text.get("skipped_bad", 0):
         print(f"{skipped} documents skipped that have no text or are not sound")
+
+
+def _counts(text: dict[str, Any]) -> dict[str, Any]:
+    return {key: value for key, value in text.items() if key not in ("file", "sha256")}

@@ -12,9 +12,11 @@ from pgolf.cli.command import (
     add_data,
     add_device,
     add_sandbox,
+    add_verbose,
     exit_code,
     positive,
     print_record,
+    shown_output,
 )
 from pgolf.data.dataset import default_dataset, open_dataset
 from pgolf.errors import EnvironmentBroken, UsageError
@@ -42,6 +44,7 @@ def add_score(commands: Commands) -> None:
     parser.add_argument("--track", choices=rules.TRACKS, help="score under this track's limits, not its own")
     parser.add_argument("--documents", type=positive, metavar="N", help="only the first N: a practice score")
     add_sandbox(parser, ": a practice score")
+    add_verbose(parser)
     parser.add_argument(
         "--fresh-machine",
         action="store_true",
@@ -64,7 +67,8 @@ def _score(args: argparse.Namespace) -> int:
     check_replaceable(losses.path(out))
     options = Options(args.track, args.device, args.documents, not args.no_sandbox, args.fresh_machine)
     kept: list[Losses] = []
-    result = score(args.artifact, data, options, kept.append)
+    with shown_output(args.verbose):
+        result = score(args.artifact, data, options, kept.append)
     record.write(result, out)
     for found in kept:
         losses.write(found, losses.path(out))

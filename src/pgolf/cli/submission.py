@@ -1,17 +1,18 @@
-"""`pgolf new`, `pgolf pack`, `pgolf check` and `pgolf ablate`: commands for participants."""
+"""`pgolf new`, `pack`, `check`, `ablate` and `try`: commands for participants."""
 
 import argparse
 import json
 import sys
 from pathlib import Path
+from typing import Any
 
 from pgolf import artifact, plots, rules
-from pgolf.cli.command import Commands, add_command, add_data, add_sandbox
+from pgolf.cli.command import Commands, add_command, add_data, add_sandbox, add_verbose, positive, shown_output
 from pgolf.data.dataset import default_dataset
 from pgolf.errors import Refused, UsageError
 from pgolf.files import printable
 from pgolf.score.score import Options
-from pgolf.submission import ablate, check, claims, new
+from pgolf.submission import ablate, attempt, check, claims, new
 
 
 def add_new(commands: Commands) -> None:
@@ -133,6 +134,7 @@ def add_check(commands: Commands) -> None:
         help="of a submission: first fill in submission.json from artifact.zst, records/ and logs/",
     )
     add_sandbox(parser)
+    add_verbose(parser)
     parser.add_argument("--json", action="store_true", help="print the findings as JSON")
 
 
@@ -142,6 +144,62 @@ def _check(args: argparse.Namespace) -> int:
             raise UsageError(f"{args.submission}: is no submission's folder, so --write has nothing to fill in")
         claims.fill(args.submission)
     options = Options(args.track, args.device, isolated=not args.no_sandbox)
-    report = check.check(args.submission, args.data or default_dataset(), options, train=not args.no_train)
+    with shown_output(args.verbose):
+        report = check.check(args.submission, args.data or default_dataset(), options, train=not args.no_train)
     print(json.dumps(check.as_json(report), indent=2) if args.json else check.table(report))
     return 0 if report.passes else Refused.exit_code
+
+
+def add_try(commands: Commands) -> None:
+    parser = add_command(
+        commands,
+        "try",
+        "score other predictor code on trained weights, in seconds",
+        "Score an artifact with other code, or other fields of its manifest, on documents spread over the development "
+        "text, and compare it with the artifact as it is on the same documents. Nothing is trained, and the artifact "
+        f"stays as it is. Its own log-losses are kept in {attempt.KEPT}.",
+        "pgolf try runs/naive.zst --code baselines/naive --set lanes=64 --data data/demo\n\n"
+        "exit codes: 0 scored, 1 refused or the code raised, 2 wrong usage, 3 this machine or the data is broken",
+        _try,
+    )
+    parser.add_argument("artifact", type=Path, help="one .zst file")
+    parser.add_argument("--code", type=Path, metavar="FOLDER", help="its .py files replace those of the artifact")
+    parser.add_argument(
+        "--set",
+        type=_field,
+        action="append",
+        default=[],
+        metavar="KEY=VALUE",
+        help="another value for a field of submission.json, as JSON or as a bare word; null removes it",
+    )
+    add_data(parser)
+    parser.add_argument(
+        "--documents", type=positive, default=attempt.DOCUMENTS, metavar="N", help="how many (default: %(default)s)"
+    )
+    add_sandbox(parser)
+    add_verbose(parser)
+    parser.add_argument("--json", action="store_true", help="print the figures as JSON")
+
+
+def _field(text: str) -> tuple[str, Any]:
+    key, equals, value = text.partition("=")
+    if not key or not equals:
+        raise argparse.ArgumentTypeError(f"{text!r} is not KEY=VALUE, such as lanes=64")
+    try:
+        return key, json.loads(value)
+    except (ValueError, RecursionError):
+        return key, value
+
+
+def _try(args: argparse.Namespace) -> int:
+    """Score, print the comparison."""
+    options = Options(device=args.device, documents=args.documents, isolated=not args.no_sandbox)
+    data = args.data or default_dataset()
+    with shown_output(args.verbose):
+        result = attempt.attempt(args.artifact, args.code, dict(args.set), data, options, _note)
+    print(json.dumps(attempt.as_json(result), indent=2) if args.json else attempt.table(result))
+    return 0
+
+
+def _note(sentence: str) -> None:
+    print(f"pgolf: {sentence}", file=sys.stderr)

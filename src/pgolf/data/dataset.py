@@ -4,13 +4,17 @@ Two layouts are read. pgolf's own has a `dataset.json` beside `train_*.bin`, `va
 `val_documents.jsonl` and `tokenizer.model`. The contest's published export has `fineweb_train_*.bin` and
 `fineweb_val_*.bin`, with the `.model` in the same folder or in a `tokenizers` folder beside or above it; its
 canonical text is the decoded validation shards.
+
+Beside the validation text stands the development text, on which ideas are compared: no training text, and never the
+text that is scored in the end. pgolf's own layout has it in `dev.jsonl`; in the contest's it is the end of the last
+training shard, which `Dataset.train_shards` therefore leaves out.
 """
 
 import hashlib
 import json
 import re
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -18,7 +22,7 @@ from typing import Any
 import numpy as np
 import sentencepiece as spm
 
-from pgolf.data.shards import read_shard, split_documents
+from pgolf.data.shards import Shard, read_shard, split_documents, token_count
 from pgolf.data.transforms import TRANSFORMS
 from pgolf.errors import EnvironmentBroken, UsageError
 from pgolf.files import open_regular, read_regular
@@ -33,7 +37,11 @@ TEXT_DOCUMENTS = 1 << 24
 INDEX_BYTES = 1 << 26
 TOKENIZER_BYTES = 1 << 28
 
+DEVELOPMENT_SHARE = 50  # of the last training shard of a contest folder, one token in so many is held out ...
+DEVELOPMENT_TOKENS = 250_000  # ... and at most this many: some 600 kB of text
+
 _SAMPLE = 1024  # documents that are encoded again to see that shards and tokenizer belong together
+_SHARD_TOKENS = (1 << 31) - 1  # the header's count is an int32
 _ESCAPED = 6  # bytes of JSON for a byte of text, at most
 
 
@@ -53,6 +61,11 @@ class CanonicalText:
         """Digest of the documents with their boundaries (see `text_digest`)."""
         return text_digest(self.documents)
 
+    def spread(self, count: int) -> "CanonicalText":
+        """At most `count` of the documents, at equal distances over the text."""
+        every, count = len(self.documents), min(count, len(self.documents))
+        return CanonicalText(tuple(self.documents[number * every // count] for number in range(count)))
+
 
 @dataclass(frozen=True)
 class Dataset:
@@ -63,8 +76,9 @@ class Dataset:
     tokenizer: Path
     vocab_size: int
     bos: int
-    train_shards: tuple[Path, ...]
-    val_shards: tuple[Path, ...]
+    train_shards: tuple[Shard, ...]
+    """All that may be trained on: the development text is not in it."""
+    val_shards: tuple[Shard, ...]
     transform: str | None
     """Name of the transform in `pgolf.data.transforms` that text goes through before the tokenizer."""
     from_environment: bool
@@ -82,7 +96,20 @@ class Dataset:
 
     @cached_property
     def _text(self) -> CanonicalText:
-        return _decoded_text(self) if self.index is None else _stored_text(self, self.index)
+        return _decoded_text(self) if self.index is None else _stored_text(self, self.index["text"])
+
+    def development_text(self) -> CanonicalText:
+        """The text to compare ideas on, held out of the training text and disjoint from the validation text.
+
+        Raises UsageError when the folder has none, EnvironmentBroken as `canonical_text` does.
+        """
+        if self.index is None:
+            return _end_of_training(self)
+        if "development" not in self.index:
+            raise UsageError(
+                f"{self.root}: has no development text; build it again with a newer pgolf, or with --dev-documents N"
+            )
+        return _stored_text(self, self.index["development"])
 
 
 def text_digest(documents: Iterable[bytes]) -> str:
@@ -146,7 +173,7 @@ def _is_dataset(root: Path) -> bool:
 def _open_own(root: Path) -> Dataset:
     path = root / INDEX
     index = read_index(path)
-    shards = [_inside(root, shard["file"]) for shard in index["shards"]]
+    shards = [Shard(_inside(root, shard["file"]), shard["tokens"]) for shard in index["shards"]]
     tokenizer = index["tokenizer"]
     dataset = Dataset(
         name=index["name"],
@@ -154,8 +181,8 @@ def _open_own(root: Path) -> Dataset:
         tokenizer=_inside(root, tokenizer["file"]),
         vocab_size=tokenizer["vocab_size"],
         bos=tokenizer["bos"],
-        train_shards=tuple(p for p in shards if p.name.startswith("train_")),
-        val_shards=tuple(p for p in shards if p.name.startswith("val_")),
+        train_shards=tuple(s for s in shards if s.path.name.startswith("train_")),
+        val_shards=tuple(s for s in shards if s.path.name.startswith("val_")),
         transform=tokenizer.get("transform"),
         from_environment=index.get("environment", False),
         index=index,
@@ -192,16 +219,19 @@ def read_index(path: Path) -> dict[str, Any]:
         raise EnvironmentBroken(f"{path}: format {index.get('format')!r:.40} is not {FORMAT}; build the dataset again")
     require(isinstance(index.get("name"), str), "name")
     require(isinstance(index.get("environment", False), bool), "environment")
-    for key in ("tokenizer", "text"):
+    texts = [key for key in ("text", "development") if key == "text" or key in index]  # older folders have only one
+    for key in ("tokenizer", *texts):
         require(isinstance(index.get(key), dict), key)
         require(_is_file_entry(index[key]), f"{key}.file or {key}.sha256")
-    tokenizer, text, shards = index["tokenizer"], index["text"], index.get("shards")
+    tokenizer, shards = index["tokenizer"], index.get("shards")
     require(_is_count(tokenizer.get("vocab_size"), 1, VOCAB_SIZE), "tokenizer.vocab_size")
     require(_is_count(tokenizer.get("bos"), 0, tokenizer["vocab_size"] - 1), "tokenizer.bos")
     require(tokenizer.get("transform") in (None, *TRANSFORMS), "tokenizer.transform")
-    require(_is_count(text.get("bytes"), 0, TEXT_BYTES), "text.bytes")
-    require(_is_count(text.get("documents"), 0, TEXT_DOCUMENTS), "text.documents")
+    for key in texts:
+        require(_is_count(index[key].get("bytes"), 0, TEXT_BYTES), f"{key}.bytes")
+        require(_is_count(index[key].get("documents"), 0, TEXT_DOCUMENTS), f"{key}.documents")
     require(isinstance(shards, list) and all(_is_file_entry(shard) for shard in shards), "shards")
+    require(all(_is_count(shard.get("tokens"), 1, _SHARD_TOKENS) for shard in shards), "shards: tokens")
     return dict(index)
 
 
@@ -238,12 +268,24 @@ def _open_contest(root: Path) -> Dataset:
         tokenizer=tokenizer,
         vocab_size=processor.vocab_size(),
         bos=processor.bos_id(),
-        train_shards=tuple(sorted(root.glob("fineweb_train_*.bin"))),
-        val_shards=tuple(sorted(root.glob("fineweb_val_*.bin"))),
+        train_shards=_without_development(_shards(root, "fineweb_train_*.bin")),
+        val_shards=_shards(root, "fineweb_val_*.bin"),
         transform=None,
         from_environment=False,
         index=None,
     )
+
+
+def _shards(root: Path, names: str) -> tuple[Shard, ...]:
+    return tuple(Shard(path, token_count(path)) for path in sorted(root.glob(names)))
+
+
+def _without_development(shards: tuple[Shard, ...]) -> tuple[Shard, ...]:
+    """Training shards less the end of the last one. Counted by size: to open a dataset reads no training token."""
+    if not shards:
+        return ()
+    *before, last = shards
+    return *before, replace(last, tokens=last.tokens - min(last.tokens // DEVELOPMENT_SHARE, DEVELOPMENT_TOKENS))
 
 
 def _contest_tokenizer(root: Path) -> Path:
@@ -261,8 +303,8 @@ def _contest_tokenizer(root: Path) -> Path:
     raise EnvironmentBroken(f"{root}: no tokenizer; put {name} into the folder or into ../tokenizers")
 
 
-def _stored_text(dataset: Dataset, index: dict[str, Any]) -> CanonicalText:
-    expected = index["text"]
+def _stored_text(dataset: Dataset, expected: dict[str, Any]) -> CanonicalText:
+    """The text whose entry in the index is `expected`."""
     path = _inside(dataset.root, expected["file"])
     documents: list[bytes] = []
     left = expected["bytes"]
@@ -278,12 +320,12 @@ def _stored_text(dataset: Dataset, index: dict[str, Any]) -> CanonicalText:
                     )
     except OSError as error:
         raise EnvironmentBroken(
-            f"{path}: the canonical text cannot be read ({error.strerror}); build the dataset again"
+            f"{path}: the text cannot be read ({error.strerror}); build the dataset again"
         ) from None
     text = CanonicalText(tuple(documents))
     if text.sha256 != expected["sha256"]:
         raise EnvironmentBroken(
-            f"{path}: the canonical text's digest is {text.sha256[:16]}..., {INDEX} says "
+            f"{path}: the text's digest is {text.sha256[:16]}..., {INDEX} says "
             f"{expected['sha256'][:16]}...; the text was changed, so no score would mean anything"
         )
     return text
@@ -303,7 +345,7 @@ def _decoded_text(dataset: Dataset) -> CanonicalText:
     A wrong tokenizer decodes to nonsense without any error; encoding that again gives other tokens.
     """
     processor = load_tokenizer(dataset.tokenizer)
-    shards = [(path, read_shard(path, dataset.vocab_size)) for path in dataset.val_shards]
+    shards = [(shard.path, shard.read(dataset.vocab_size)) for shard in dataset.val_shards]
     piece_bytes = np.array([len(processor.id_to_piece(i).encode()) for i in range(dataset.vocab_size)])
     if sum(int(np.bincount(shard, minlength=len(piece_bytes)) @ piece_bytes) for _, shard in shards) > TEXT_BYTES:
         raise EnvironmentBroken(f"{dataset.root}: the validation shards hold over {TEXT_BYTES:,} bytes of text")
@@ -314,17 +356,41 @@ def _decoded_text(dataset: Dataset) -> CanonicalText:
         text = processor.decode(ids.tolist())
         if number % step == 0 and not np.array_equal(processor.encode(text), ids):
             raise EnvironmentBroken(
-                f"{dataset.tokenizer}: is not the tokenizer that made {dataset.val_shards[0].name}: document "
+                f"{dataset.tokenizer}: is not the tokenizer that made {dataset.val_shards[0].path.name}: document "
                 f"{number} decodes to text that encodes to other tokens; put the right .model there"
             )
         documents.append(text.encode())
     return CanonicalText(tuple(documents))
 
 
-def document_digests(shards: Iterable[Path], vocab_size: int, bos: int) -> Iterator[bytes]:
+def _end_of_training(dataset: Dataset) -> CanonicalText:
+    """The documents that begin after the training tokens of a contest folder, but for those that are validated too.
+
+    The last one is left out, since it may go on in a shard that is not here.
+    """
+    if not dataset.train_shards:
+        raise UsageError(f"{dataset.root}: holds no training shard, at whose end the development text would be")
+    last = dataset.train_shards[-1]
+    tail = read_shard(last.path, dataset.vocab_size)[last.tokens :]
+    validation = set(document_digests(dataset.val_shards, dataset.vocab_size, dataset.bos))
+    processor = load_tokenizer(dataset.tokenizer)
+    texts: list[bytes] = []
+    for ids in np.split(tail, np.flatnonzero(tail == dataset.bos))[1:-1]:
+        text = processor.decode(ids[1:].tolist())
+        if document_digest(ids[1:]) not in validation and np.array_equal(processor.encode(text), ids[1:]):
+            texts.append(text.encode())
+    if not texts:
+        raise UsageError(
+            f"{last.path}: is too small to hold out a development text (the last {len(tail):,} tokens have no whole "
+            "document); fetch a larger shard"
+        )
+    return CanonicalText(tuple(texts))
+
+
+def document_digests(shards: Iterable[Shard], vocab_size: int, bos: int) -> Iterator[bytes]:
     """Digest (16 bytes) of each document's tokens. Raises EnvironmentBroken for an unsound shard."""
-    for path in shards:
-        yield from map(document_digest, split_documents(path, read_shard(path, vocab_size), bos))
+    for shard in shards:
+        yield from map(document_digest, split_documents(shard.path, shard.read(vocab_size), bos))
 
 
 def document_digest(ids: Any) -> bytes:
@@ -349,13 +415,14 @@ def training_files(dataset: Dataset) -> tuple[dict[str, bytes], dict[str, Path]]
         tokenizer = read_regular(dataset.tokenizer, TOKENIZER_BYTES)
     except OSError as error:
         raise EnvironmentBroken(f"{dataset.tokenizer}: cannot be read ({error.strerror})") from None
-    shards = {f"train_{number:06d}.bin": path for number, path in enumerate(dataset.train_shards)}
+    shards = {f"train_{number:06d}.bin": shard for number, shard in enumerate(dataset.train_shards)}
     entry = {"file": "tokenizer.model", "sha256": hashlib.sha256(tokenizer).hexdigest(), "transform": dataset.transform}
     index = {
         "format": FORMAT,
         "name": dataset.name,
         "tokenizer": {**entry, "vocab_size": dataset.vocab_size, "bos": dataset.bos},
         "text": {"file": "withheld", "sha256": "", "bytes": 0, "documents": 0},
-        "shards": [{"file": f"shards/{name}", "sha256": ""} for name in shards],
+        "shards": [{"file": f"shards/{name}", "sha256": "", "tokens": shard.tokens} for name, shard in shards.items()],
     }
-    return {INDEX: json.dumps(index).encode(), "tokenizer.model": tokenizer}, shards
+    files = {INDEX: json.dumps(index).encode(), "tokenizer.model": tokenizer}
+    return files, {name: shard.path for name, shard in shards.items()}

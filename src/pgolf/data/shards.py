@@ -6,6 +6,7 @@ little-endian uint16. Documents follow each other; each begins with the tokenize
 
 import os
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -21,6 +22,24 @@ HEADER_BYTES = 256 * 4
 Tokens = npt.NDArray[np.uint16]
 
 _SCAN_TOKENS = 1 << 22
+
+
+@dataclass(frozen=True)
+class Shard:
+    """A shard of a dataset, as far as it may be used: of the last training shard of a contest folder not all may be."""
+
+    path: Path
+    tokens: int
+    """How many tokens count; those behind them are the development text's."""
+
+    def read(self, vocab_size: int) -> Tokens:
+        """The tokens (N,), memory-mapped. Raises EnvironmentBroken as `read_shard` does, and when there are too few."""
+        found = read_shard(self.path, vocab_size)
+        if len(found) < self.tokens:
+            raise EnvironmentBroken(
+                f"{self.path}: offset 8: holds {len(found)} tokens where the dataset has {self.tokens}; build it again"
+            )
+        return found[: self.tokens]
 
 
 def header_bytes(count: int) -> bytes:
@@ -86,26 +105,28 @@ def _count(path: Path, head: bytes, size: int) -> int:
     return count
 
 
-def first_tokens(shards: Sequence[Path], vocab_size: int, most: int) -> Tokens:
+def first_tokens(shards: Sequence[Shard], vocab_size: int, most: int) -> Tokens:
     """The first tokens (N,) of shards that follow each other, at most `most`; those behind them are not opened.
 
-    Raises EnvironmentBroken as `read_shard` does.
+    Raises EnvironmentBroken as `Shard.read` does.
     """
     parts = [np.zeros(0, np.uint16)]
-    for path in shards:
+    for shard in shards:
         if most > 0:
-            parts.append(read_shard(path, vocab_size)[:most])
+            parts.append(shard.read(vocab_size)[:most])
             most -= len(parts[-1])
     return np.concatenate(parts)
 
 
-def count_tokens(shards: Sequence[Path]) -> int:
-    """Tokens of all shards together, by the sizes of their files: none is opened.
+def count_tokens(shards: Sequence[Shard]) -> int:
+    """Tokens of all shards together; none is opened."""
+    return sum(shard.tokens for shard in shards)
 
-    Raises EnvironmentBroken when one is missing.
-    """
+
+def token_count(path: Path) -> int:
+    """Tokens of a shard by the size of its file, which is not opened. Raises EnvironmentBroken when it is missing."""
     try:
-        return sum((path.stat().st_size - HEADER_BYTES) // 2 for path in shards)
+        return max(0, path.stat().st_size - HEADER_BYTES) // 2
     except OSError as error:
         raise EnvironmentBroken(f"{error.filename}: cannot be read ({error.strerror})") from None
 

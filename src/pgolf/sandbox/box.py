@@ -17,7 +17,8 @@ import sys
 import threading
 import time
 from collections import deque
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from contextvars import ContextVar
 from importlib.util import find_spec
 from pathlib import Path
 from types import TracebackType
@@ -44,6 +45,10 @@ _END_SECONDS = 30.0
 _TAIL_BYTES = 16_384
 _WORDS = 300
 _GONE = "the other side is gone"  # as `wire` says it
+
+
+show_output: ContextVar[Callable[[str, str], object]] = ContextVar("show_output", default=lambda role, output: None)
+"""Gets role and `Worker.output` of each sandbox at its end: hostile, and it may hold text that has been scored."""
 
 
 class Worker:
@@ -118,6 +123,7 @@ class Worker:
     def close(self) -> None:
         """Kill everything in the sandbox, wait until it is gone (for a limited time), and remove its traces."""
         self._stack.close()
+        show_output.get()(self.role, self.output())
 
     def output(self) -> str:
         """The end of what the sandbox printed."""

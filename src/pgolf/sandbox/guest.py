@@ -5,6 +5,7 @@ turns ids into texts, `predict` turns tokens into logits, `train` runs a train.p
 """
 
 import importlib
+import io
 import itertools
 import json
 import os
@@ -31,6 +32,8 @@ def main() -> None:
         resource.setrlimit(getattr(resource, limit), (least, least))
     if config["isolated"]:
         Path("/tmp/null").touch()  # target of /dev/null: a sandbox could leave a mark on the host's
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(line_buffering=True)  # the end of a worker is a kill, and what it buffers is lost
     channel = Channel(socket.socket(fileno=config["socket"]))
     root = Path(config["root"])
     roles = {"encode": _encode, "decode": _decode, "predict": _predict, "probe": _probe, "train": _train}
@@ -49,10 +52,11 @@ def main() -> None:
 
 
 def _describe(error: BaseException, root: Path) -> str:
-    """One line: what was raised, and where in the submission's own code."""
+    """One line: what was raised, and where in the submission's code if it came from there, not from a check here."""
     frames = [f for f in traceback.extract_tb(error.__traceback__) if f.filename.startswith(str(root))]
     where = f" ({Path(frames[-1].filename).relative_to(root)}, line {frames[-1].lineno})" if frames else ""
-    return f"{type(error).__name__}: {error}{where}"
+    whose = "your code raised " if frames or isinstance(error, SyntaxError) else ""
+    return f"{whose}{type(error).__name__}: {error}{where}"
 
 
 def _probe(channel: Channel, root: Path, config: dict[str, Any]) -> None:

@@ -44,10 +44,12 @@ class Options:
     """None: the artifact's own."""
     device: str = "auto"
     documents: int | None = None
-    """Score only the first N documents."""
+    """Score only N documents: the first ones of the validation text, or as many spread over the development text."""
     isolated: bool = True
     fresh_machine: bool = False
     """The operator states that nothing else runs, or ran, on this machine."""
+    development: bool = False
+    """Score the development text instead of the validation text."""
 
 
 def score(
@@ -60,8 +62,8 @@ def score(
 
     A dataset that is open already keeps its text, so that it is not read again.
 
-    Returns the record: status "ok", or "refused" (the submission breaks a rule) or "failed" (this machine or the
-    data is not fit) with the reason. Raises UsageError when there is nothing to score.
+    Returns the record: status "ok", or "refused" (the submission breaks a rule, or its code raised) or "failed" (this
+    machine or the data is not fit) with the reason. Raises UsageError when there is nothing to score.
     """
     if not path.is_file():
         raise UsageError(f"{path}: no such artifact")
@@ -117,13 +119,14 @@ def _stages(
     dataset = data if isinstance(data, Dataset) else open_dataset(data)
     if runtime.isolated:
         check_hidden(dataset.root, manifest.packages)
-    text = dataset.canonical_text()
+    text = dataset.development_text() if options.development else dataset.canonical_text()
     record = replace(record, data=Text(dataset.name, text.sha256))
     if options.documents is not None:
-        text = CanonicalText(text.documents[: options.documents])
+        first = CanonicalText(text.documents[: options.documents])
+        text = text.spread(options.documents) if options.development else first
     yield (record := replace(record, documents=len(text.documents), bytes=text.bytes))
     if not text.bytes:
-        raise EnvironmentBroken(f"{dataset.root}: the validation text is empty")
+        raise EnvironmentBroken(f"{dataset.root}: the text to score is empty")
     yield (record := replace(record, reasons=tuple(reasons(manifest, dataset, text, isolation, options))))
     keep((yield from _evaluate(record, artifact, text, runtime, clock)))
 
@@ -171,6 +174,8 @@ def reasons(
         found.append("not proven: window form, in which a predictor receives tokens before they are scored")
     if tokenization.is_code(manifest):
         found.append("the tokenizer is code of the submission, which has held the text before it is scored")
+    if options.development:
+        found.append("the development text, not the validation text")
     if options.documents is not None:
         found.append("only a sample of the documents")
     if text.bytes < rules.ELIGIBLE_TEXT_BYTES:

@@ -7,17 +7,16 @@ contiguous slice of its sequences. So every world size sees the same batches, an
 import itertools
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from pgolf.data.shards import Tokens, read_shard
+from pgolf.data.shards import Shard, Tokens
 
 
 def batches(
-    shards: Sequence[Path],
+    shards: Sequence[Shard],
     vocab_size: int,
     batch_tokens: int,
     context: int,
@@ -44,19 +43,19 @@ def batches(
         yield ready(span[:-1]), ready(span[1:])
 
 
-def _spans(shards: Sequence[Path], vocab_size: int, step: int, start: int, stop: int) -> Iterator[Tokens]:
+def _spans(shards: Sequence[Shard], vocab_size: int, step: int, start: int, stop: int) -> Iterator[Tokens]:
     """Tokens k*step + start to k*step + stop of the endless stream, for k = 0, 1, 2, ...
 
     The shard after next is opened, and with that read and checked, while the one before it is in use.
     """
-    paths = itertools.cycle(shards)
+    cycle = itertools.cycle(shards)
     held: list[Tokens] = []
     with ThreadPoolExecutor(1) as opener:
-        upcoming = opener.submit(read_shard, next(paths), vocab_size)
+        upcoming = opener.submit(next(cycle).read, vocab_size)
         while True:
             while sum(map(len, held)) < stop:
                 held.append(upcoming.result())
-                upcoming = opener.submit(read_shard, next(paths), vocab_size)
+                upcoming = opener.submit(next(cycle).read, vocab_size)
             yield _cut(held, start, stop)
             start, stop = start + step, stop + step
             while held and start >= len(held[0]):

@@ -33,7 +33,7 @@ from pgolf.data.build import sources, tokenize
 from pgolf.data.build.checkpoint import claimed
 from pgolf.data.build.shard_writer import ShardWriter
 from pgolf.data.dataset import Dataset, load_tokenizer, open_dataset, overlap
-from pgolf.data.shards import read_shard, split_documents
+from pgolf.data.shards import count_tokens, read_shard, split_documents
 from pgolf.data.transforms import TRANSFORMS
 from trainers import default_signals
 
@@ -70,10 +70,10 @@ def write_jsonl(path: Path, texts: Sequence[str]) -> Path:
 
 @pytest.fixture
 def run(capsys: pytest.CaptureFixture[str]) -> Run:
-    """Run `pgolf data build`; returns exit code, standard output and standard error."""
+    """Run `pgolf data build`, without a development text by default; returns exit code and both outputs."""
 
     def run(*args: object) -> tuple[int, str, str]:
-        code = main(["data", "build", *map(str, args), "--workers", "2"])
+        code = main(["data", "build", "--dev-documents", "0", *map(str, args), "--workers", "2"])
         captured = capsys.readouterr()
         return code, captured.out, captured.err
 
@@ -93,8 +93,8 @@ def training_texts(dataset: Dataset) -> list[str]:
     processor = load_tokenizer(dataset.tokenizer)
     return [
         processor.decode(ids.tolist())
-        for path in dataset.train_shards
-        for ids in split_documents(path, read_shard(path, dataset.vocab_size), dataset.bos)
+        for shard in dataset.train_shards
+        for ids in split_documents(shard.path, shard.read(dataset.vocab_size), dataset.bos)
     ]
 
 
@@ -108,7 +108,7 @@ def test_a_build_opens_and_holds_every_document(run: Run, corpus: Path, tmp_path
     summary = json.loads(out)
     assert summary["train"]["documents"] == 280
     assert summary["train"]["bytes"] == sum(len(text.encode()) for text in CORPUS[20:])
-    assert summary["train"]["tokens"] == sum(len(read_shard(p, 400)) for p in dataset.train_shards)
+    assert summary["train"]["tokens"] == count_tokens(dataset.train_shards)
     assert summary["validation"]["bytes"] == dataset.canonical_text().bytes
     assert summary["overlap"] == overlap(dataset) == 0
 
@@ -183,7 +183,7 @@ def test_nasty_text_comes_back_byte_for_byte(run: Run, corpus: Path, tmp_path: P
     assert dataset.index is not None
     assert dataset.index["text"]["changed_by_tokenizer"] == 0
     processor = spm.SentencePieceProcessor(model_file=str(dataset.tokenizer))
-    (path,) = dataset.val_shards
+    path = dataset.val_shards[0].path
     ids = split_documents(path, read_shard(path, 400), dataset.bos)
     assert [processor.decode(document.tolist()) for document in ids] == list(NASTY)
 
@@ -234,8 +234,8 @@ def test_shards_are_cut_between_documents(run: Run, corpus: Path, tmp_path: Path
     assert len(many.train_shards) > 4
     assert len(each.train_shards) == 270
     assert training_texts(many) == training_texts(one) == training_texts(each)
-    sizes = [len(read_shard(path, many.vocab_size)) for path in many.train_shards]
-    longest = max(len(read_shard(path, many.vocab_size)) for path in each.train_shards)
+    sizes = [len(shard.read(many.vocab_size)) for shard in many.train_shards]
+    longest = max(shard.tokens for shard in each.train_shards)
     assert all(5000 - longest < size <= 5000 for size in sizes[:-1])
     assert many.canonical_text().sha256 == one.canonical_text().sha256
 
@@ -352,7 +352,7 @@ def test_ctrl_c_ends_in_one_line_and_can_go_on(tmp_path: Path) -> None:
     _, err = process.communicate(timeout=60)
     assert (process.returncode, err) == (130, "pgolf: interrupted\n")
     assert main(args) == 0
-    assert len(training_texts(open_dataset(out))) == 280
+    assert len(training_texts(open_dataset(out))) == 278  # and two of development
 
 
 def test_workers_end_with_a_killed_build(tmp_path: Path) -> None:
@@ -440,7 +440,7 @@ def test_a_normalising_tokenizer_makes_the_text_that_it_gives_back(run: Run, tmp
     assert [d.decode() for d in dataset.canonical_text().documents] == expected
     changed = json.loads(out)["validation"]["changed_by_tokenizer"]
     assert changed == sum(a != b for a, b in zip(texts, expected, strict=True)) > 0
-    (path,) = dataset.val_shards
+    path = dataset.val_shards[0].path
     ids = list(split_documents(path, read_shard(path, 1024), dataset.bos))
     assert all(np.array_equal(processor.encode(text), d) for text, d in zip(expected, ids, strict=True))
 
@@ -693,7 +693,7 @@ def test_a_transform_leaves_the_canonical_text_alone(run: Run, tmp_path: Path, n
         assert [d.decode() for d in text.documents] == CASED[:9]
     transform = TRANSFORMS["case-1"]
     processor = load_tokenizer(cased.tokenizer)
-    (path,) = cased.val_shards
+    path = cased.val_shards[0].path
     ids = list(split_documents(path, read_shard(path, 500), cased.bos))
     assert [processor.decode(i.tolist()) for i in ids] == [transform.apply(d.decode()) for d in text.documents]
     assert [transform.invert(t) for t in training_texts(cased)] == training_texts(plain)
@@ -727,7 +727,7 @@ def test_any_bytes_in_names(run: Run, tmp_path: Path) -> None:
     code, _, _ = run(source, "--val-documents", 5, "--tokenizer", dataset.tokenizer, "--out", tmp_path / "e")
     assert code == 0
     start = [sys.executable, "-m", "pgolf", "data", "build", str(source), "--val-documents", "5"]
-    command = [*start, "--vocab-size", "400", "--out", str(out)]
+    command = [*start, "--dev-documents", "0", "--vocab-size", "400", "--out", str(out)]
     done = subprocess.run(command, capture_output=True, env=os.environ | {"PYTHONIOENCODING": "ascii"})
     assert (done.returncode, done.stderr) == (0, b"")
     assert b"\\udc80: already built" in done.stdout

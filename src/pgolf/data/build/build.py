@@ -1,4 +1,4 @@
-"""Make a dataset folder from any text: tokenizer, validation text, token shards, index, in this order.
+"""Make a dataset folder from any text: tokenizer, validation and development text, token shards, index, in this order.
 
 The work can be killed at any moment and goes on when the same command is run again (see `checkpoint`). Since documents
 are taken in order and shards are cut by token count alone, the files do not depend on interruptions or on the number
@@ -7,7 +7,7 @@ of worker processes.
 
 import json
 from collections import deque
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,9 +18,9 @@ from tqdm import tqdm
 
 from pgolf.data.build import tokenize
 from pgolf.data.build.batch import Batch
-from pgolf.data.build.checkpoint import DOCUMENTS, TOKENIZER, Checkpoint, check_same, claimed, dumped
+from pgolf.data.build.checkpoint import DEVELOPMENT, DOCUMENTS, TOKENIZER, Checkpoint, check_same, claimed, dumped
 from pgolf.data.build.shard_writer import STATE, Json, ShardWriter
-from pgolf.data.build.sources import Source, read
+from pgolf.data.build.sources import FileSource, Source, read
 from pgolf.data.build.tokenize import Encoded, Encoding
 from pgolf.data.dataset import (
     FORMAT,
@@ -35,6 +35,7 @@ from pgolf.data.dataset import (
     read_index,
     text_digest,
 )
+from pgolf.data.shards import Shard
 from pgolf.data.transforms import TRANSFORMS
 from pgolf.errors import UsageError
 from pgolf.files import create, read_regular, write_atomically
@@ -43,6 +44,10 @@ from pgolf.machine import process_pool
 SHARD_TOKENS = 100_000_000
 SAMPLE_CHARACTERS = 16_000_000  # of training text for the tokenizer; twice as much changes it by under 0.1 %
 CHECKPOINT_SECONDS = 2.0
+DEVELOPMENT_SHARE = (
+    100  # one document in so many is held out for the development text, unless a number is asked for ...
+)
+DEVELOPMENT_DOCUMENTS = 500  # ... and at most this many
 
 
 @dataclass(frozen=True)
@@ -53,6 +58,8 @@ class Settings:
     sources: Sequence[Source]
     validation: Sequence[Source] | int
     """Sources of the validation text, or how many of the first documents are held out for it."""
+    development: int | None = None
+    """How many of the documents after these are held out for the development text; None: a hundredth, at most 500."""
     field: str = "text"
     """Where JSON lines and table rows keep their text."""
     tokenizer: Path | None = None
@@ -83,10 +90,13 @@ class Settings:
             validation = _check_between("--val-documents", self.validation, TEXT_DOCUMENTS)
         else:
             validation = [source.identity() for source in self.validation]
+        if self.development:
+            _check_between("--dev-documents", self.development, TEXT_DOCUMENTS)
         return {
             "name": self.name,
             "sources": [source.identity() for source in self.sources],
             "validation": validation,
+            "development": self.development,
             "field": self.field,
             "tokenizer": tokenizer,
             "shard_tokens": self.shard_tokens,
@@ -152,31 +162,48 @@ class Builder:
     pool: ProcessPoolExecutor
     ahead: int
     """Batches that may be in the worker processes at a time."""
+    validated: int = 0
+    """How many of the first documents are held out for the validation text ..."""
     held_out: int = 0
-    """How many of the first documents are held out."""
+    """... and for it or the development text."""
 
     def run(self) -> Json:
         """Make what is not there yet; returns the index."""
-        if isinstance(self.settings.validation, int):
-            self.held_out = self._find_held_out(self.settings.validation)
-        if not (self.out / TOKENIZER).is_file():
-            write_atomically(self.out / TOKENIZER, self._make_tokenizer())
-        if self.state.validation is None:
-            self.state.validation = self.validate()
-            self.state.position = self.held_out
-            self.state.save(self.out)
-        self._train(self.state.validation)
-        return self.finish(self.state.validation)
+        state = self.state
+        if state.validation is None:
+            self._hold_out()
+            if not (self.out / TOKENIZER).is_file():
+                write_atomically(self.out / TOKENIZER, self._make_tokenizer())
+            state.validation = self.validate()
+            state.development = self._develop(state.validation)
+            state.position = self.held_out
+            state.save(self.out)
+        self._train(state.validation)
+        return self.finish(state.validation)
 
     def _texts(self, batch: Batch) -> Iterator[str]:
         """The texts of a batch; an empty one for a bad document that is skipped."""
         for _, text in batch.texts(self.settings.field, self.settings.skip_bad):
             yield text if text and text.strip() else ""
 
-    def _find_held_out(self, wanted: int) -> int:
-        """How many documents of the sources to take so that `wanted` of them are not empty."""
-        position = found = 0
-        for batch in read(self.settings.sources, self.settings.field):
+    def _hold_out(self) -> None:
+        """Find the documents that do not train: at the beginning of the sources, first the validation text's."""
+        settings = self.settings
+        if isinstance(settings.validation, int):
+            self.validated = self._find_held_out(settings.validation, 0)
+        if settings.development is not None:
+            self.held_out = self._find_held_out(settings.development, self.validated)
+            return
+        stop = self.validated + DEVELOPMENT_SHARE * DEVELOPMENT_DOCUMENTS
+        batches = read(settings.sources, settings.field, self.validated, stop)
+        self.held_out = self.validated + sum(len(batch.documents) for batch in batches) // DEVELOPMENT_SHARE
+
+    def _find_held_out(self, wanted: int, start: int) -> int:
+        """Where to stop in the sources so that `wanted` documents from `start` on are not empty."""
+        position, found = start, 0
+        if not wanted:
+            return start
+        for batch in read(self.settings.sources, self.settings.field, start):
             for text in self._texts(batch):
                 position += 1
                 found += bool(text)
@@ -216,38 +243,72 @@ class Builder:
         """Write validation text and shards, each document's round trip proven; returns their entries of the index."""
         settings = self.settings
         if isinstance(settings.validation, int):
-            batches = read(settings.sources, settings.field, 0, self.held_out)
+            batches = read(settings.sources, settings.field, 0, self.validated)
         else:
             batches = read(settings.validation, settings.field)
-        names = ("documents", "bytes", "tokens", "dropped_empty", "skipped_bad", "changed_by_tokenizer")
-        counts = dict.fromkeys(names, 0)
-        path = self.out / DOCUMENTS
-        part = path.with_name(path.name + ".part")
         shards = ShardWriter(self.out, "val", settings.shard_tokens, [], 0)
-        with shards, create(part) as file, _bar("validation") as bar:
+        with shards:
+            text = self._write_text(DOCUMENTS, batches, lambda encoded: shards.add(encoded.tokens, encoded.lengths))
+            shards.close_shard()
+        if not text["documents"]:
+            raise UsageError("the validation sources hold no document")
+        return {"shards": shards.done, "text": text}
+
+    def _develop(self, validation: Json) -> Json | None:
+        """Write the development text without the documents that are validated; returns its entry of the index."""
+        batches = read(self.settings.sources, self.settings.field, self.validated, self.held_out)
+        text = self._write_text(DEVELOPMENT, batches, known=self._digests(validation))
+        if text["documents"]:
+            return text
+        (self.out / DEVELOPMENT).unlink()
+        return None
+
+    def _write_text(
+        self,
+        name: str,
+        batches: Iterable[Batch],
+        add: Callable[[Encoded], object] = lambda encoded: None,
+        known: frozenset[bytes] = frozenset(),
+    ) -> Json:
+        """Write the canonical text of documents that are not `known`; returns its entry. `add` gets their tokens."""
+        counted = ("documents", "bytes", "tokens", "dropped_empty", "skipped_bad", "changed_by_tokenizer")
+        counts = dict.fromkeys(counted, 0)
+        path, part = self.out / name, self.out / f"{name}.part"
+        with create(part) as file, _bar(path.stem) as bar:
             for batch, encoded in self._encoded(batches, canonical=True):
-                file.writelines(json.dumps({"text": t}, ensure_ascii=False).encode() + b"\n" for t in encoded.canonical)
-                shards.add(encoded.tokens, encoded.lengths)
-                _count(counts, encoded)
+                kept = encoded.without(known)
+                file.writelines(json.dumps({"text": t}, ensure_ascii=False).encode() + b"\n" for t in kept.canonical)
+                add(kept)
+                _count(counts, kept)
                 counts["changed_by_tokenizer"] += encoded.changed
                 bar.update(len(batch.documents))
                 if counts["bytes"] > TEXT_BYTES or counts["documents"] > TEXT_DOCUMENTS:
                     limits = f"{TEXT_BYTES:,} bytes or {TEXT_DOCUMENTS:,} documents"
-                    raise UsageError(f"the validation text has over {limits}; hold out less")
-            shards.close_shard()
-        if not counts["documents"]:
-            raise UsageError("the validation sources hold no document")
+                    raise UsageError(f"{name}: the held-out text has over {limits}; hold out less")
         part.replace(path)
         with path.open(encoding="utf-8", newline="\n") as file:
             digest = text_digest(json.loads(line)["text"].encode() for line in file)
-        return {"shards": shards.done, "counts": counts, "sha256": digest}
+        return {"file": name, "sha256": digest, **counts}
+
+    def _digests(self, validation: Json) -> frozenset[bytes]:
+        """Of the validation documents."""
+        processor = load_tokenizer(self.out / TOKENIZER)
+        shards = (Shard(self.out / shard["file"], shard["tokens"]) for shard in validation["shards"])
+        return frozenset(document_digests(shards, processor.vocab_size(), processor.bos_id()))
+
+    def _developed(self) -> frozenset[bytes]:
+        """Digests of the development documents, as `encode` would give them to training documents."""
+        if self.state.development is None:
+            return frozenset()
+        batches = FileSource(self.out / DEVELOPMENT, lines=False).batches("text")
+        return frozenset(
+            d for _, encoded in self._encoded(batches, canonical=False, field="text") for d in encoded.digests
+        )
 
     def _train(self, validation: Json) -> None:
-        """Write the training shards, without the documents that are validation documents too."""
+        """Write the training shards, without the documents that are held out."""
         settings, state = self.settings, self.state
-        processor = load_tokenizer(self.out / TOKENIZER)
-        held_out = (self.out / shard["file"] for shard in validation["shards"])
-        known = frozenset(document_digests(held_out, processor.vocab_size(), processor.bos_id()))
+        known = self._digests(validation) | self._developed()
         sizes = [source.size for source in settings.sources]
         total = None if None in sizes else sum(size or 0 for size in sizes)
         batches = read(settings.sources, settings.field, state.position)
@@ -270,7 +331,7 @@ class Builder:
             shards.close_shard()
         if not state.counts["documents"]:
             raise UsageError(
-                f"no training document is left: {state.counts['dropped_overlap']} are validation documents too, "
+                f"no training document is left: {state.counts['dropped_overlap']} are held out too, "
                 f"{state.counts['dropped_empty']} are empty"
             )
 
@@ -278,9 +339,6 @@ class Builder:
         """Write the index, and remove the checkpoint."""
         model = self.out / TOKENIZER
         processor = load_tokenizer(model)
-        counts = dict(validation["counts"])
-        text = {"file": DOCUMENTS, "sha256": validation["sha256"], "bytes": counts.pop("bytes")}
-        text["documents"] = counts.pop("documents")
         index = {
             "format": FORMAT,
             "name": self.settings.name,
@@ -293,22 +351,26 @@ class Builder:
                 "transform": self.settings.transform,
             },
             "shards": [*self.state.shards, *validation["shards"]],
-            "text": text | counts,
+            "text": validation["text"],
             "train": self.state.counts,
-            "overlap": 0,  # training documents that are validation documents too: each one was dropped
+            "overlap": 0,  # training documents that are held out too: each one was dropped
             "build": self.state.settings,
         }
+        if self.state.development is not None:
+            index["development"] = self.state.development
         if self.settings.from_environment:
             index["environment"] = True
         write_atomically(self.out / INDEX, dumped(index))
         (self.out / STATE).unlink()
         return index
 
-    def _encoded(self, batches: Iterable[Batch], canonical: bool) -> Iterator[tuple[Batch, Encoded]]:
+    def _encoded(
+        self, batches: Iterable[Batch], canonical: bool, field: str | None = None
+    ) -> Iterator[tuple[Batch, Encoded]]:
         """Tokenise in the worker processes, in order, a bounded number of batches ahead."""
         pending: deque[tuple[Batch, Future[Encoded]]] = deque()
         settings = self.settings
-        encoding = Encoding(settings.field, self.out / TOKENIZER, settings.transform, settings.skip_bad)
+        encoding = Encoding(field or settings.field, self.out / TOKENIZER, settings.transform, settings.skip_bad)
         for batch in batches:
             pending.append((batch, self.pool.submit(tokenize.encode, batch, encoding, canonical)))
             if len(pending) > self.ahead:

@@ -20,6 +20,7 @@ from pgolf.files import is_temporary, read_regular, write_atomically
 
 TOKENIZER = "tokenizer.model"
 DOCUMENTS = "val_documents.jsonl"
+DEVELOPMENT = "dev.jsonl"
 
 _COUNTS = ("documents", "tokens", "bytes", "dropped_empty", "dropped_overlap", "skipped_bad")
 
@@ -31,6 +32,8 @@ class Checkpoint:
     settings: Json
     validation: Json | None = None
     """Entries for dataset.json, once validation text and shards are there."""
+    development: Json | None = None
+    """The entry of the development text, there as soon as the validation text is; None: it has no document."""
     position: int = 0
     """Documents of the training sources that are processed, held-out ones included."""
     read_bytes: int = 0
@@ -93,8 +96,12 @@ def _load(out: Path, identity: Json) -> Checkpoint:
     if path.is_file():
         try:
             state = Checkpoint(**json.loads(read_regular(path, INDEX_BYTES)))
-        except (ValueError, TypeError, RecursionError):
-            raise EnvironmentBroken(f"{path}: damaged; delete the folder and build again") from None
+            if state.validation is not None and not state.validation["text"]:
+                raise ValueError
+        except (ValueError, TypeError, KeyError, RecursionError):
+            raise EnvironmentBroken(
+                f"{path}: damaged or of another version of pgolf; delete the folder and build again"
+            ) from None
         check_same(out, state.settings, identity)
         return state
     if others := [p.name for p in out.iterdir() if not is_temporary(p)]:
@@ -114,7 +121,7 @@ def check_same(out: Path, before: Json, now: Json) -> None:
 
 def _remove(out: Path, made: bool) -> None:
     with contextlib.suppress(OSError):  # the mistake is what matters
-        for name in (STATE, TOKENIZER, DOCUMENTS, "train_*.bin", "val_*.bin"):
+        for name in (STATE, TOKENIZER, DOCUMENTS, DEVELOPMENT, "train_*.bin", "val_*.bin"):
             for path in (*out.glob(name), *out.glob(name + ".part")):
                 path.unlink()
         if made:

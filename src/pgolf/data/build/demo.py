@@ -43,8 +43,11 @@ _DOCUMENTED = (ast.Module, ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)
 _Document = tuple[str, str]
 
 
-def build_demo(out: Path, workers: int) -> dict[str, Any]:
-    """Build the demo dataset in `out` and return the contents of its dataset.json."""
+def build_demo(out: Path, workers: int, development: int | None = None) -> dict[str, Any]:
+    """Build the demo dataset in `out` and return the contents of its dataset.json.
+
+    `development`: as in `Settings`. A finished folder is left as it is.
+    """
     index = finished(out)
     if index is not None and index["build"].get("name") == _NAME:
         if not index.get("environment"):  # built before there was this mark
@@ -57,7 +60,7 @@ def build_demo(out: Path, workers: int) -> dict[str, Any]:
         corpus = Path(folder) / "installed-documentation.jsonl"
         lines = (json.dumps({"id": name, "text": text}) + "\n" for name, text in documents)
         corpus.write_text("".join(lines), encoding="utf-8")
-        settings = Settings(_NAME, [FileSource(corpus, lines=False)], held_out, from_environment=True)
+        settings = Settings(_NAME, [FileSource(corpus, lines=False)], held_out, development, from_environment=True)
         return build(settings, out, workers)
 
 

@@ -14,6 +14,7 @@ from array import array
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 from functools import lru_cache
+from itertools import compress
 from pathlib import Path
 from typing import Any
 
@@ -60,10 +61,9 @@ class Encoded:
         keep = np.array([digest not in known for digest in self.digests], dtype=bool)
         if keep.all():
             return self
-        tokens = self.tokens[np.repeat(keep, self.lengths)]
-        return replace(
-            self, tokens=tokens, lengths=self.lengths[keep], sizes=self.sizes[keep], digests=[], canonical=[]
-        )
+        tokens, canonical = self.tokens[np.repeat(keep, self.lengths)], list(compress(self.canonical, keep))
+        kept = replace(self, tokens=tokens, lengths=self.lengths[keep], sizes=self.sizes[keep], canonical=canonical)
+        return replace(kept, digests=list(compress(self.digests, keep)))
 
 
 @dataclass(frozen=True)
