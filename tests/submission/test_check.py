@@ -94,6 +94,18 @@ def test_code_that_raises_is_told_from_a_broken_rule(
         assert (finding.rule, finding.file, finding.line, finding.what) == (*expected, reason)
 
 
+def test_verbose_shows_what_raised(
+    dataset: Path, make_artifact: MakeArtifact, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = make_artifact(UNIFORM.replace("return torch.zeros", "return 1 / 0 + torch.zeros"))
+    args = ["check", str(path), "--data", str(dataset), "--no-sandbox", "--no-train", "--device", "cpu"]
+    assert main([*args, "--verbose", "--json"]) == 1
+    seen = capsys.readouterr()
+    (finding,) = json.loads(seen.out)["findings"]
+    assert (finding["rule"], finding["file"]) == ("code-raised", "predict.py") and finding["line"] == 6
+    assert "ZeroDivisionError" in finding["what"] and "Traceback" in seen.err
+
+
 def test_source_that_is_too_large_or_holds_data(dataset: Path, make_artifact: MakeArtifact) -> None:
     data = base64.b64encode(random.Random(1).randbytes(180_000))
     path = make_artifact(UNIFORM, {"blob.py": b'X = """' + data + b'"""\n'})

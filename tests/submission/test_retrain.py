@@ -60,6 +60,17 @@ def test_a_train_py_runs_and_is_compared(
     assert rules_of(make_artifact(UNIFORM, {"train.py": train}, training=DECLARED), dataset) == expected
 
 
+def test_code_that_raises_is_said_with_its_line(make_artifact: MakeArtifact, dataset: Path) -> None:
+    """A traceback that the code makes up is shown as any of its words: short and escaped."""
+    train = TRAINER.replace("CHANGE", "raise KeyError('\\x1b[2J' + 'x' * 999)").encode()
+    line = train[: train.index(b"raise KeyError")].count(b"\n") + 1
+    path = make_artifact(UNIFORM, {"train.py": train}, training=DECLARED)
+    _, (finding,) = retrain(artifact.read(path, ARTIFACT_BYTES), open_dataset(dataset), "cpu", isolated=False)
+    assert (finding.rule, finding.file, finding.line) == ("training-fails", "train.py", line)
+    assert finding.what.startswith("your code raised KeyError: ") and "--verbose" in finding.remedy
+    assert finding.what.isprintable() and len(finding.what) < 400
+
+
 def test_without_a_declaration(make_artifact: MakeArtifact, dataset: Path) -> None:
     """Nothing is an error: a submission may have nothing to train."""
     good = make_artifact(UNIFORM, {"train.py": TRAINER.replace("CHANGE", "").encode()})

@@ -160,7 +160,7 @@ def _one(folder: Path, found: Entry, seed: Seed, result: Record) -> Iterator[Fin
         yield finding("record-track", f"is of track {result.track}, the entry of track {found.track}", _AGAIN)
     if not result.eligible:
         first, more = result.reasons[:1] or ("no reason given",), len(result.reasons) - 1
-        what = f"does not count: {first[0]}" + (f", and {more} more reasons" if more > 0 else "")
+        what = f"does not count: {first[0]}" + (f", and {more} more" if more > 0 else "")
         yield finding("record-practice", what, "see `pgolf doctor`, and docs/security.md", WARNING)
     if abs(result.bpb - seed.bpb) > _ROUNDING:
         what = f"says {result.bpb:.6f} bpb, the entry {seed.bpb:.6f} for seed {seed.seed}"

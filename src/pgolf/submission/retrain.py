@@ -1,6 +1,8 @@
 """Some training steps of an artifact's own train.py, in the sandbox of a re-run: does it write what the artifact is?"""
 
+import re
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 from pgolf import artifact, rules
@@ -8,13 +10,14 @@ from pgolf.artifact import MANIFEST, Artifact
 from pgolf.data.dataset import Dataset, training_files
 from pgolf.errors import Refused
 from pgolf.files import printable
-from pgolf.sandbox import training
+from pgolf.sandbox import box, training
 from pgolf.sandbox.training import Job, Limits
 from pgolf.submission.findings import ERROR, WARNING, Finding
 
 STEPS = 3
 SECONDS = 120.0  # to prepare, and for the steps: more than they need where others use the machine too
 LATE = 0.8  # of the limit for preparing, where a warning begins
+_WORDS = 300  # characters of what was raised
 _BUDGET = "--steps", "--seconds"
 _DECLARE = "train with this pgolf, whose loop declares it, or write it in train.py (docs/artifact.md)"
 _SAME = "train again with the code that is in the artifact, and pack what it writes"
@@ -50,18 +53,47 @@ def retrain(
         compiler=manifest.compiler,
         device="cuda" if device.startswith("cuda") else "cpu",
     )
+    printed: list[str] = []
     try:
-        trained = training.train(job, limits, isolated=isolated)
+        with _listening(printed):
+            trained = training.train(job, limits, isolated=isolated)
         written = artifact.parse(trained.artifact, limits.artifact_bytes)
     except Refused as error:
         severity = ERROR if declared else WARNING
-        remedy = "run it yourself with --steps 3 from the unpacked artifact"
-        return None, [*findings, Finding("training-fails", severity, "train.py", None, str(error), remedy)]
+        line, raised = _raised("".join(printed))
+        what = f"your code raised {raised}" if raised else str(error)
+        remedy = "`pgolf check --verbose` shows its traceback and what it printed"
+        return None, [*findings, Finding("training-fails", severity, "train.py", line, what, remedy)]
     if (taken := trained.seconds["prepare"]) > LATE * track.prepare_seconds:
         what = f"takes {taken:.0f} of {track.prepare_seconds:g} s before it asks for the data, on this machine"
         remedy = "check on a quiet machine; compile and warm up less"
         findings.append(Finding("prepare-slow", WARNING, "train.py", None, what, remedy))
     return dict(trained.seconds), [*findings, *differences(found, written)]
+
+
+@contextmanager
+def _listening(printed: list[str]) -> Iterator[None]:
+    """Keep what the sandbox prints, besides what is done with it already."""
+    before = box.show_output.get()
+
+    def keep(role: str, output: str) -> None:
+        printed.append(output)
+        before(role, output)
+
+    previous = box.show_output.set(keep)
+    try:
+        yield
+    finally:
+        box.show_output.reset(previous)
+
+
+def _raised(output: str) -> tuple[int | None, str | None]:
+    """Line of train.py and message of the first traceback that it printed, if any."""
+    found = re.search(r"^Traceback .*\n((?:[ \t].*\n)+)(\w[\w.]*(?::.*)?)$", output, re.MULTILINE)
+    if found is None or "guest.py" in found[1]:
+        return None, None
+    lines = re.findall(r'train\.py", line (\d{1,6})', found[1])
+    return int(lines[-1]) if lines else None, printable(found[2])[:_WORDS]
 
 
 def with_steps(arguments: Sequence[str], steps: int) -> tuple[str, ...]:
