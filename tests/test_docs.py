@@ -134,6 +134,15 @@ def test_every_reason_is_documented(dataset: Path) -> None:
         assert reason.replace(f"{text.bytes:,}", "N") in table
 
 
+def test_every_finding_of_a_check_is_documented() -> None:
+    """docs/participants.md has a row for each rule id in the code of `pgolf check`, and for no other."""
+    code = "".join(path.read_text() for path in (ROOT / "src" / "pgolf" / "submission").glob("*.py"))
+    used = set(re.findall(r'\b[fF]inding\(\s*"([\w-]+)"', code))
+    table = (DOCS / "participants.md").read_text().partition("## Findings")[2]
+    rows = re.findall(r"^\| (`[^|]*) \|", table, re.MULTILINE)
+    assert used and set(re.findall(r"`([\w-]+)`", " ".join(rows))) == used
+
+
 def test_rules_are_documented() -> None:
     """The tables of docs/rules.md have every number of rules.py, its version, and the pinned versions of packages."""
     cells = dict(re.findall(r"^\| `(\w+)` \| (\S+)", RULES, re.MULTILINE))

@@ -39,6 +39,9 @@ def test_wheel_scores_and_trains_elsewhere(dataset: Path, tmp_path: Path) -> Non
     assert "artifact" in run(python, "-m", "pgolf.score", "--help")
     assert str(site) in run(python, "-c", "import pgolf; print(pgolf.__file__)")
     shutil.copytree(ROOT / "baselines", tmp_path / "mine")
+    run(python.parent / "pgolf", "new", "x", "--from", "mine/golf", "--author", "me", "--out", "entry")
+    assert "pgolf check" in (tmp_path / "entry" / "AGENTS.md").read_text()
+    assert (tmp_path / "entry" / "code" / "cache.py").read_bytes() == (ROOT / "baselines/naive/cache.py").read_bytes()
     torchrun = (python, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2")
     run(*torchrun, "mine/naive/train.py", "--track=laptop", "--steps=1", "--data", dataset, "--out", "a.zst")
     assert read(tmp_path / "a.zst", ARTIFACT_BYTES).manifest.track == "laptop"

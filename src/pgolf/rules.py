@@ -49,6 +49,11 @@ CONTEXT = 1 << 14
 LOGITS = 1 << 26  # vocab_size times lanes, or times context: what is in memory at once
 TOKENS_PER_BYTE = 4  # a tokenizer may not flood the scorer; plain bytes need 1
 
+# A submission's folder.
+ENTRY_FILES = 500  # folders count
+ENTRY_BYTES = 200_000_000
+ENTRY_SEEDS = 100
+
 # What a worker may use while it is scored.
 WORKER_MEMORY_BYTES = 16 * 1024**3
 WORKER_PROCESSES = 512  # threads count
@@ -57,6 +62,8 @@ WORKER_OUTPUT_BYTES = 1024 * 1024  # stdout and stderr together
 
 # What train.py may be, and use where an organizer runs it again.
 SOURCE_BYTES = 200_000  # its code: more would carry weights or text
+NOISE_WINDOW_BYTES = 2048  # of code, compressed alone
+NOISE_RATE = 0.65  # of its size after that, at most: noise in base64 has 0.77, real code under 0.6
 TRAIN_MEMORY = 0.75  # of the machine's
 TRAIN_PROCESSES = 8192  # threads count
 TRAIN_DISK_BYTES = 8 * 1024**3

@@ -1,4 +1,4 @@
-"""`pgolf pack`, `pgolf check`, `pgolf ablate` and `pgolf try`: commands for participants."""
+"""`pgolf new`, `pack`, `check`, `ablate` and `try`: commands for participants."""
 
 import argparse
 import json
@@ -9,9 +9,43 @@ from typing import Any
 from pgolf import artifact, plots, rules
 from pgolf.cli.command import Commands, add_command, add_data, add_sandbox, add_verbose, positive, shown_output
 from pgolf.data.dataset import default_dataset
-from pgolf.errors import Refused
+from pgolf.errors import Refused, UsageError
+from pgolf.files import printable
 from pgolf.score.score import Options
-from pgolf.submission import ablate, attempt, check
+from pgolf.submission import ablate, attempt, check, claims, new
+
+
+def add_new(commands: Commands) -> None:
+    parser = add_command(
+        commands,
+        "new",
+        "make the folder of a submission",
+        "Make the folder of a submission: code to begin with, an entry that `pgolf check --write` fills in, a README, "
+        "and AGENTS.md with the loop from training to a checked submission.",
+        'pgolf new "my idea" --from golf',
+        _new,
+    )
+    parser.add_argument("name", metavar="NAME", help="the submission's name, as a leaderboard shows it")
+    parser.add_argument(
+        "--from",
+        dest="source",
+        required=True,
+        metavar="golf|naive|FOLDER|ARTIFACT",
+        help="code to begin with: of a baseline, of a folder or another submission, or of an artifact",
+    )
+    parser.add_argument("--track", choices=rules.TRACKS, default="laptop", help="default: %(default)s")
+    parser.add_argument("--author", help="default: your login name")
+    parser.add_argument("--out", type=Path, metavar="FOLDER", help="default: submissions/<date>_<name>")
+    parser.add_argument("--json", action="store_true", help="print the folder's path as JSON")
+
+
+def _new(args: argparse.Namespace) -> int:
+    folder = new.new(args.name, args.source, args.track, args.author, args.out)
+    if args.json:
+        print(json.dumps({"folder": str(folder)}))
+        return 0
+    print(f"{printable(folder)}: made; what to do in it, step by step: {printable(folder / 'AGENTS.md')}")
+    return 0
 
 
 def add_pack(commands: Commands) -> None:
@@ -82,25 +116,36 @@ def add_check(commands: Commands) -> None:
     parser = add_command(
         commands,
         "check",
-        "see whether a submission will pass, in half a minute",
-        "Check an artifact, or a folder to be packed, before it is sent: format, sizes, imports, a sample's score in "
-        "the sandbox, and the seconds that the whole text would take.",
-        "pgolf check runs/naive.zst --data data/demo\n\n"
+        "see whether a submission will pass, in a minute",
+        "Check a submission before it is sent, or an artifact, or a folder to be packed: the entry against its "
+        "records, format, sizes, imports, a sample's score in the sandbox, the seconds that the whole text would take, "
+        "and a few training steps as a re-run takes them.",
+        "pgolf check runs/naive.zst --data data/demo\n  pgolf check submissions/2026-05-01_mine --data DIR --write\n\n"
         "exit codes: 0 passes, 1 will be refused, 2 wrong usage, 3 this machine or the data is broken",
         _check,
     )
-    parser.add_argument("submission", type=Path, metavar="ARTIFACT|FOLDER")
+    parser.add_argument("submission", type=Path, metavar="FOLDER|ARTIFACT")
     add_data(parser)
     parser.add_argument("--track", choices=rules.TRACKS, help="check against this track's limits, not its own")
+    parser.add_argument("--no-train", action="store_true", help="leave the training steps out")
+    parser.add_argument(
+        "--write",
+        action="store_true",
+        help="of a submission: first fill in submission.json from artifact.zst, records/ and logs/",
+    )
     add_sandbox(parser)
     add_verbose(parser)
     parser.add_argument("--json", action="store_true", help="print the findings as JSON")
 
 
 def _check(args: argparse.Namespace) -> int:
+    if args.write:
+        if not check.is_submission(args.submission):
+            raise UsageError(f"{args.submission}: is no submission's folder, so --write has nothing to fill in")
+        claims.fill(args.submission)
     options = Options(args.track, args.device, isolated=not args.no_sandbox)
     with shown_output(args.verbose):
-        report = check.check(args.submission, args.data or default_dataset(), options)
+        report = check.check(args.submission, args.data or default_dataset(), options, train=not args.no_train)
     print(json.dumps(check.as_json(report), indent=2) if args.json else check.table(report))
     return 0 if report.passes else Refused.exit_code
 

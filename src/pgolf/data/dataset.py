@@ -87,10 +87,15 @@ class Dataset:
     """Contents of dataset.json; None for a folder in the contest's layout."""
 
     def canonical_text(self) -> CanonicalText:
-        """The validation text, the original one where there is a transform. Takes memory of a few times its size.
+        """The validation text, the original one where there is a transform, read once and kept.
 
-        Raises EnvironmentBroken when it is not what the folder promises, or has over `TEXT_BYTES` bytes.
+        Takes memory of a few times its size. Raises EnvironmentBroken when it is not what the folder promises, or has
+        over `TEXT_BYTES` bytes.
         """
+        return self._text
+
+    @cached_property
+    def _text(self) -> CanonicalText:
         return _decoded_text(self) if self.index is None else _stored_text(self, self.index["text"])
 
     def development_text(self) -> CanonicalText:

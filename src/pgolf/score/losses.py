@@ -56,11 +56,15 @@ def write(losses: Losses, path: Path) -> None:
 def read(path: Path) -> Losses:
     """Read what `write` wrote. Raises UsageError for anything else."""
     try:
-        with np.load(io.BytesIO(read_regular(path, _LARGEST)), allow_pickle=False) as file:
+        data = io.BytesIO(read_regular(path, _LARGEST))
+        with zipfile.ZipFile(data) as members:
+            if sum(member.file_size for member in members.infolist()) > _LARGEST:
+                raise ValueError(f"unpacks to more than {_LARGEST:,} bytes")
+        with np.load(data, allow_pickle=False) as file:
             losses = Losses(str(file["artifact"]), str(file["data"]), file["nats"], file["sizes"])
     except FileNotFoundError:
         raise UsageError(f"{path}: no such file; `pgolf score` writes it beside the record") from None
-    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
+    except (OSError, ValueError, KeyError, EOFError, MemoryError, NotImplementedError, zipfile.BadZipFile) as error:
         raise UsageError(f"{path}: not a file of log-losses ({error})") from None
     shapes = losses.nats.shape, losses.sizes.shape
     if shapes != 2 * ((len(losses.nats),),) or losses.nats.dtype != float or losses.sizes.dtype != np.int64:

@@ -53,9 +53,14 @@ class Options:
 
 
 def score(
-    path: Path, data: Path, options: Options = Options(), keep: Callable[[Losses], object] = lambda losses: None
+    path: Path,
+    data: Path | Dataset,
+    options: Options = Options(),
+    keep: Callable[[Losses], object] = lambda losses: None,
 ) -> Record:
     """Score the artifact at `path` on the validation text of `data`; `keep` gets the log-loss of each document.
+
+    A dataset that is open already keeps its text, so that it is not read again.
 
     Returns the record: status "ok", or "refused" (the submission breaks a rule, or its code raised) or "failed" (this
     machine or the data is not fit) with the reason. Raises UsageError when there is nothing to score.
@@ -93,7 +98,7 @@ def score(
 def _stages(
     record: Record,
     path: Path,
-    data: Path,
+    data: Path | Dataset,
     options: Options,
     runtime: Runtime,
     clock: Clock,
@@ -111,7 +116,7 @@ def _stages(
     isolation = probe.isolation() if runtime.isolated else None
     described = isolation.description if isolation else "none"
     yield (record := replace(record, isolation=described, fresh_machine=options.fresh_machine))
-    dataset = open_dataset(data)
+    dataset = data if isinstance(data, Dataset) else open_dataset(data)
     if runtime.isolated:
         check_hidden(dataset.root, manifest.packages)
     text = dataset.development_text() if options.development else dataset.canonical_text()
@@ -121,7 +126,7 @@ def _stages(
         text = text.spread(options.documents) if options.development else first
     yield (record := replace(record, documents=len(text.documents), bytes=text.bytes))
     if not text.bytes:
-        raise EnvironmentBroken(f"{data}: the text to score is empty")
+        raise EnvironmentBroken(f"{dataset.root}: the text to score is empty")
     yield (record := replace(record, reasons=tuple(reasons(manifest, dataset, text, isolation, options))))
     keep((yield from _evaluate(record, artifact, text, runtime, clock)))
 

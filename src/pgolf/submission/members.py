@@ -1,0 +1,102 @@
+"""What can be seen in an artifact's members without running them: imports, sizes, files that do not belong there."""
+
+import ast
+import importlib.util
+import sys
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+
+import zstandard
+
+from pgolf import noise, rules
+from pgolf.artifact import MANIFEST, Artifact, sources
+from pgolf.files import printable
+from pgolf.sandbox import environment
+from pgolf.submission.findings import ERROR, WARNING, Finding
+
+
+def look(found: Artifact) -> Iterator[Finding]:
+    """All findings about members."""
+    yield from _imports(found)
+    yield from _unused(found)
+    yield from _sources(found)
+
+
+def sizes(found: Artifact) -> dict[str, int]:
+    """Members of a kind are compressed together, as they are in the artifact, so the kinds nearly add up."""
+    kinds: dict[str, list[bytes]] = {"code": [], "tokenizer": [], "weights and other": []}
+    for name, content in sorted(found.members.items()):
+        is_code = name.endswith(".py") or name == MANIFEST
+        kind = "tokenizer" if name == found.manifest.tokenizer else "code" if is_code else "weights and other"
+        kinds[kind].append(content)
+    compressor = zstandard.ZstdCompressor(level=19)
+    each = {kind: len(compressor.compress(b"".join(parts))) if parts else 0 for kind, parts in kinds.items()}
+    limit = rules.track(found.manifest.track).artifact_bytes
+    return each | {"total": found.size, "left": limit - found.size}
+
+
+def _imports(found: Artifact) -> Iterator[Finding]:
+    """Modules that the sandbox will not find, or that this machine lacks for training."""
+    listed = environment.listing("predict", found.manifest.packages, found.manifest.compiler)
+    readable = set(listed.files)
+    for root, sandboxed in (("predict.py", True), ("train.py", False)):
+        for member, line, module in _reachable(found.members, root):
+            if module in sys.stdlib_module_names:
+                continue
+            spec = None if module == "__main__" else importlib.util.find_spec(module)
+            if spec is None:
+                remedy = f"install what provides {module}, or remove the import"
+                yield Finding("import-missing", WARNING, member, line, f"imports {module}, which is not here", remedy)
+            elif sandboxed and Path(spec.origin or "").resolve() not in readable:
+                what = f"imports {module}, which none of the declared packages provides"
+                yield Finding(
+                    "import-undeclared", ERROR, member, line, what, f"add its package to {MANIFEST}: packages"
+                )
+
+
+def _reachable(members: Mapping[str, bytes], root: str) -> Iterator[tuple[str, int, str]]:
+    """Member, line and top-level name of each import of foreign modules, from `root` through the artifact's own.
+
+    Imports inside functions and `try` count: they may be alternatives, which is for a person to see.
+    """
+    waiting, seen = [root], {root}
+    while waiting:
+        member = waiting.pop()
+        for line, module in _imported(members[member], member):
+            own = [name for name in (f"{module}.py", f"{module}/__init__.py") if name in members]
+            if not own:
+                yield member, line, module
+            waiting += [name for name in own if name not in seen]
+            seen.update(own)
+
+
+def _imported(source: bytes, member: str) -> Iterator[tuple[int, str]]:
+    try:
+        tree = ast.parse(source, member)
+    except (SyntaxError, ValueError, RecursionError, MemoryError):
+        return  # the sandbox says so, with its own Python's words
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            yield from ((node.lineno, alias.name.partition(".")[0]) for alias in node.names)
+        elif isinstance(node, ast.ImportFrom) and node.module and not node.level:
+            yield node.lineno, node.module.partition(".")[0]
+
+
+def _unused(found: Artifact) -> Iterator[Finding]:
+    """Caches and the like that only cost bytes."""
+    for name, content in sorted(found.members.items()):
+        if name.endswith((".pyc", ".log", ".jsonl", ".png")):
+            what = f"{printable(name)} ({len(content):,} bytes) is hardly needed for scoring"
+            yield Finding("member-useless", WARNING, name, None, what, "leave it out of the artifact")
+
+
+def _sources(found: Artifact) -> Iterator[Finding]:
+    """Of what an organizer gets to train again: its size, and data that may hide in it."""
+    code = sources(found.members)
+    if (total := sum(map(len, code.values()))) > rules.SOURCE_BYTES:
+        largest = max(code, key=lambda name: len(code[name]))
+        what = f"the Python files and {MANIFEST} have {total:,} bytes; the limit is {rules.SOURCE_BYTES:,}"
+        yield Finding("source-bytes", ERROR, largest, None, what, "move data out of the code")
+    for name, rate in noise.noisy(code):
+        what = f"{rules.NOISE_WINDOW_BYTES:,} bytes of it compress to {rate:.0%}, code to under {rules.NOISE_RATE:.0%}"
+        yield Finding("source-noise", WARNING, name, None, what, "move data out of the code: training starts from none")
