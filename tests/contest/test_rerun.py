@@ -67,7 +67,7 @@ def test_a_rerun_trains_on_sources_and_scores(case: Case, data: Path, secret: Pa
     assert len(case.trainer.jobs) == 3 and len(case.scorer.calls) == 6
     for job, run in zip(case.trainer.jobs, record.seeds, strict=True):
         assert set(job.sources) == {"submission.json", "predict.py", "train.py"}
-        assert job.arguments == ("--track", "laptop", "--seed", str(run.seed), "--lr=1")
+        assert job.arguments[2:] == ("--track", "laptop", "--seed", str(run.seed), "--lr=1")
         assert all(name.startswith("train_") for name in job.shards)
         assert run.seconds == {"sandbox": 1.0, "prepare": 2.0, "train": 3.0}
         assert run.declared and (run.declared.steps, run.declared.settings) == (100, {"lr": 1})

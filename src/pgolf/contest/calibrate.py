@@ -5,13 +5,11 @@ import math
 import statistics
 import time
 from collections.abc import Callable
-from dataclasses import replace
 from pathlib import Path
 
 import torch
 
 import pgolf
-from pgolf.artifact import MANIFEST
 from pgolf.contest.rerun_record import Calibration
 from pgolf.data.dataset import Dataset, training_files
 from pgolf.errors import PgolfError
@@ -29,22 +27,17 @@ _CPU_BYTES, _GPU_BYTES = 1 << 27, 1 << 30  # copied
 def calibrate(dataset: Dataset, track: Track, device: str, processes: int, isolated: bool) -> Calibration:
     """Measure one device, and naive's step on `processes` of them. Takes some 20 seconds on a CPU."""
     start = time.monotonic()
-    with lock.hold():
-        found = _measure(dataset, track, device, processes, isolated)
-    return replace(found, seconds=round(time.monotonic() - start, 3))
-
-
-def _measure(dataset: Dataset, track: Track, device: str, processes: int, isolated: bool) -> Calibration:
     size, copied = (_GPU_SIZE, _GPU_BYTES) if device.startswith("cuda") else (_CPU_SIZE, _CPU_BYTES)
-    fp32, bf16 = (matrix_rate(dtype, device, size) for dtype in (torch.float32, torch.bfloat16))
-    bandwidth = copy_rate(device, copied)
+    with lock.hold():  # so that nothing else is measured with it
+        fp32, bf16 = (matrix_rate(dtype, device, size) for dtype in (torch.float32, torch.bfloat16))
+        bandwidth = copy_rate(device, copied)
     naive = naive_step(dataset, track, device, processes, isolated)
     return Calibration(
         round(fp32, 4),
         round(bf16, 4) if bf16 > fp32 else None,
         round(bandwidth, 2),
         None if naive is None else round(naive, 3),
-        0.0,
+        round(time.monotonic() - start, 3),
     )
 
 
@@ -83,9 +76,9 @@ def naive_step(dataset: Dataset, track: Track, device: str, processes: int, isol
     sources = {path.name: path.read_bytes() for path in BASELINE.glob("*.py")}
     if "train.py" not in sources:
         return None
-    arguments = ("--track", track.name, "--seed", "1", f"--steps={_STEPS}", "--log=/dev/stdout", "--log_every=1")
+    options = f"--out=/tmp/a.zst --track={track.name} --steps={_STEPS} --log=/dev/stdout --log_every=1"
     files, shards = training_files(dataset)
-    job = training.Job(sources | {MANIFEST: b"{}"}, files, shards, arguments, ("torch",), False, device, processes)
+    job = training.Job(sources, files, shards, tuple(options.split()), device=device, processes=processes)
     try:
         done = training.train(
             job, training.Limits(track.prepare_seconds, None, track.artifact_bytes), isolated=isolated
