@@ -439,5 +439,5 @@ def test_killed_at_any_moment_every_seed_is_finished_once(kills: int, data: Path
     for number in (1, 2, 3):
         run = record.seeds[number - 1]
         assert [score.data.name for score in run.scores] == ["public", None]
-        for line in ("trained in 3.0 s", f"{run.scores[0].bpb:.6f} bpb on public"):
+        for line in ("trained in 3.0 s", f"{run.scores[0].bpb:.6f} bpb on public in 2.0 s"):
             assert finished.count(f"seed {number} of 3: {line}") <= 1  # 0: killed between the file and the line

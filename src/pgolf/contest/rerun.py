@@ -372,7 +372,8 @@ def _score(case: _Case, folder: Folder, number: int, run: SeedRun, text: _Text, 
         losses.write(each, losses.path(place))
         losses.path(place).chmod(0o600)
     score_record.write(result, place)
-    case.say(f"{where}: {result.status}" if result.bpb is None else f"{where}: {result.bpb:.6f} bpb on {_name(text)}")
+    ended = result.status if result.bpb is None else f"{result.bpb:.6f} bpb"
+    case.say(f"{where}: {ended} on {_name(text)} in {result.seconds['total']:.1f} s")
     return result
 
 

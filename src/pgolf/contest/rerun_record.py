@@ -16,6 +16,7 @@ from pgolf.score.record import Environment, Packed, Submission, Text, typed
 
 FORMAT = "pgolf-rerun-1"
 _MOST_BYTES = 1 << 24
+_SHOWN = 4  # members, in the table
 
 
 @dataclass(frozen=True)
@@ -203,8 +204,11 @@ def _head(record: Rerun) -> list[str]:
     if record.submission:
         name, author = map(printable, (record.submission.name, record.submission.author))
         values = {"submission": f"{name} by {author}, track {record.track}", **values}
-    given = sum(member.bytes for member in record.members if member.source)
-    values["trained on"] = f"{given:,} bytes of source; {sum(m.bytes for m in record.members) - given:,} stay outside"
+    given = [member for member in record.members if member.source]
+    values["trained on"] = f"{sum(member.bytes for member in given):,} bytes of source in {len(given)} files"
+    others = sorted((member for member in record.members if not member.source), key=lambda member: -member.bytes)
+    shown = [f"{printable(m.name)} {m.bytes:,} bytes at {m.entropy:.2f} bits per byte" for m in others[:_SHOWN]]
+    values["kept out"] = ", ".join(shown) + (f" and {len(others) - _SHOWN} more" if others[_SHOWN:] else "")
     if speed := record.calibration:
         bf16 = "" if speed.bf16_tflops is None else f", bf16 {speed.bf16_tflops:.2f}"
         naive = "" if speed.naive_ms is None else f", naive {speed.naive_ms:.1f} ms per step"
