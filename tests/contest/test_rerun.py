@@ -203,8 +203,10 @@ def test_what_train_py_writes_is_read_as_hostile(case: Case, monkeypatch: pytest
     assert record.status == "refused" and record.reason and "wrote is no artifact" in record.reason
 
 
-def test_steps_and_weights_may_differ(case: Case, data: Path) -> None:
-    a, b = (parse(packed(submission(data, steps, weights)), 1_000_000) for steps, weights in ((1, b"a"), (2, b"b")))
+def test_steps_weights_and_version_of_pgolf_may_differ(data: Path) -> None:
+    a, b = (
+        parse(packed(submission(data, *each, pgolf=each[1].decode())), 1_000_000) for each in ((1, b"a"), (2, b"b"))
+    )
     assert differences(a, b) == []
 
 
