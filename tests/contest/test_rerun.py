@@ -19,7 +19,8 @@ from pgolf import entry, rules
 from pgolf.artifact import parse
 from pgolf.cli.main import main
 from pgolf.contest import calibrate, rerun_record, state, verdict
-from pgolf.contest.rerun import Options, differences, rerun
+from pgolf.contest.case import Options
+from pgolf.contest.rerun import differences, rerun
 from pgolf.contest.rerun_record import Rerun
 from pgolf.errors import EnvironmentBroken, Refused, UsageError
 from pgolf.files import is_temporary
@@ -400,7 +401,8 @@ from pathlib import Path
 import pytest
 sys.path.insert(0, sys.argv[1])
 from contest.fakes import Scorer, Trainer, install, submission
-from pgolf.contest.rerun import Options, rerun
+from pgolf.contest.case import Options
+from pgolf.contest.rerun import rerun
 data, secret, path, out, kills = *map(Path, sys.argv[2:6]), int(sys.argv[6])
 def trained(line):
     with (out.parent / "done").open("a") as file:

@@ -8,7 +8,8 @@ from pathlib import Path
 
 from pgolf.cli.command import Commands, add_command, add_data, add_device, positive
 from pgolf.contest import compare, rerun_record, verdict
-from pgolf.contest.rerun import Options, rerun
+from pgolf.contest.case import Options
+from pgolf.contest.rerun import rerun
 from pgolf.data.dataset import default_dataset
 from pgolf.errors import EnvironmentBroken, Refused
 from pgolf.files import printable
