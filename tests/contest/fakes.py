@@ -140,9 +140,8 @@ class Scorer:
         return Record(**values)
 
 
-def install(patch: pytest.MonkeyPatch, trainer: Trainer, scorer_: Scorer | None) -> None:
-    """Let the re-run use the fakes; None: the real scorer."""
+def install(patch: pytest.MonkeyPatch, trainer: Trainer, scorer_: Scorer) -> None:
+    """Let the re-run use the fakes."""
     patch.setattr(rerun.training, "train", trainer)
     patch.setattr(rerun, "calibrate", lambda *args: CALIBRATION)
-    if scorer_:
-        patch.setattr(rerun.scorer, "score", scorer_)
+    patch.setattr(rerun.scorer, "score", scorer_)

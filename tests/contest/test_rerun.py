@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import shutil
 import stat
 import subprocess
@@ -376,15 +377,43 @@ def test_sources_over_the_limit(case: Case) -> None:
     assert record.status == "refused" and record.reason and "the limit is 200,000" in record.reason
 
 
-def test_a_real_score_without_sandbox(case: Case, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The scorer itself, on what the fake trainer wrote."""
+TRAINER = """
+import json, sys
+from pathlib import Path
+from pgolf import artifact
+from pgolf.data.shards import read_shard
+
+DATA, SEED = Path(sys.argv[2]), int(sys.argv[sys.argv.index("--seed") + 1])
+EXAMPLE
+assert not [*DATA.rglob("*.bin")] and not [*DATA.glob("val*")]
+open_data()
+(shard,) = (DATA / "shards").iterdir()
+assert len(read_shard(shard, 65536)) > 100
+members = {path.name: path.read_bytes() for path in Path(__file__).parent.iterdir()}
+assert set(members) == {"train.py", "predict.py", "submission.json"}, members.keys()
+manifest = json.loads(members["submission.json"])
+manifest["training"]["steps"] += 1
+members["submission.json"] = json.dumps(manifest).encode()
+members["tokenizer.model"] = (DATA / "tokenizer.model").read_bytes()
+members["weights.bin"] = SEED.to_bytes(8, "little")
+artifact.pack(members, Path("/tmp/a.zst"), 1_000_000)
+hand_over(Path("/tmp/a.zst").read_bytes())
+"""
+
+
+def test_sandboxes_from_end_to_end(case: Case, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A train.py without torch in the training sandbox, and its artifact in the scorer's."""
     monkeypatch.undo()
-    with pytest.MonkeyPatch.context() as patch:
-        install(patch, case.trainer, None)
-        record = case.run(seeds=1)
-    score = record.seeds[0].scores[0]
-    assert score.bpb and score.bpb > 1 and "no sandbox" in score.reasons
-    assert record.verdict and record.verdict.mean == score.bpb
+    monkeypatch.setattr("pgolf.contest.rerun.calibrate", lambda *args: CALIBRATION)
+    example = re.search(r"^```py\n(.*?)^```", (ROOT / "docs" / "artifact.md").read_text(), re.MULTILINE | re.DOTALL)
+    assert example
+    case.path.write_bytes(packed(case.members | {"train.py": TRAINER.replace("EXAMPLE", example[1]).encode()}))
+    record = case.run(seeds=1, isolated=True)
+    assert record.status == "ok", record.reason
+    run = record.seeds[0]
+    assert run.declared and run.declared.steps == 101
+    assert set(run.seconds) == {"sandbox", "prepare", "train"} and run.scores[0].bpb
+    assert "no sandbox" not in run.scores[0].reasons
 
 
 def test_calibration_measures_something() -> None:
