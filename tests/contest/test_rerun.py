@@ -190,6 +190,7 @@ def manifest(**values: Any) -> Any:
         (changed("tokenizer.model", b"other"), "tokenizer.model"),
         (manifest(lanes=4), "submission.json: lanes"),
         (manifest(settings={"lr": 2}), "submission.json: training.settings"),
+        (manifest(training=None), "submission.json: training.arguments"),
     ],
 )
 def test_train_py_that_writes_something_else(case: Case, change: Any, named: str) -> None:

@@ -96,7 +96,8 @@ def naive_step(dataset: Dataset, track: Track, device: str, processes: int, isol
     sources |= {"baseline.py": sources["train.py"], "train.py": _TRAINER}
     options = f"--out=/tmp/a.zst --track={track.name} --steps={_STEPS} --log=/tmp/log --log_every=1"
     files, shards = training_files(dataset)
-    job = training.Job(sources, files, shards, tuple(options.split()), device=device, processes=processes)
+    gpu = device.startswith("cuda")  # where naive always compiles
+    job = training.Job(sources, files, shards, tuple(options.split()), (), gpu, "cuda" if gpu else "cpu", processes)
     try:
         done = training.train(job, training.Limits(_SECONDS, _SECONDS, track.artifact_bytes), isolated=isolated)
     except PgolfError:

@@ -139,7 +139,7 @@ def _train(case: Case, folder: Folder, number: int, seed: int, where: str) -> Se
         arguments,
         manifest.packages,
         manifest.compiler,
-        case.device,
+        "cuda" if case.device.startswith("cuda") else "cpu",
         case.options.processes,
     )
     limits = training.Limits(track.prepare_seconds, track.train_seconds, track.artifact_bytes)
@@ -181,11 +181,9 @@ def differences(submitted: Artifact, written: Artifact) -> list[str]:
     found = [name for name in sorted(ours.keys() | theirs.keys()) if ours.get(name) != theirs.get(name)]
     first, second = (asdict(replace(x, training=None, pgolf=None)) for x in (a, b))  # pgolf: this harness's version
     found += [f"{artifact.MANIFEST}: {name}" for name in first if first[name] != second[name]]
-    if a.training and b.training:
-        before, after = a.training, b.training
-        for name in ("arguments", "settings", "parameters"):
-            if getattr(before, name) != getattr(after, name):
-                found.append(f"{artifact.MANIFEST}: training.{name}")
+    for name in ("arguments", "settings", "parameters") if a.training else ():
+        if getattr(a.training, name) != getattr(b.training, name, None):
+            found.append(f"{artifact.MANIFEST}: training.{name}")
     return found
 
 
