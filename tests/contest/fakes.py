@@ -17,7 +17,7 @@ from conftest import DOCUMENTS, write_dataset
 from pgolf import artifact, rules
 from pgolf.contest import rerun
 from pgolf.contest.rerun_record import Calibration
-from pgolf.data.dataset import open_dataset
+from pgolf.data.dataset import INDEX, open_dataset
 from pgolf.data.shards import write_shard
 from pgolf.sandbox.training import Job, Limits, Trained
 from pgolf.score import score as scorer
@@ -48,6 +48,9 @@ def disjoint_dataset(root: Path, tokenizer: Path, documents: tuple[str, ...] = D
     text = [f"training document {number}, and nothing else" for number in range(50)]
     tokens = [token for document in text for token in (processor.bos_id(), *processor.encode(document))]
     write_shard(root / "train_000000.bin", np.array(tokens, dtype=np.uint16))
+    index = json.loads((root / INDEX).read_text())
+    index["shards"][0]["tokens"] = len(tokens)
+    (root / INDEX).write_text(json.dumps(index))
     return root
 
 

@@ -110,9 +110,10 @@ def _text(dataset: Dataset, name: str | None) -> ScoredText:
 
 
 def _training_digest(dataset: Dataset) -> str:
-    """SHA-256 over the digests of tokenizer and training shards, in hexadecimal."""
-    digests = map(file_digest, [dataset.tokenizer, *dataset.train_shards])
-    return hashlib.sha256("".join(digests).encode()).hexdigest()
+    """SHA-256 over the digests of tokenizer and training shards and the tokens that count, in hexadecimal."""
+    parts = [file_digest(dataset.tokenizer)]
+    parts += [f"{file_digest(shard.path)} {shard.tokens}" for shard in dataset.train_shards]
+    return hashlib.sha256("\n".join(parts).encode()).hexdigest()
 
 
 def check(case: Case, folder: Folder) -> None:
