@@ -19,6 +19,8 @@ class Track:
     eval_seconds: float
     """Wall clock of what the submission causes while it is scored: encode, decode, load, every step."""
     hardware: str
+    interval_bpb: float = 0.005
+    """A re-run whose 95 % interval has a larger half-width decides nothing about a claim."""
 
 
 TRACKS = {
@@ -26,7 +28,7 @@ TRACKS = {
     for track in (
         Track("main", 16_000_000, 120.0, 600.0, 600.0, "8xH100 SXM"),
         Track("unlimited", 16_000_000, 120.0, None, 600.0, "8xH100 SXM"),
-        Track("laptop", 1_000_000, 30.0, 60.0, 120.0, "CPU"),
+        Track("laptop", 1_000_000, 30.0, 60.0, 120.0, "CPU", 0.02),
     )
 }
 
@@ -79,6 +81,17 @@ CODING_TOKEN_SECONDS = 0.1  # and a part per token
 PROOF_SECONDS = 60.0  # what `pgolf prove` spends on compressing
 PROOF_TOLERANCE = 1e-3  # allowed excess over the recorded code length: relative
 PROOF_TOLERANCE_BITS = 64  # and in bits
+
+# The verdict of a re-run (see docs/organizers.md).
+CLAIM_BPB = 0.002  # how far the interval may lie above the claim: twice the largest seed deviation of good entries
+SLOWER = 0.05  # a machine slower than this part excuses a score above the claim: it costs about CLAIM_BPB
+SLOWEST = 0.5  # slower than this part of the claim's speed is more than machines of one kind differ by
+STRETCH_DOCUMENT_BYTES = 1000  # smallest document that may stand out
+STRETCH_RATE = 0.5  # by a log-loss under this part of the text's mean; naive's least is 0.75
+STRETCH_BPB = 0.001  # what documents that stand out may save, over the whole text
+SLICE_RATE = 0.05  # two slices of one text may differ in difficulty by this part; naive's quarters: 0.03
+NOISE_WINDOW_BYTES = 8192  # of source, compressed alone
+NOISE_RATE = 0.5  # source that compresses to more; real code: at most 0.48 on 900 files, base64 of noise: 0.76
 
 
 # The sandbox (see `sandbox`).

@@ -12,21 +12,24 @@ from scipy import special
 def row(name: str, runs: Sequence[dict[str, Any]], base: npt.NDArray[np.float64]) -> dict[str, Any]:
     """Effect of a variant: the mean of the differences by seed, with its 95 % interval by Student's t."""
     scores = np.array([run["bpb"] for run in runs])
-    effect = scores - base
-    half = math.nan
-    if len(effect) > 1:
-        half = _half_interval(effect.std(ddof=1) / math.sqrt(len(effect)), len(effect))
+    effect, half = mean_interval(scores - base)
     return {
         "variant": name,
         "bpb": [round(float(s), 5) for s in scores],
         "mean": round(float(scores.mean()), 5),
-        "effect": round(float(effect.mean()), 5),
+        "effect": round(effect, 5),
         "half_interval": None if math.isnan(half) else round(half, 5),
         "parameters": runs[0]["parameters"],
         "artifact_bytes": max(run["artifact_bytes"] for run in runs),
         "tokens": runs[0]["tokens"],
         "tokens_per_second": round(float(np.median([run["tokens_per_second"] for run in runs]))),
     }
+
+
+def mean_interval(values: npt.NDArray[np.float64]) -> tuple[float, float]:
+    """Mean of values (N,), and the half-width of its 95 % interval by Student's t; NaN for one value."""
+    mean, count = float(values.mean()), len(values)
+    return mean, _half_interval(float(values.std(ddof=1)) / math.sqrt(count), count) if count > 1 else math.nan
 
 
 def paired_difference(

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import sentencepiece as spm
 
-from conftest import DOCUMENTS, SHARED, MakeArtifact, needs_fineweb
+from conftest import DOCUMENTS, SHARED, MakeArtifact, needs_fineweb, write_dataset
 from pgolf.data.dataset import open_dataset, overlap
 from pgolf.data.shards import HEADER_BYTES, Shard, count_tokens, first_tokens, read_shard, split_documents, write_shard
 from pgolf.errors import EnvironmentBroken, UsageError
@@ -29,6 +29,26 @@ def test_text_is_what_was_written(dataset: Path) -> None:
 def test_overlap_counts_training_documents_that_are_validated(dataset: Path) -> None:
     """The fixture's training shard is its validation shard, so every document is seen."""
     assert overlap(open_dataset(dataset)) == len(DOCUMENTS)
+
+
+def test_overlap_with_a_dataset_in_other_tokens(dataset: Path, tmp_path: Path) -> None:
+    """Its validation documents are compared in the tokens of the training text."""
+    model = tmp_path / "other.model"
+    with model.open("wb") as file:
+        spm.SentencePieceTrainer.train(
+            sentence_iterator=iter(DOCUMENTS),
+            model_writer=file,
+            vocab_size=400,
+            model_type="bpe",
+            byte_fallback=True,
+            normalization_rule_name="identity",
+            hard_vocab_limit=False,
+            minloglevel=2,
+        )
+    other = write_dataset(tmp_path / "other", [*DOCUMENTS[2:6], "seen nowhere else"], model)
+    assert overlap(open_dataset(dataset), open_dataset(other)) == 4
+    unseen = write_dataset(tmp_path / "unseen", ["seen nowhere else"], model)
+    assert overlap(open_dataset(dataset), open_dataset(unseen)) == 0
 
 
 def shard(path: Path, tokens: list[int]) -> Path:

@@ -53,6 +53,7 @@ def command_line() -> argparse.ArgumentParser:
     submission.add_ablate(commands)
     submission.add_try(commands)
     contest.add_diff(commands)
+    contest.add_rerun(commands)
     score.add_score(commands)
     proof.add_compress(commands)
     proof.add_decompress(commands)

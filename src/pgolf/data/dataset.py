@@ -398,10 +398,27 @@ def document_digest(ids: Any) -> bytes:
     return hashlib.blake2b(np.asarray(ids, dtype="<u2").tobytes(), digest_size=16).digest()
 
 
-def overlap(dataset: Dataset) -> int:
-    """How many training documents are validation documents too (0 in a sound dataset)."""
-    validation = set(document_digests(dataset.val_shards, dataset.vocab_size, dataset.bos))
+def overlap(dataset: Dataset, other: Dataset | None = None) -> int:
+    """How many training documents are validation documents too (0 in a sound dataset): of `other` where it is given.
+
+    Documents are compared by their tokens under the tokenizer of `dataset`. Raises EnvironmentBroken.
+    """
+    validation = set(_validation_digests(dataset, other or dataset))
     return sum(d in validation for d in document_digests(dataset.train_shards, dataset.vocab_size, dataset.bos))
+
+
+def _validation_digests(dataset: Dataset, other: Dataset) -> Iterator[bytes]:
+    """Digests of the validation documents of `other` in the tokens of `dataset`."""
+    same = other.transform == dataset.transform and file_digest(other.tokenizer) == file_digest(dataset.tokenizer)
+    if same:
+        yield from document_digests(other.val_shards, dataset.vocab_size, dataset.bos)
+        return
+    processor = load_tokenizer(dataset.tokenizer)
+    for document in other.canonical_text().documents:
+        text = document.decode()
+        yield document_digest(
+            processor.encode(TRANSFORMS[dataset.transform].apply(text) if dataset.transform else text)
+        )
 
 
 def training_files(dataset: Dataset) -> tuple[dict[str, bytes], dict[str, Path]]:

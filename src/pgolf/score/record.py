@@ -177,21 +177,21 @@ def write(record: Record, path: Path) -> None:
 def read(path: Path) -> Record:
     """The record at `path`. Raises OSError when it cannot be read, ValueError when it is no record."""
     try:
-        record: Record = _typed(Record, json.loads(read_regular(path, _MOST_BYTES)))
+        record: Record = typed(Record, json.loads(read_regular(path, _MOST_BYTES)))
     except (TypeError, RecursionError):
         raise ValueError(f"{path}: is no record of a score") from None
     return record
 
 
-def _typed(kind: Any, value: Any) -> Any:
+def typed(kind: Any, value: Any) -> Any:
     """`value`, of JSON, as `kind`: a dataclass, a tuple or a type that JSON has. Raises TypeError when it is none."""
     inner = get_args(kind)
     if get_origin(kind) is UnionType:
-        return None if value is None else _typed(inner[0], value)
+        return None if value is None else typed(inner[0], value)
     if isinstance(kind, type) and is_dataclass(kind) and isinstance(value, dict):
-        return kind(**{name: _typed(hint, value.get(name)) for name, hint in get_type_hints(kind).items()})
+        return kind(**{name: typed(hint, value.get(name)) for name, hint in get_type_hints(kind).items()})
     if get_origin(kind) is tuple and isinstance(value, list):
-        return tuple(_typed(inner[0], item) for item in value)
+        return tuple(typed(inner[0], item) for item in value)
     if not isinstance(value, (int, float) if kind is float else get_origin(kind) or kind):
         raise TypeError(f"{value!r} is no {kind}")
     return value

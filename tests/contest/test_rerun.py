@@ -1,0 +1,477 @@
+"""The re-run: what it trains and scores, how it ends, what it publishes, and that it can be killed."""
+
+import json
+import os
+import re
+import shutil
+import stat
+import subprocess
+import sys
+from dataclasses import fields, is_dataclass, replace
+from pathlib import Path
+from typing import Any, get_args, get_type_hints
+
+import jsonschema
+import pytest
+
+from conftest import DOCUMENTS, ROOT, write_dataset
+from contest.fakes import CALIBRATION, Scorer, Trainer, disjoint_dataset, install, packed, submission
+from pgolf import entry, rules
+from pgolf.artifact import parse
+from pgolf.cli.main import main
+from pgolf.contest import calibrate, rerun_record, state, verdict
+from pgolf.contest.case import Options
+from pgolf.contest.rerun import differences, rerun
+from pgolf.contest.rerun_record import Rerun
+from pgolf.errors import EnvironmentBroken, Refused, UsageError
+from pgolf.files import is_temporary
+
+SCHEMA = json.loads((ROOT / "docs" / "rerun.schema.json").read_text())
+ALL = os.environ.get("PGOLF_TEST_ALL") == "1"
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory, tokenizer_model: Path) -> Path:
+    return disjoint_dataset(tmp_path_factory.mktemp("data") / "public", tokenizer_model)
+
+
+@pytest.fixture(scope="module")
+def secret(tmp_path_factory: pytest.TempPathFactory, tokenizer_model: Path) -> Path:
+    return disjoint_dataset(tmp_path_factory.mktemp("data") / "hush-hush", tokenizer_model, DOCUMENTS[:5])
+
+
+class Case:
+    """A submission with its fakes."""
+
+    def __init__(self, folder: Path, data: Path, patch: pytest.MonkeyPatch, **changes: Any) -> None:
+        self.members = submission(data, **changes)
+        self.path = folder / "a.zst"
+        self.path.write_bytes(packed(self.members))
+        self.out = folder / "out"
+        self.options = Options(data, out=self.out, device="cpu", isolated=False, claimed=2.0)
+        self.trainer, self.scorer = Trainer(self.members), Scorer()
+        self.said: list[str] = []
+        install(patch, self.trainer, self.scorer)
+
+    def run(self, **options: Any) -> Rerun:
+        record, _ = rerun(self.path, replace(self.options, **options), self.said.append)
+        return record
+
+
+@pytest.fixture
+def case(tmp_path: Path, data: Path, monkeypatch: pytest.MonkeyPatch) -> Case:
+    return Case(tmp_path, data, monkeypatch)
+
+
+def test_a_rerun_trains_on_sources_and_scores(case: Case, data: Path, secret: Path) -> None:
+    record = case.run(score_data=(secret,))
+    assert (record.status, record.verdict and record.verdict.status) == ("ok", "reproduces"), record
+    assert len(case.trainer.jobs) == 3 and len(case.scorer.calls) == 6
+    for job, run in zip(case.trainer.jobs, record.seeds, strict=True):
+        assert set(job.sources) == {"submission.json", "predict.py", "train.py"}
+        assert job.arguments[2:] == ("--track", "laptop", "--seed", str(run.seed), "--lr=1")
+        assert all(name.startswith("train_") for name in job.shards)
+        assert run.seconds == {"sandbox": 1.0, "prepare": 2.0, "train": 3.0}
+        assert run.declared and (run.declared.steps, run.declared.settings) == (100, {"lr": 1})
+        assert [score.data.name for score in run.scores] == ["public", None]
+        assert run.artifact and run.artifact.sha256 in [digest for digest, _ in case.scorer.calls]
+    assert len({run.seed for run in record.seeds}) == 3
+    assert {member.name: member.source for member in record.members} == {
+        name: name in case.trainer.jobs[0].sources for name in case.members
+    }
+    assert record.seconds == {"calibrate": 1.0, "train": 18.0, "score": 12.0, "total": 31.0}
+
+
+def test_the_record_keeps_to_its_schema_and_is_read_back(case: Case, secret: Path) -> None:
+    record = case.run(score_data=(secret,))
+    place = case.out / "record.json"
+    jsonschema.validate(json.loads(place.read_text()), SCHEMA)
+    assert rerun_record.read(place) == record
+    for text in ("", "{}", "[]", place.read_text().replace("pgolf-rerun-1", "pgolf-rerun-0")):
+        place.write_text(text)
+        with pytest.raises(ValueError):
+            rerun_record.read(place)
+
+
+def test_schema_names_the_fields() -> None:
+    def check(kind: Any, schema: Any) -> None:
+        names = [field.name for field in fields(kind)]
+        assert list(schema["properties"]) == schema["required"] == names
+        assert schema["additionalProperties"] is False
+        for name, hint in get_type_hints(kind).items():
+            inner = [each for each in (hint, *get_args(hint)) if isinstance(each, type) and is_dataclass(each)]
+            if inner:
+                part = schema["properties"][name]
+                check(inner[0], part.get("items", part))
+
+    check(Rerun, SCHEMA)
+    assert tuple(SCHEMA["properties"]["verdict"]["properties"]["status"]["enum"]) == verdict.STATUSES
+
+
+@pytest.mark.parametrize("status", ["ok", "refused", "failed"])
+def test_nothing_names_a_secret_text(case: Case, secret: Path, status: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Neither record nor printed table, however it ends; its log-losses are this user's alone."""
+    bad = Scorer(status=status, reason=None if status == "ok" else f"{secret}: document 3 differs at 'hush-hush'")
+    monkeypatch.setattr(
+        "pgolf.contest.rerun.scorer.score",
+        lambda path, where, *more: (bad if where == secret else case.scorer)(path, where, *more),
+    )
+    record = case.run(score_data=(secret,), seeds=1)
+    assert record.status == status
+    printed = (case.out / "record.json").read_text() + rerun_record.table(record)
+    assert "hush" not in printed and str(secret.parent) not in printed
+    private = [*case.out.glob("seed-1/*.losses.npz")]
+    assert len(private) == (2 if status == "ok" else 1)
+    assert all(stat.S_IMODE(path.stat().st_mode) == 0o600 for path in private)
+    assert stat.S_IMODE(case.out.stat().st_mode) == 0o700
+
+
+def test_started_again_it_repeats_nothing_that_is_finished(case: Case, secret: Path) -> None:
+    first = case.run(score_data=(secret,))
+    assert case.run(score_data=(secret,)) == first
+    assert len(case.trainer.jobs) == 3 and len(case.scorer.calls) == 6
+    more = case.run(score_data=(secret,), seeds=4)
+    assert more.seeds[:3] == first.seeds and len(more.seeds) == 4
+    assert len(case.run(score_data=(secret,), seeds=2).seeds) == 4  # a seed once drawn counts
+
+
+def test_what_a_machine_fails_at_is_tried_again(case: Case) -> None:
+    case.trainer.error = EnvironmentBroken("the GPU is gone")
+    record = case.run()
+    assert (record.status, record.reason, record.seeds) == ("failed", "the GPU is gone", ())
+    case.trainer.error = OSError(28, "No space left on device", "/somewhere")
+    assert case.run().reason == "/somewhere: No space left on device"
+    case.scorer.status, case.scorer.reason = "failed", "the machine was suspended"
+    record = case.run()
+    assert record.status == "failed" and record.reason and "the machine was suspended" in record.reason
+    case.scorer.status, case.scorer.reason = "ok", None
+    record = case.run()
+    assert record.status == "ok" and len(case.trainer.jobs) == 2 + 3
+
+
+def test_a_refusal_is_a_result(case: Case) -> None:
+    case.trainer.error = Refused("no artifact within 60 s")
+    record = case.run()
+    assert record.status == "refused" and record.reason == "seed 1 of 3: no artifact within 60 s"
+    assert record.verdict and record.verdict.status == "refused"
+    assert case.run() == record  # not tried again
+    assert len(case.trainer.jobs) == 1
+    jsonschema.validate(json.loads((case.out / "record.json").read_text()), SCHEMA)
+
+
+def test_a_refusal_by_the_scorer_is_one_too(case: Case) -> None:
+    case.scorer.status, case.scorer.reason = "refused", "not a finite logit"
+    record = case.run()
+    assert record.status == "refused" and record.reason and record.reason.endswith("on public: not a finite logit")
+    assert record.seeds[0].artifact and record.seeds[0].scores[0].bpb is None
+
+
+def changed(name: str, content: bytes) -> Any:
+    return lambda members: members | {name: content}
+
+
+def manifest(**values: Any) -> Any:
+    def change(members: dict[str, bytes]) -> dict[str, bytes]:
+        found = json.loads(members["submission.json"])
+        if "settings" in values:
+            found["training"] |= values
+        else:
+            found |= values
+        return members | {"submission.json": json.dumps(found).encode()}
+
+    return change
+
+
+@pytest.mark.parametrize(
+    ("change", "named"),
+    [
+        (changed("predict.py", b"import torch\n"), "predict.py"),
+        (changed("more.py", b""), "more.py"),
+        (changed("tokenizer.model", b"other"), "tokenizer.model"),
+        (manifest(lanes=4), "submission.json: lanes"),
+        (manifest(settings={"lr": 2}), "submission.json: training.settings"),
+        (manifest(training=None), "submission.json: training.arguments"),
+    ],
+)
+def test_train_py_that_writes_something_else(case: Case, change: Any, named: str) -> None:
+    case.trainer.change = change
+    record = case.run()
+    assert record.status == "refused" and record.reason and named in record.reason
+    assert case.scorer.calls == []
+
+
+def test_what_train_py_writes_is_read_as_hostile(case: Case, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("contest.fakes.packed", lambda members: b"no artifact")
+    record = case.run()
+    assert record.status == "refused" and record.reason and "wrote is no artifact" in record.reason
+
+
+def test_steps_weights_and_version_of_pgolf_may_differ(data: Path) -> None:
+    a, b = (
+        parse(packed(submission(data, *each, pgolf=each[1].decode())), 1_000_000) for each in ((1, b"a"), (2, b"b"))
+    )
+    assert differences(a, b) == []
+
+
+@pytest.mark.parametrize(
+    ("claimed", "noise", "status", "code"),
+    [(2.0, 0.0001, "reproduces", 0), (1.5, 0.0001, "does not reproduce", 1), (2.0, 1.0, "inconclusive", 0)],
+)
+def test_verdicts_and_exit_codes(
+    case: Case,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    claimed: float,
+    noise: float,
+    status: str,
+    code: int,
+) -> None:
+    case.scorer.noise = noise
+    weights = iter([b"a\0", b"b\x80", b"c\xff"])
+    case.trainer.weights = lambda seed: next(weights)
+    monkeypatch.setattr("pgolf.cli.contest.Options", lambda **values: Options(**values, isolated=False))
+    arguments = ["rerun", str(case.path), "--data", str(case.options.data), "--out", str(case.out), "--device", "cpu"]
+    assert main([*arguments, "--claim", str(claimed), "--json"]) == code
+    printed = capsys.readouterr()
+    assert json.loads(printed.out)["verdict"]["status"] == status
+    assert "seed 3 of 3: training" in printed.err and str(case.out / "record.json") in printed.err
+    assert main([*arguments, "--claim", str(claimed)]) == code
+    assert f"verdict     {status}: " in capsys.readouterr().out
+
+
+def test_exit_codes_without_a_verdict(
+    case: Case, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    monkeypatch.setattr("pgolf.cli.contest.Options", lambda **values: Options(**values, isolated=False))
+    arguments = ["--data", str(case.options.data), "--out", str(case.out), "--device", "cpu"]
+    case.trainer.error = EnvironmentBroken("the GPU is gone")
+    assert main(["rerun", str(case.path), *arguments]) == 3
+    case.trainer.error = Refused("too late")
+    assert main(["rerun", str(case.path), *arguments]) == 1
+    (tmp_path / "garbage.zst").write_bytes(b"garbage")
+    assert main(["rerun", str(tmp_path / "garbage.zst"), *arguments, "--json"]) == 1
+    assert json.loads(capsys.readouterr().out)["status"] == "refused"
+    assert main(["rerun", str(tmp_path / "none.zst"), *arguments]) == 2
+    assert "no such artifact" in capsys.readouterr().err
+
+
+def test_equal_seeds_count_once(case: Case) -> None:
+    case.trainer.weights = lambda seed: b"same"
+    record = case.run()
+    assert record.verdict and (record.verdict.seeds, record.verdict.status) == (1, "inconclusive")
+    assert "2 of 3 seeds gave what another gave" in record.verdict.reason
+
+
+def test_a_slower_machine_by_declared_steps(case: Case, tmp_path: Path) -> None:
+    """The submitted artifact declares more steps than the re-run's; far more is a matter for a person."""
+    for steps, status in ((100, "does not reproduce"), (120, "inconclusive"), (300, "quarantined")):
+        case.path.write_bytes(packed(submission(case.options.data, steps)))
+        record = case.run(claimed=1.9, out=tmp_path / str(steps))
+        assert record.verdict and record.verdict.status == status, record.verdict
+        assert record.verdict.speed and record.verdict.speed.ratio == pytest.approx(100 / steps)
+
+
+def test_a_folder_has_its_claim_and_the_speed_behind_it(case: Case, tmp_path: Path) -> None:
+    record = case.run()
+    assert record.calibration == CALIBRATION
+    folder = tmp_path / "submission"
+    (folder / "records").mkdir(parents=True)
+    shutil.copy(case.path, folder / "artifact.zst")
+    fast = replace(CALIBRATION, naive_ms=80.0)
+    rerun_record.write(replace(record, calibration=fast), folder / "records" / "rerun.json")
+    shutil.copy(case.out / "record.json", folder / "records" / "1.json")
+    entry.write(
+        folder,
+        entry.Entry(
+            entry.FORMAT,
+            "n",
+            "a",
+            "laptop",
+            "2026-05-01",
+            "",
+            entry.Packed("artifact.zst", record.artifact.sha256, record.artifact.bytes),
+            1.9,
+            (entry.Seed(1, 1.9, "records/1.json", None),),
+        ),
+    )
+    case.path = folder
+    record = case.run(claimed=None)
+    assert record.claimed == rerun_record.Claimed(1.9, 1)
+    assert record.verdict and record.verdict.status == "inconclusive" and "slower machine" in record.verdict.reason
+    assert record.verdict.speed == verdict.Speed(0.8, "calibration")
+    old = replace(record, rules=rules.VERSION - 1)
+    rerun_record.write(old, folder / "records" / "rerun.json")
+    record = case.run(claimed=None)
+    assert record.verdict and record.verdict.status == "does not reproduce"
+    assert any("was made under rules" in line for line in case.said)
+    (folder / "submission.json").write_text("{}")
+    record = case.run(claimed=None)
+    assert record.status == "refused" and record.reason and "format is missing" in record.reason
+
+
+@pytest.mark.parametrize(
+    ("make", "sentence"),
+    [
+        (lambda o, d: replace(o, processes=2), "begun with another number of processes"),
+        (lambda o, d: replace(o, score_data=(d,)), "begun with another list of texts"),
+    ],
+)
+def test_a_folder_belongs_to_one_rerun(case: Case, secret: Path, make: Any, sentence: str) -> None:
+    case.run(seeds=1)
+    case.options = make(case.options, secret)
+    with pytest.raises(UsageError, match=sentence):
+        case.run(seeds=1)
+
+
+def test_other_rules_or_another_artifact_begin_anew(case: Case, data: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    case.run(seeds=1)
+    case.path.write_bytes(packed(submission(data, steps=7)))
+    with pytest.raises(UsageError, match="another artifact"):
+        case.run(seeds=1)
+    case.path.write_bytes(packed(case.members))
+    monkeypatch.setattr("pgolf.__version__", "9.9")
+    with pytest.raises(UsageError, match="another version of pgolf"):
+        case.run(seeds=1)
+
+
+def test_a_changed_state_is_noticed(case: Case) -> None:
+    case.run(seeds=1)
+    (case.out / "seed-1" / "artifact.zst").write_bytes(b"other")
+    record = case.run(seeds=1)
+    assert record.status == "failed" and record.reason and "was changed after the training" in record.reason
+    (case.out / "state.json").write_text("{")
+    assert case.run(seeds=1).status == "failed"
+
+
+def test_two_reruns_do_not_share_a_folder(case: Case) -> None:
+    with state.opened(case.out), pytest.raises(UsageError, match="another re-run is using this folder"):
+        case.run()
+
+
+def test_text_that_is_trained_on(case: Case, tmp_path: Path, tokenizer_model: Path) -> None:
+    same = write_dataset(tmp_path / "same", DOCUMENTS, tokenizer_model)
+    record = case.run(data=same)
+    assert record.status == "failed" and record.reason and "are validation documents" in record.reason
+    assert case.trainer.jobs == []
+
+
+def test_a_secret_text_that_is_trained_on(case: Case, tmp_path: Path, tokenizer_model: Path) -> None:
+    documents = tuple(f"training document {number}, and nothing else" for number in range(9))
+    hidden = disjoint_dataset(tmp_path / "hush-hush", tokenizer_model, documents)
+    record = case.run(score_data=(hidden,))
+    assert record.status == "failed" and record.reason and "hush" not in record.reason
+    assert any(f"9 training documents are validation documents of {hidden}" in line for line in case.said)
+
+
+def test_another_tokenizer_is_wrong_usage(case: Case, data: Path) -> None:
+    case.path.write_bytes(packed(case.members | {"tokenizer.model": b"other"}))
+    with pytest.raises(UsageError, match="data build SOURCE --tokenizer"):
+        case.run()
+    case.path.write_bytes(packed(submission(data, transform="case-1")))
+    with pytest.raises(UsageError, match="data build SOURCE --tokenizer"):
+        case.run()
+
+
+def test_sources_over_the_limit(case: Case) -> None:
+    case.path.write_bytes(packed(case.members | {"big.py": b"#" * rules.SOURCE_BYTES}))
+    record = case.run()
+    assert record.status == "refused" and record.reason and "the limit is 200,000" in record.reason
+
+
+TRAINER = """
+import json, sys
+from pathlib import Path
+from pgolf import artifact
+from pgolf.data.shards import read_shard
+
+DATA, SEED = Path(sys.argv[2]), int(sys.argv[sys.argv.index("--seed") + 1])
+EXAMPLE
+assert not [*DATA.rglob("*.bin")] and not [*DATA.glob("val*")]
+open_data()
+(shard,) = (DATA / "shards").iterdir()
+assert len(read_shard(shard, 65536)) > 100
+members = {path.name: path.read_bytes() for path in Path(__file__).parent.iterdir()}
+assert set(members) == {"train.py", "predict.py", "submission.json"}, members.keys()
+manifest = json.loads(members["submission.json"])
+manifest["training"]["steps"] += 1
+members["submission.json"] = json.dumps(manifest).encode()
+members["tokenizer.model"] = (DATA / "tokenizer.model").read_bytes()
+members["weights.bin"] = SEED.to_bytes(8, "little")
+artifact.pack(members, Path("/tmp/a.zst"), 1_000_000)
+hand_over(Path("/tmp/a.zst").read_bytes())
+"""
+
+
+def test_sandboxes_from_end_to_end(case: Case, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A train.py without torch in the training sandbox, and its artifact in the scorer's."""
+    monkeypatch.undo()
+    monkeypatch.setattr("pgolf.contest.rerun.calibrate", lambda *args: CALIBRATION)
+    example = re.search(r"^```py\n(.*?)^```", (ROOT / "docs" / "artifact.md").read_text(), re.MULTILINE | re.DOTALL)
+    assert example
+    case.path.write_bytes(packed(case.members | {"train.py": TRAINER.replace("EXAMPLE", example[1]).encode()}))
+    record = case.run(seeds=1, isolated=True)
+    assert record.status == "ok", record.reason
+    run = record.seeds[0]
+    assert run.declared and run.declared.steps == 101
+    assert set(run.seconds) == {"sandbox", "prepare", "train"} and run.scores[0].bpb
+    assert "no sandbox" not in run.scores[0].reasons
+
+
+def test_calibration_measures_something() -> None:
+    assert calibrate.matrix_rate(calibrate.torch.float32, "cpu", 256) > 0
+    assert calibrate.copy_rate("cpu", 1 << 20) > 0
+    log = "".join(json.dumps({"step": n, "seconds": 0.1 * n}) + "\n" for n in range(1, 31))
+    assert calibrate.median_step("noise\n{}\n" + log) == pytest.approx(100)
+    assert calibrate.median_step("nothing") is None
+
+
+KILLED = """
+import os, sys, random, signal, time
+from pathlib import Path
+import pytest
+sys.path.insert(0, sys.argv[1])
+from contest.fakes import Scorer, Trainer, install, submission
+from pgolf.contest.case import Options
+from pgolf.contest.rerun import rerun
+data, secret, path, out, kills = *map(Path, sys.argv[2:6]), int(sys.argv[6])
+def trained(line):
+    with (out.parent / "done").open("a") as file:
+        file.write(line + "\\n")
+install(pytest.MonkeyPatch(), Trainer(submission(data), seconds=0.05), Scorer(seconds=0.03))
+def run():
+    options = Options(data, (secret,), out=out, device="cpu", isolated=False, claimed=2.0)
+    record, _ = rerun(path, options, trained)
+    assert record.status == "ok", record
+for attempt in range(kills + 1):
+    child = os.fork()
+    if child == 0:
+        try:
+            run()
+            os._exit(0)
+        except BaseException as error:
+            print(repr(error), file=sys.stderr, flush=True)
+            os._exit(1)
+    if attempt < kills:
+        time.sleep(random.uniform(0.02, 0.35))
+        os.kill(child, signal.SIGKILL)
+    _, status = os.waitpid(child, 0)
+    assert status in ((9, 0) if attempt < kills else (0,)), status
+"""
+
+
+@pytest.mark.parametrize("kills", [4, 50] if ALL else [4])
+def test_killed_at_any_moment_every_seed_is_finished_once(kills: int, data: Path, secret: Path, tmp_path: Path) -> None:
+    path, out = tmp_path / "a.zst", tmp_path / "out"
+    path.write_bytes(packed(submission(data)))
+    command = [sys.executable, "-c", KILLED, str(ROOT / "tests"), *map(str, (data, secret, path, out)), str(kills)]
+    subprocess.run(command, check=True, timeout=600)
+    record = rerun_record.read(out / "record.json")
+    assert len(record.seeds) == len({run.seed for run in record.seeds}) == 3
+    assert record.verdict and record.verdict.status == "reproduces"
+    assert not [path for path in out.rglob("*") if is_temporary(path)]
+    finished = (tmp_path / "done").read_text().splitlines()
+    for number in (1, 2, 3):
+        run = record.seeds[number - 1]
+        assert [score.data.name for score in run.scores] == ["public", None]
+        for line in ("trained in 3.0 s", f"{run.scores[0].bpb:.6f} bpb on public in 2.0 s"):
+            assert finished.count(f"seed {number} of 3: {line}") <= 1  # 0: killed between the file and the line
