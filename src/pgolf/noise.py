@@ -11,7 +11,7 @@ def noisy(sources: Mapping[str, bytes]) -> Iterator[tuple[str, float]]:
     """Name of each file in which noise begins, and its worst window's compressed size by its size.
 
     Windows run over all files in the order of their names, so data that is spread over small ones is found too.
-    Denser text only: noise in hexadecimal, or as a list of numbers, compresses like code and takes twice the bytes.
+    Noise as a list of numbers compresses like code, and takes four times its bytes.
     """
     names = sorted(sources)
     text = b"".join(sources[name] for name in names)

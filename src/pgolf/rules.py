@@ -64,8 +64,8 @@ WORKER_OUTPUT_BYTES = 1024 * 1024  # stdout and stderr together
 
 # What train.py may be, and use where an organizer runs it again.
 SOURCE_BYTES = 200_000  # its code: more would carry weights or text
-NOISE_WINDOW_BYTES = 2048  # of code, compressed alone
-NOISE_RATE = 0.65  # of its size after that, at most: noise in base64 has 0.77, real code under 0.6
+NOISE_WINDOW_BYTES = 8192  # of code, compressed alone
+NOISE_RATE = 0.5  # of its size after that, at most: real code has under 0.5, noise in hexadecimal 0.51, in base64 0.76
 TRAIN_MEMORY = 0.75  # of the machine's
 TRAIN_PROCESSES = 8192  # threads count
 TRAIN_DISK_BYTES = 8 * 1024**3
@@ -90,8 +90,6 @@ STRETCH_DOCUMENT_BYTES = 1000  # smallest document that may stand out
 STRETCH_RATE = 0.5  # by a log-loss under this part of the text's mean; naive's least is 0.75
 STRETCH_BPB = 0.001  # what documents that stand out may save, over the whole text
 SLICE_RATE = 0.05  # two slices of one text may differ in difficulty by this part; naive's quarters: 0.03
-NOISE_WINDOW_BYTES = 8192  # of source, compressed alone
-NOISE_RATE = 0.5  # source that compresses to more; real code: at most 0.48 on 900 files, base64 of noise: 0.76
 
 
 # The sandbox (see `sandbox`).

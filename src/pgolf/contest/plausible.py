@@ -10,6 +10,7 @@ from pgolf import rules
 from pgolf.contest.rerun_record import Calibration, Declared
 from pgolf.contest.verdict import Speed
 from pgolf.files import printable
+from pgolf.noise import noisy
 from pgolf.score.losses import Losses
 
 _FLOPS = 6  # per parameter and token, forward and backward (Kaplan et al. 2020, section 2.1)
@@ -17,20 +18,11 @@ _FLOPS = 6  # per parameter and token, forward and backward (Kaplan et al. 2020,
 
 def sources(given: Mapping[str, bytes]) -> Iterator[str]:
     """Sources that hold something that compresses like noise: weights or text as literals."""
-    for name, data in sorted(given.items()):
-        if (rate := _noise(data)) > rules.NOISE_RATE:
-            yield (
-                f"{printable(name)}: {rules.NOISE_WINDOW_BYTES:,} bytes of it compress to {rate:.0%}, "
-                f"code to less than {rules.NOISE_RATE:.0%}"
-            )
-
-
-def _noise(data: bytes) -> float:
-    """The part of its size to which the least compressible window of `data` compresses; 0 for a short file."""
-    size = rules.NOISE_WINDOW_BYTES
-    compressor = zstandard.ZstdCompressor(level=19)
-    starts = range(0, len(data) - size + 1, size // 2)
-    return max((len(compressor.compress(data[at : at + size])) / size for at in starts), default=0.0)
+    for name, rate in noisy(given):
+        yield (
+            f"{printable(name)}: {rules.NOISE_WINDOW_BYTES:,} bytes of it compress to {rate:.0%}, "
+            f"code to less than {rules.NOISE_RATE:.0%}"
+        )
 
 
 def operations(declared: Declared, seconds: float, calibration: Calibration, devices: int) -> Iterator[str]:
