@@ -28,7 +28,7 @@ TRACKS = {
     for track in (
         Track("main", 16_000_000, 120.0, 600.0, 600.0, "8xH100 SXM"),
         Track("unlimited", 16_000_000, 120.0, None, 600.0, "8xH100 SXM"),
-        Track("laptop", 1_000_000, 30.0, 60.0, 120.0, "CPU", 0.02),
+        Track("laptop", 1_000_000, 120.0, 60.0, 120.0, "CPU", 0.02),
     )
 }
 

@@ -7,6 +7,7 @@ a folder (see `state`): a re-run that was killed goes on where it was.
 """
 
 import hashlib
+import shutil
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -138,7 +139,7 @@ def _train(case: Case, folder: Folder, number: int, seed: int, where: str) -> Se
         shards,
         arguments,
         manifest.packages,
-        manifest.compiler,
+        manifest.compiler or shutil.which("g++") is not None,  # for torch.compile, as the author had it
         "cuda" if case.device.startswith("cuda") else "cpu",
         case.options.processes,
     )

@@ -37,10 +37,10 @@ def retrain(
         what = "does not declare the run that made it, so a re-run cannot repeat its settings"
         findings.append(Finding("training-missing", WARNING, MANIFEST, None, what, _DECLARE))
     if reason := _other_data(found, data):
-        remedy = "`pgolf data build --tokenizer ARTIFACT` makes training shards for it"
+        remedy = "`pgolf data build --tokenizer FILE` makes training shards for it"
         return None, [*findings, Finding("training-data", WARNING, None, None, reason, remedy)]
     files, shards = training_files(data)
-    manifest = found.manifest
+    manifest, gpu = found.manifest, device.startswith("cuda")
     arguments = with_steps(declared.arguments if declared else (), STEPS)
     track = rules.track(manifest.track)
     limits = Limits(max(SECONDS, track.prepare_seconds), SECONDS, track.artifact_bytes)
@@ -50,8 +50,8 @@ def retrain(
         shards,
         ("--out", "/tmp/artifact.zst", "--track", track.name, "--seed", "1", *arguments),
         packages=manifest.packages,
-        compiler=manifest.compiler,
-        device="cuda" if device.startswith("cuda") else "cpu",
+        compiler=manifest.compiler or gpu,  # on a CPU a few steps are taken sooner than they are compiled
+        device="cuda" if gpu else "cpu",
     )
     printed: list[str] = []
     try:
