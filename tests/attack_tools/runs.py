@@ -148,7 +148,7 @@ def surroundings(root: Path, tokenizer: Path, attacks: dict[str, Attack]) -> Ite
         patch.setenv("PGOLF_LOCK", str(root / "lock"))
         probe.isolation.cache_clear()
         probe.check_isolation.cache_clear()
-        patch.setitem(rules.TRACKS, "hurry", rules.Track("hurry", 16_000_000, 120.0, None, 3.0, "CPU"))
+        patch.setitem(rules.TRACKS, "hurry", rules.Track("hurry", 16_000_000, 30.0, None, 3.0, "CPU"))
         patch.setattr(rules, "WORKER_MEMORY_BYTES", 1 << 30)
         yield runs
     probe.isolation.cache_clear()
