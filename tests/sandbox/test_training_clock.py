@@ -67,6 +67,7 @@ class Observer:
             self.at.setdefault(name, time.monotonic())
             time.sleep(0.002)
         self.at["gone"] = time.monotonic()
+        self.at.setdefault("handing-over", self.at["gone"])  # dead before anybody looked
 
 
 def _trainer() -> int | None:
