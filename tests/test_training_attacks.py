@@ -1,6 +1,6 @@
 """Each attack on training of tests/attacks ends as its attack.toml says, and gains without its defence.
 
-PGOLF_TEST_ALL=1 takes all variants, -rP prints how they end.
+PGOLF_TEST_ALL=1 takes all variants and the slow ones, -rP prints how they end.
 """
 
 import hashlib

@@ -30,6 +30,7 @@ SHARED = Path(__file__).parent / "trainer"
 CHANNELS = FOLDER / "marks" / "channels.py"
 ENDINGS = ("refused", "no gain", "allowed")
 DEFENCES = ("sandbox", "outer clock", "artifact by socket", "late data", "training files only")
+SLOW = ("train_carries_ports", "train_docstrings")
 LATER = 1.0  # seconds until a harness reads a file that was announced as finished
 SLACK = 0.1  # seconds that two clocks of one machine may differ
 
@@ -243,9 +244,10 @@ def _serve(server: socket.socket) -> None:
 
 
 def variants(attacks: Mapping[str, TrainingAttack], every: bool) -> list[Any]:
-    """Name and variant of each run; one a folder unless `every`."""
+    """Name and variant of each run; unless `every`, one a folder and none of the slow ones."""
     return [
         pytest.param(name, variant, id=f"{name}-{variant}" if variant else name)
         for name, attack in attacks.items()
         for variant in list(attack.variants)[: None if every else 1]
+        if every or name not in SLOW
     ]
