@@ -1,7 +1,7 @@
 """The seconds that the harness charges a trainer, and the limits that it sets, against an observer from outside.
 
 The observer never sees the socket: it watches the processes of this machine. A trainer renames itself right before it
-sends a frame, which /proc/PID/comm shows. PGOLF_TEST_ALL=1 takes 100 runs, and -rP prints how far the two differ.
+asks for the data and right after its last byte, which /proc/PID/stat shows. PGOLF_TEST_ALL=1 takes 100 runs, and -rP prints how far the two differ.
 """
 
 import os
@@ -34,6 +34,7 @@ send(b"opening", 10)
 wire.recv(5)
 time.sleep(after)
 send(b"handing-over", 12, artifact)
+libc.prctl(15, b"handed-over")
 time.sleep(1000)
 """
 
@@ -43,7 +44,7 @@ class Observer:
     """Watches the train.py below this process. A context manager; `at` holds what it saw, on a monotonic clock."""
 
     at: dict[str, float] = field(default_factory=dict)
-    """When train.py was "started", "opening", "handing-over", and "gone"."""
+    """When train.py was "started", "opening", "handing-over", "handed-over" and "gone"."""
 
     def __enter__(self) -> "Observer":
         self._done = threading.Event()
@@ -67,7 +68,7 @@ class Observer:
             self.at.setdefault(name, time.monotonic())
             time.sleep(0.002)
         self.at["gone"] = time.monotonic()
-        self.at.setdefault("handing-over", self.at["gone"])  # dead before anybody looked
+        self.at.setdefault("handed-over", self.at["gone"])  # dead before anybody looked
 
 
 def _trainer() -> int | None:
@@ -111,7 +112,7 @@ def test_charged_seconds_are_an_observers() -> None:
         before, after = source.uniform(0, 0.5), source.uniform(0, 0.5)
         with Observer() as seen:
             found = training.train(job(before, after, source.randrange(1 << 24)), Limits(120.0, 120.0, 1 << 24))
-        prepare, train = seen.seconds("started", "opening"), seen.seconds("opening", "handing-over")
+        prepare, train = seen.seconds("started", "opening"), seen.seconds("opening", "handed-over")
         off.append(max(abs(found.seconds["prepare"] - prepare), abs(found.seconds["train"] - train)))
         assert found.seconds["prepare"] >= before and found.seconds["train"] >= after
         assert off[-1] < MOST

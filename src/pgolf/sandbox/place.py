@@ -137,7 +137,7 @@ def plain(stack: contextlib.ExitStack, members: Mapping[str, bytes], training: T
             (base / name).write_bytes(content)
 
     def reveal() -> None:
-        (data / SHARDS.name).mkdir()
+        (data / SHARDS.name).mkdir(exist_ok=True)  # the trainer may have made it: a traceback of ours helps nobody
         for name, path in (training.shards if training else {}).items():
             shutil.copyfile(path, data / SHARDS.name / name)
 
