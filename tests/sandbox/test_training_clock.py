@@ -1,7 +1,8 @@
 """The seconds that the harness charges a trainer, and the limits that it sets, against an observer from outside.
 
 The observer never sees the socket: it watches the processes of this machine. A trainer renames itself right before it
-asks for the data and right after its last byte, which /proc/PID/stat shows. PGOLF_TEST_ALL=1 takes 100 runs, and -rP prints how far the two differ.
+asks for the data and right after its last byte, which /proc/PID/stat shows. PGOLF_TEST_ALL=1 takes 100 runs, and -rP
+prints how far the two differ.
 """
 
 import os
