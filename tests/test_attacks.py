@@ -114,7 +114,9 @@ def test_contradictory_description_is_an_error(wrong: dict[str, Any]) -> None:
 def test_readme_lists_the_defences() -> None:
     """A newcomer finds each name that `without` may have."""
     table = re.findall(
-        r"^\| `([^`]+)` \|", (FOLDER / "README.md").read_text().partition("## Defences")[2], re.MULTILINE
+        r"^\| `([^`]+)` \|",
+        (FOLDER / "README.md").read_text().partition("## Defences")[2].partition("\n## ")[0],
+        re.MULTILINE,
     )
     assert table == list(DEFENCES)
 

@@ -14,6 +14,7 @@ import time
 from pathlib import Path
 
 import density
+import early
 import numpy as np
 import quantise
 import sentencepiece as spm
@@ -56,6 +57,9 @@ def main() -> None:
     command = commands.add_parser("density", help="coded weights against their entropy", description=density.__doc__)
     command.add_argument("artifact", type=Path, nargs="?", help="an artifact of baselines/golf")
     command.set_defaults(run=density.bench_density)
+    command = commands.add_parser("early", help="what work before the clock gains", description=early.__doc__)
+    early.add_arguments(command)
+    command.set_defaults(run=early.bench_early)
     command = commands.add_parser("quantise", help="what coarser weights cost", description=quantise.__doc__)
     command.add_argument("artifact", type=Path, help="an artifact of baselines/naive or baselines/golf")
     command.add_argument("--data", type=Path, required=True)

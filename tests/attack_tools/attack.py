@@ -88,11 +88,10 @@ class Attack:
 
 
 def discover(folder: Path = FOLDER) -> dict[str, Attack]:
-    """All attacks below `folder`, by name."""
+    """All attacks on a score below `folder`, by name."""
+    described = {place.parent: tomllib.loads(place.read_text()) for place in sorted(folder.glob("*/attack.toml"))}
     return {
-        place.name: Attack(place, **tomllib.loads((place / "attack.toml").read_text()))
-        for place in sorted(folder.iterdir())
-        if place.is_dir() and place.name != "__pycache__"
+        place.name: Attack(place, **fields) for place, fields in described.items() if fields.get("side") != "training"
     }
 
 

@@ -47,6 +47,7 @@ def main() -> None:
     except BaseException as error:
         traceback.print_exc()
         channel.send(Kind.FAILED, _describe(error, root).encode("utf-8", "replace")[: wire.MESSAGE_BYTES])
+        channel.socket.shutdown(socket.SHUT_WR)  # ends the wait for the rest of a frame that was begun
         while channel.socket.recv(1 << 16):  # read what the scorer is still sending, so that it can receive the failure
             pass
 

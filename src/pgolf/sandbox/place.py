@@ -6,6 +6,7 @@ import resource
 import shutil
 import sys
 import tempfile
+import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,6 +19,13 @@ from pgolf.sandbox.bubblewrap import ARTIFACT, HARNESS
 from pgolf.sandbox.cgroup import Cgroup
 from pgolf.sandbox.private_copy import DATA, SHARDS, Copy, private_copy
 
+PORTS_SECONDS = 10.5
+"""How long a sandbox with a loopback device waits, at least, after an earlier one has ended.
+
+Source ports are counted in a table that all network namespaces share. The secret by which the kernel chooses counter
+and port changes every 10 s (net/core/secure_seq.c, Linux 5.18 and stable releases since), and what was marked before
+means nothing.
+"""
 _FILES = 1024  # open files per process: bounds what lies in the buffers of pipes and sockets
 _LEAST = {  # limits inherited from a shell: how high each has to be; 0: it must be unlimited
     "RLIMIT_AS": "memory",
@@ -82,6 +90,7 @@ def sandboxed(
 
     `starting` closes the memory files that hold the artifact's `members`. Raises EnvironmentBroken.
     """
+    begun = time.monotonic()  # under the lock, so earlier sandboxes have ended
     check_limits()  # a limit of the shell would look like a mistake of the submission
     cuda = device.startswith("cuda")
     wanted = environment.listing(role, tuple(packages), compiler, cuda)
@@ -102,6 +111,8 @@ def sandboxed(
     group = Cgroup.create(role, allowed.memory_bytes, allowed.processes)
     for _ in range(2):  # the second in case a signal breaks the first off
         stack.callback(group.remove)
+    if network:
+        time.sleep(max(0.0, begun + PORTS_SECONDS - time.monotonic()))
     counters.use_up_batches()  # last, since each file made here takes a number
     rlimits = {"RLIMIT_CORE": 0, "RLIMIT_NPROC": allowed.processes, "RLIMIT_NOFILE": _FILES}
     setup = {
@@ -126,7 +137,7 @@ def plain(stack: contextlib.ExitStack, members: Mapping[str, bytes], training: T
             (base / name).write_bytes(content)
 
     def reveal() -> None:
-        (data / SHARDS.name).mkdir()
+        (data / SHARDS.name).mkdir(exist_ok=True)  # the trainer may have made it: a traceback of ours helps nobody
         for name, path in (training.shards if training else {}).items():
             shutil.copyfile(path, data / SHARDS.name / name)
 

@@ -80,10 +80,12 @@ def train(job: Job, limits: Limits, *, isolated: bool = True) -> Trained:
             compiler=job.compiler,
             training=training,
         ) as worker:
-            return _timed(worker, limits, called)
+            artifact, seconds = _timed(worker, limits, called)
+        return Trained(artifact, seconds, worker.output())  # now that it has ended, all of what it printed is read
 
 
-def _timed(worker: Worker, limits: Limits, called: float) -> Trained:
+def _timed(worker: Worker, limits: Limits, called: float) -> tuple[bytes, dict[str, float]]:
+    """The artifact, and the seconds as in Trained."""
     started = time.monotonic()
     worker.channel.deadline = started + limits.prepare_seconds
     try:
@@ -103,5 +105,4 @@ def _timed(worker: Worker, limits: Limits, called: float) -> Trained:
             f"train.py did not hand over its artifact within {limits.train_seconds:g} s; stop training earlier"
         ) from None
     finished = time.monotonic()
-    seconds = {"sandbox": started - called, "prepare": opened - started, "train": finished - opened}
-    return Trained(artifact, seconds, worker.output())
+    return artifact, {"sandbox": started - called, "prepare": opened - started, "train": finished - opened}
