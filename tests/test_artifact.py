@@ -14,8 +14,9 @@ from hypothesis import strategies as st
 
 from conftest import damaged
 from pgolf import rules
-from pgolf.artifact import Manifest, folder_members, pack, parse, read
+from pgolf.artifact import Manifest, pack, parse, read
 from pgolf.errors import Refused, UsageError
+from pgolf.submission.folder import folder_members
 
 LIMIT = 16_000_000
 MANIFEST: dict[str, Any] = {

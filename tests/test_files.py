@@ -11,10 +11,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from conftest import UNIFORM, MakeArtifact
-from pgolf.artifact import folder_members, read
+from pgolf.artifact import read
 from pgolf.cli.main import main
 from pgolf.errors import EnvironmentBroken, Refused, UsageError
 from pgolf.files import HIDDEN, LINKED, list_files, open_regular, printable, read_regular, write_atomically
+from pgolf.submission.folder import folder_members
 
 
 def test_a_file_is_replaced_whole(tmp_path: Path) -> None:

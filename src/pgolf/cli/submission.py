@@ -13,6 +13,7 @@ from pgolf.errors import Refused, UsageError
 from pgolf.files import printable
 from pgolf.score.score import Options
 from pgolf.submission import ablate, attempt, check, claims, new
+from pgolf.submission.folder import folder_members
 
 
 def add_new(commands: Commands) -> None:
@@ -63,7 +64,7 @@ def add_pack(commands: Commands) -> None:
 
 
 def _pack(args: argparse.Namespace) -> int:
-    members = artifact.folder_members(args.folder)
+    members = folder_members(args.folder)
     if args.out.exists() and args.out.resolve().is_relative_to(args.folder.resolve()):
         members.pop(args.out.resolve().relative_to(args.folder.resolve()).as_posix(), None)  # of an earlier call
     size = artifact.pack(members, args.out, rules.ARTIFACT_BYTES)

@@ -57,6 +57,7 @@ def command(
     cuda: bool,
     nodes: Iterable[Path],
     disk_bytes: int,
+    network: bool,
 ) -> list[str]:
     """The command line up to the command that it runs.
 
@@ -68,6 +69,8 @@ def command(
     # /tmp first: the Python environment may lie below it.
     proc = "--proc" if cuda else "--tmpfs"  # /proc/self/net counts the packets of the whole machine
     line += ["--size", str(disk_bytes), "--tmpfs", "/tmp", proc, "/proc", *_dev()]
+    if network:  # the ranks of a trainer share memory there
+        line += ["--size", str(disk_bytes), "--tmpfs", "/dev/shm"]
     for source, place in copy.mounts():
         line += ["--ro-bind", str(source), str(place)]
     line += _proc(copy.root / EMPTY.relative_to("/"), static, cuda)

@@ -107,7 +107,7 @@ def sandboxed(
     filter_fd = memory_file(starting, program) if program else None
     nodes = bubblewrap.gpu_nodes(device) if cuda else []
     variables = bubblewrap.variables(device)
-    line = bubblewrap.command(copied, artifact, filter_fd, static, variables, cuda, nodes, allowed.disk_bytes)
+    line = bubblewrap.command(copied, artifact, filter_fd, static, variables, cuda, nodes, allowed.disk_bytes, network)
     group = Cgroup.create(role, allowed.memory_bytes, allowed.processes)
     for _ in range(2):  # the second in case a signal breaks the first off
         stack.callback(group.remove)

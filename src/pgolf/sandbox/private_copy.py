@@ -76,6 +76,7 @@ def private_copy(
                 (root / path.relative_to("/")).parent.mkdir(mode=0o700, parents=True, exist_ok=True)
                 (root / path.relative_to("/")).write_bytes(data)
             if withheld is not None:
+                (root / DATA.relative_to("/")).mkdir(mode=0o700, exist_ok=True)
                 (root / _WITHHELD).mkdir(mode=0o700)
                 _copy_files({str(root / _WITHHELD / name): path for name, path in withheld.items()})
         except OSError as error:

@@ -21,6 +21,7 @@ from pgolf.score.record import Record, phases
 from pgolf.score.score import Options, score
 from pgolf.submission import claims
 from pgolf.submission.findings import ERROR, WARNING, Finding
+from pgolf.submission.folder import folder_members
 from pgolf.submission.members import look, sizes
 from pgolf.submission.retrain import retrain
 
@@ -74,7 +75,7 @@ def _packed(path: Path, folder: Path) -> Path:
     if not path.is_dir():
         return path
     out = folder / "artifact.zst"
-    artifact.pack(artifact.folder_members(path), out, rules.ARTIFACT_BYTES)
+    artifact.pack(folder_members(path), out, rules.ARTIFACT_BYTES)
     return out
 
 
