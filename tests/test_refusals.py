@@ -10,11 +10,13 @@ import tempfile
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from conftest import SHARED, UNIFORM, MakeArtifact, needs_fineweb
 from pgolf import rules
+from pgolf.cli.main import main
 from pgolf.sandbox import probe
 from pgolf.score.score import Options, score
 
@@ -189,39 +191,38 @@ def test_missing_package(make_artifact: MakeArtifact, dataset: Path) -> None:
     assert record.status == "failed" and "no-such-package" in record.reason
 
 
-def command(*args: object, path: str | None = None) -> subprocess.CompletedProcess[str]:
+def command(*args: object) -> subprocess.CompletedProcess[str]:
     """Run `python -m pgolf.score` as a user would."""
-    env = dict(os.environ, **({"PATH": path} if path is not None else {}))
-    return subprocess.run(
-        [sys.executable, "-m", "pgolf.score", *map(str, args)],
-        capture_output=True,
-        text=True,
-        env=env,
-        check=False,
-    )
+    command = [sys.executable, "-m", "pgolf.score", *map(str, args)]
+    return subprocess.run(command, capture_output=True, text=True, check=False)
 
 
-def test_exit_codes_and_single_sentences(make_artifact: MakeArtifact, dataset: Path, tmp_path: Path) -> None:
+def test_exit_codes_and_single_sentences(
+    make_artifact: MakeArtifact, dataset: Path, tmp_path: Path, capfd: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """1 refused, 2 wrong usage, 3 broken environment; one line each, no traceback."""
     artifact = make_artifact(UNIFORM)
     (tmp_path / "big.zst").write_bytes(bytes(16_000_001))
     (tmp_path / "cut.zst").write_bytes(artifact.read_bytes()[:-9])
-    cases = [
-        (command(tmp_path / "big.zst", "--data", dataset), 1, "16,000,001 bytes; the limit is 16,000,000"),
-        (command(tmp_path / "cut.zst", "--data", dataset), 1, "truncated"),
-        (command(tmp_path / "none.zst", "--data", dataset), 2, "no such artifact"),
-        (command(tmp_path, "--data", dataset), 2, "no such artifact"),
-        (command(artifact, "--data", dataset, "--out", artifact), 2, "would overwrite the artifact"),
-        (command(artifact, "--data", tmp_path / "nowhere"), 2, "no such dataset"),
-        (command(artifact, "--data", dataset, "--device", "tpu"), 2, "no device 'tpu'"),
-        (command(artifact, "--data", dataset, "--device", "cuda:99"), 2, "is not here"),
-        (command(artifact, "--data", dataset, path=str(tmp_path)), 3, "bubblewrap is not installed"),
+    cases: list[tuple[tuple[object, ...], int, str]] = [
+        ((tmp_path / "big.zst", "--data", dataset), 1, "16,000,001 bytes; the limit is 16,000,000"),
+        ((tmp_path / "cut.zst", "--data", dataset), 1, "truncated"),
+        ((tmp_path / "none.zst", "--data", dataset), 2, "no such artifact"),
+        ((tmp_path, "--data", dataset), 2, "no such artifact"),
+        ((artifact, "--data", dataset, "--out", artifact), 2, "would overwrite the artifact"),
+        ((artifact, "--data", tmp_path / "nowhere"), 2, "no such dataset"),
+        ((artifact, "--data", dataset, "--device", "tpu"), 2, "no device 'tpu'"),
+        ((artifact, "--data", dataset, "--device", "cuda:99"), 2, "is not here"),
+        ((artifact, "--data", dataset), 3, "bubblewrap is not installed"),
     ]
-    for done, code, sentence in cases:
-        assert done.returncode == code, done.stderr
-        assert sentence in done.stderr
-        assert "Traceback" not in done.stderr and done.stdout == ""
-        assert len(done.stderr.strip().splitlines()) == 1
+    for args, code, sentence in cases:
+        if code == 3:
+            monkeypatch.setenv("PATH", str(tmp_path))
+        assert main(["score", *map(str, args)]) == code
+        out, err = capfd.readouterr()
+        assert sentence in err
+        assert "Traceback" not in err and out == ""
+        assert len(err.strip().splitlines()) == 1
 
 
 HOSTILE = "print('first'); print('\\x1b[2J' + 'x' * 900 + '\\x9b'); raise ValueError('\\x1b]0;title\\x07')"
