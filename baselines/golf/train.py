@@ -41,6 +41,8 @@ from pgolf.train.settings import FromData, Options
 CALIBRATION_BATCHES = 16
 FRAMING = 1024
 """Bytes that the weights add beside themselves: the tar's padding, and the frame's block headers, 3 in 128 KiB."""
+LANES = loop.LANES | {"laptop": 384}
+"""The n-gram experts cost much in each step and little for each lane."""
 DIVERGED = "training diverged; lower the learning rates"
 DESCRIPTION = "Train the strong baseline under the clock and pack the artifact."
 HERE = Path(__file__).parent
@@ -251,8 +253,9 @@ class Trainer:
 
     def members(self, training: dict[str, Any]) -> dict[str, bytes]:
         """The artifact without its weights."""
-        run, changes = self.run, {"packages": ["torch", "numpy", "constriction"], "training": training}
-        members = loop.members(run.data, run.options.track, SOURCE, "golf baseline", **changes)
+        run, track = self.run, self.run.options.track
+        changes = {"packages": ["torch", "numpy", "constriction"], "training": training, "lanes": LANES[track]}
+        members = loop.members(run.data, track, SOURCE, "golf baseline", **changes)
         if self.counted:
             members["counts.bin"] = self.counted.packed
         elif self.settings.ngram:  # in the warm-up: as large as they get, and as hard to compress
