@@ -120,9 +120,7 @@ class Trainer:
         self, path: Path, feed: Iterator[tuple[Tensor, Tensor]], training: dict[str, Any]
     ) -> tuple[dict[str, Any], str]:
         limit = rules.track(self.run.options.track).artifact_bytes
-        members = loop.members(
-            self.run.data, self.run.options.track, SOURCE, "naive baseline", author="pgolf", training=training
-        )
+        members = loop.members(self.run.data, self.run.options.track, SOURCE, "naive baseline", author="pgolf", training=training)
         members["weights.bin"] = quant.dumps(asdict(self.run.model.config), self.run.model.state_dict())
         size = pack(members, path, limit)
         return {"artifact_bytes": size}, f"{size:,} bytes of {limit:,}"
