@@ -1,0 +1,111 @@
+"""The predictor of the packed artifact: one token of each lane goes in, logits of the next one come out.
+
+What the model computes for whole windows while training is computed here token by token, with keys and values from a
+cache (`cache`, the naive baseline's). Every token attends to the last `context` tokens of its lane.
+"""
+
+from functools import partial
+from pathlib import Path
+from typing import cast
+
+import coder
+import ngram
+import torch
+import torch.nn.functional as F
+from cache import Cache
+from model import GPT, TINY, Attention, Block, GPTConfig, cap, rms_norm, rope_tables, rotate
+from torch import Tensor
+
+
+def load(root: Path, device: torch.device, lanes: int, count: int) -> "Predictor":
+    """The predictor of the artifact in `root`."""
+    return Predictor(load_model(root, device), lanes)
+
+
+def load_model(root: Path, device: torch.device) -> GPT:
+    """The model of the artifact in `root`, with its experts. fp32 on CPUs, bf16 on GPUs."""
+    config, tensors = coder.loads((root / "weights.bin").read_bytes())
+    model = GPT(GPTConfig(**config), torch.bfloat16 if device.type == "cuda" else torch.float32)
+    model.load_state_dict({name: torch.from_numpy(tensor) for name, tensor in tensors.items()})
+    if (counts := root / "counts.bin").is_file():
+        model.experts = ngram.Experts(*ngram.loads(counts.read_bytes()))
+    return model.to(device).requires_grad_(False)
+
+
+class Predictor:
+    def __init__(self, model: GPT, lanes: int) -> None:
+        self.model, self.config = model, model.config
+        config, dtype, device = self.config, model.dtype, model.embed.weight.device
+        self.head = model.embed.weight.detach().to(dtype)
+        self.embed = F.pad(rms_norm(self.head), (0, 0, 0, 1))  # (V + 1, C): the last one, token -1, is no token
+        self.smear = None if model.smear is None else model.smear.detach().to(dtype)
+        self.layers = [Layer(cast(Block, block), dtype) for block in model.blocks]
+        self.passes = config.order(config.loops)
+        shape = len(self.passes), lanes, config.context, config.kv_heads, config.dim // config.heads
+        tables = partial(rope_tables, width=config.rope_dims or config.dim // config.heads, base=config.rope_base)
+        self.cache = Cache(*shape, dtype, device, tables)
+        self.last = torch.full((lanes, ngram.ORDERS - 1), -1, device=device)  # tokens that each lane was shown last
+
+    @torch.inference_mode()
+    def step(self, ids: Tensor, lane: Tensor) -> Tensor:
+        """Logits (B, V) of the next token in each lane (B,), whose last token is in ids (B,)."""
+        order, places, cos, sin = self.cache.enter(lane)
+        last = torch.cat([self.last[lane, 1:], ids[:, None]], 1)  # (B, N)
+        self.last[lane] = last
+        x = x0 = self.embedding(last[order])  # (B, C)
+        for number, layer in enumerate(self.passes):
+            x = self.layers[layer](x, x0, cos, sin, self.cache, number)
+        x = rms_norm(x)[places]
+        logits = cap(F.linear(x, self.head).float(), self.config.softcap)  # (B, V)
+        return logits if self.model.experts is None else self.mix(self.model.experts, logits, x, last)
+
+    def embedding(self, last: Tensor) -> Tensor:
+        """Normalised embedding (B, C) of the last of tokens (B, N) and the one before it."""
+        x = self.embed[last[:, -1]]
+        if self.smear is None:
+            return x
+        gate = torch.sigmoid(F.linear(x[:, : Attention.GATE_INPUTS], self.smear[None, 1:]))  # (B, 1)
+        return rms_norm(x + self.smear[0] * gate * self.embed[last[:, -2]])
+
+    def mix(self, experts: ngram.Experts, logits: Tensor, x: Tensor, last: Tensor) -> Tensor:
+        """Log-probabilities (B, V) of network and experts together, after tokens (B, N)."""
+        found = [expert.find_last(last) for expert in experts]
+        bins = torch.stack([expert.context_bins(*at) for expert, at in zip(experts, found, strict=True)], -1)
+        own, *others = self.model.weights(x, bins).unbind(-1)
+        p = logits.softmax(-1).mul_(own[:, None])
+        for expert, weight, at in zip(experts, others, found, strict=True):
+            expert.mix(p, weight, *at)
+        return p.clamp_min_(TINY).log_()
+
+
+class Layer:
+    """A block for one token a lane. Weights in `dtype`; queries, keys and values come from one product."""
+
+    def __init__(self, block: Block, dtype: torch.dtype) -> None:
+        self.attn, mlp = block.attn, block.mlp
+        attn, self.leak = block.attn, mlp.leak
+        self.qkv = torch.cat([attn.query.weight, attn.key.weight, attn.value.weight]).detach().to(dtype)
+        self.gain = (attn.gain / attn.width**0.5).detach().to(dtype)[:, None]
+        self.gate = None if attn.gate is None else attn.gate.detach().to(dtype)
+        self.out = (block.attn_scale[:, None] * attn.out.weight).detach().to(dtype)
+        self.up = mlp.up.weight.detach().to(dtype)
+        self.down = (block.mlp_scale[:, None] * mlp.down.weight).detach().to(dtype)
+        self.mix = block.mix.detach().to(dtype)
+
+    def __call__(self, x: Tensor, x0: Tensor, cos: Tensor, sin: Tensor, cache: Cache, number: int) -> Tensor:
+        x = torch.addcmul(self.mix[0] * x, self.mix[1], x0)
+        x = x + F.linear(self.attend(rms_norm(x), cos, sin, cache, number), self.out)
+        return x + F.linear(F.leaky_relu(F.linear(rms_norm(x), self.up), self.leak).square(), self.down)
+
+    def attend(self, x: Tensor, cos: Tensor, sin: Tensor, cache: Cache, number: int) -> Tensor:
+        """What attention makes of x (B, C) before its output projection."""
+        attn, B = self.attn, len(x)
+        heads = F.linear(x, self.qkv).view(B, -1, attn.width)  # (B, H + 2 H_kv, D)
+        v = heads[:, -attn.kv_heads :]
+        qk = rotate(rms_norm(heads[:, : -attn.kv_heads]), cos, sin)
+        y = cache.attend(number, qk[:, : attn.heads] * self.gain, qk[:, attn.heads :], v, scale=1.0)  # (B, H, D)
+        if attn.exclusive:
+            y = attn.exclude(y[:, None], v[:, None]).squeeze(1)
+        if self.gate is not None:
+            y = y * 2 * torch.sigmoid(F.linear(x[:, : attn.GATE_INPUTS], self.gate))[..., None]
+        return y.flatten(1)

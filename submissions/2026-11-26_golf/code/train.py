@@ -1,0 +1,356 @@
+"""Train the strong baseline under the clock, fit it to the limit, and pack the artifact.
+
+    python baselines/golf/train.py --data DIR --out artifact.zst --track laptop
+    torchrun --standalone --nproc_per_node=8 baselines/golf/train.py --data DIR --out artifact.zst
+
+Command line, order of events, optimizer, log and processes come from `pgolf.train`.
+"""
+
+import signal
+
+if __name__ == "__main__" and signal.getsignal(signal.SIGINT) is signal.default_int_handler:
+    signal.signal(signal.SIGINT, signal.SIG_DFL)  # Ctrl-C during the imports: an end without a traceback
+
+import sys
+import tempfile
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from functools import partial
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import coder
+import muon
+import ngram
+import numpy as np
+import numpy.typing as npt
+import quant
+import torch
+from model import GPT, GPTConfig
+from torch import Tensor
+
+from pgolf import rules
+from pgolf.artifact import pack
+from pgolf.data.shards import count_tokens, first_tokens
+from pgolf.errors import Refused
+from pgolf.train import loop, optim
+from pgolf.train.ranks import Ranks
+from pgolf.train.settings import FromData, Options
+
+CALIBRATION_BATCHES = 16
+FRAMING = 1024
+"""Bytes that the weights add beside themselves: the tar's padding, and the frame's block headers, 3 in 128 KiB."""
+LANES = loop.LANES | {"laptop": 384}
+"""The n-gram experts cost much in each step and little for each lane."""
+DIVERGED = "training diverged; lower the learning rates"
+DESCRIPTION = "Train the strong baseline under the clock and pack the artifact."
+HERE = Path(__file__).parent
+SOURCE = {path.name: path.read_bytes() for path in HERE.glob("*.py")}  # what runs now; cache.py is naive's
+
+
+@dataclass(frozen=True)
+class Settings(GPTConfig):
+    """Shape and switches of the model (see GPTConfig) and recipe; the defaults are for 8 H100."""
+
+    vocab_size: FromData = 8192
+    batch_tokens: int = 786_432
+    """Tokens per step, all ranks together."""
+    micro_tokens: int = 98_304
+    """Largest number of tokens that one rank takes through the model at once."""
+    loop_at: float = 0.35
+    """Depth recurrence is switched on at this fraction of the run."""
+    matrix_lr: float = 0.023  # Learning rate of matrices (Muon).
+    table_lr: float = 0.03  # Learning rate of the embedding (Adam).
+    vector_lr: float = 0.02  # Learning rate of vectors (Adam).
+    weight_decay: float = 0.09
+    """Decoupled, for matrices and tables (contest: smaller weights are cheaper to code); laptop: -0.003 ± 0.004."""
+    momentum: float = 0.97  # Of Muon, after momentum_steps.
+    momentum_start: float = 0.85  # Of Muon, at the first step.
+    momentum_steps: int = 500
+    """Muon's momentum goes from `momentum_start` to `momentum` over these steps."""
+    polar: bool = True
+    """Polar Express instead of five equal Newton-Schulz steps (arXiv:2505.16932); laptop: -0.001 ± 0.002."""
+    row_norm: bool = True
+    """Muon's rows get equal length before they are orthogonalised (contest); laptop: -0.002 ± 0.005."""
+    warmdown: float = 0.7
+    """The learning rates fall linearly over this last fraction of the run (arXiv:2405.18392) ..."""
+    floor: float = 0.1
+    """The learning rates end at this fraction of their height (contest: 0.1)."""
+    ema: float = 0.997
+    """The packed weights are a moving average over the steps with this decay (contest); 0: the last ones."""
+
+    gptq: bool = True
+    """Round with the help of the layers' inputs (see quant.py) instead of to the nearest; 3.5 bits, middle: -0.003."""
+    calibration_tokens: int = 131_072
+    """Training tokens, one rank's, that show how much each weight matters; inside the clock."""
+    balance: bool = True
+    """Finer steps for the rows whose rounding changes most what the model predicts, instead of by their deviation."""
+    finest: float = 0.04
+    """Smallest step in standard deviations, when there is room to spare: about 6.7 bits per weight."""
+    ngram_min_count: int = 2
+    """Rarer n-grams are dropped; more and first the longest, where they take over a third of the limit."""
+    ngram_tokens: int = 16_777_216
+    """Training tokens that are counted, the first ones: some 5 s of the clock for each million."""
+    limit: int = 0
+    """Largest artifact in bytes; 0: the track's."""
+
+    warmup_steps: int = 20
+    """Steps on random tokens before the clock; undone afterwards."""
+    bf16: bool = True
+    """Matrix products in bf16, on a GPU and on the CPUs that are faster with it; 0: all in fp32."""
+    compile: bool = True  # Use torch.compile, if it works here.
+    log_every: int = 50  # Steps from one line of the log to the next.
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        positive = "batch_tokens", "micro_tokens", "momentum_steps", "warmup_steps", "log_every", "calibration_tokens"
+        for name in (*positive, "ngram_min_count", "ngram_tokens"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} is {getattr(self, name)}; it must be at least 1")
+        for name in ("loop_at", "momentum", "momentum_start", "warmdown", "floor", "ema"):
+            if not 0 <= getattr(self, name) <= 1:
+                raise ValueError(f"{name} is {getattr(self, name)}; it must be from 0 to 1")
+        if self.limit < 0:
+            raise ValueError("limit cannot be below 0")
+        if self.batch_tokens % self.context:
+            raise ValueError(f"batch_tokens {self.batch_tokens} is not a multiple of the context {self.context}")
+        if not quant.FINEST <= self.finest <= quant.COARSEST:
+            raise ValueError(f"finest {self.finest} is not between {quant.FINEST} and {quant.COARSEST}")
+
+    def depth(self, progress: float) -> int:
+        """Loops of the recurrent layers when `progress` of the run is done."""
+        return self.loops if progress >= self.loop_at else 0
+
+    def lr_scale(self, progress: float) -> float:
+        """Factor for the learning rates when `progress` of the run is done."""
+        return self.floor + (1 - self.floor) * min(1.0, (1 - progress) / max(self.warmdown, 1e-9))
+
+
+# The main preset's switches are the contest's practice. Those of the laptop are measured: docs/benchmarks/golf.md.
+LAPTOP = Settings(
+    vocab_size=2048,
+    context=256,
+    layers=4,
+    dim=128,
+    heads=2,
+    kv_heads=1,
+    mlp_ratio=2,
+    rope_dims=0,
+    softcap=0.0,
+    loops=0,
+    xsa=4,
+    ngram=5,
+    ngram_tokens=2_000_000,
+    batch_tokens=2048,
+    micro_tokens=2048,
+    momentum=0.95,
+    momentum_steps=100,
+    ema=0.0,
+    floor=0.0,
+    calibration_tokens=16_384,
+    warmup_steps=3,
+    log_every=10,
+)
+MIDDLE = replace(
+    LAPTOP,
+    context=512,
+    layers=5,
+    dim=256,
+    heads=4,
+    mlp_ratio=3,
+    xsa=5,
+    ngram=4,
+    ngram_tokens=16_777_216,
+    batch_tokens=4096,
+    micro_tokens=4096,
+    matrix_lr=0.02,
+    momentum_steps=300,
+    limit=3_000_000,
+    log_every=50,
+)
+"""For 3,000,000 bytes and half an hour on one core: --track unlimited --preset middle --seconds 2100."""
+PRESETS = {"main": Settings(), "laptop": LAPTOP, "unlimited": Settings(), "middle": MIDDLE}
+
+
+class Trainer:
+    """Optimizer, averaged weights and counts (see loop.Trainer)."""
+
+    def __init__(self, run: loop.Run) -> None:
+        s = run.settings
+        rates = {"matrix_lr": s.matrix_lr, "table_lr": s.table_lr, "vector_lr": s.vector_lr, "decay": s.weight_decay}
+        self.run, self.settings = run, s
+        self.optimizer = optim.Optimizer(run.model, **rates, betas=(0.8, 0.95), orthogonalize=run.orthogonalize)
+        self.weights = list(run.model.parameters())
+        self.average = [w.detach().clone() for w in self.weights] if s.ema else []
+        self.counted: Counted | None = None
+        self.depth = run.settings.loops
+        """Loops that the last step had."""
+
+    def begin(self) -> None:
+        if self.settings.ngram:
+            self.counted = Counted(self.run, counts_limit(self.run))
+
+    def stages(self) -> Sequence[Callable[[Tensor], object]]:
+        depths = dict.fromkeys(map(self.settings.depth, (0.0, 1.0)))  # each once
+        return [partial(self.warm_up_step, depth) for depth in depths]
+
+    def warm_up_step(self, depth: int, ids: Tensor) -> None:
+        dummy: tuple[Tensor, ...] = ()
+        if self.settings.ngram:
+            shape = *ids.shape, self.settings.ngram - 1
+            dummy = torch.full(shape, 0.1, device=ids.device), torch.ones(shape, dtype=torch.uint8, device=ids.device)
+        self.take_step(0, 1.0, depth, ids, ids, *dummy)
+
+    def step(self, step: int, left: float, done: float, ids: Tensor, targets: Tensor) -> tuple[Tensor, float]:
+        s, scale = self.settings, self.settings.lr_scale(done)
+        experts = self.counted.batch(step, ids, targets) if self.counted else ()
+        return self.take_step(step, scale, s.depth(done), ids, targets, *experts), scale
+
+    def take_step(self, step: int, scale: float, depth: int, *batch: Tensor) -> Tensor:
+        """One step on ids, targets (B, T), and the experts' probabilities and bins; returns the loss."""
+        s = self.settings
+        loss = loop.gradients(partial(self.run.forward, loops=depth), batch, s.micro_tokens // s.context)
+        loss, self.depth = self.optimizer.step(scale, loop.momentum(s, step), loss), depth
+        if s.ema:
+            with torch.no_grad():  # at first over the last tenth of the steps, so that the first weights are forgotten
+                torch._foreach_lerp_(self.average, self.weights, max(1 - s.ema, 10 / (10 + step)))
+        return loss
+
+    @torch.no_grad()
+    def save(
+        self, path: Path, feed: Iterator[tuple[Tensor, Tensor]], training: dict[str, Any]
+    ) -> tuple[dict[str, Any], str]:
+        """Calibrate, quantise to what fits, and pack."""
+        run, s, limit = self.run, self.settings, limit_of(self.run)
+        members = self.members(training)
+        # The average predicts better than the last weights, so calibration looks at it, too.
+        for weight, mean in zip(self.weights, self.average, strict=False):
+            weight.copy_(mean)
+        state = {name: tensor.detach().float() for name, tensor in run.model.state_dict().items()}
+        if not all(bool(tensor.isfinite().all()) for tensor in state.values()):
+            raise Refused(f"weights are no longer finite: {DIVERGED}")
+        try:
+            inverses, sensitivity = calibrate(run, feed, self.depth)
+        except ValueError as error:
+            raise Refused(f"{error}: {DIVERGED}") from None
+        # All other members are packed once, to know the room that the weights may fill.
+        taken = size_of({**members, "weights.bin": b""}, path, rules.track(run.options.track).artifact_bytes)
+        quantise, count = self.quantiser(state, inverses if s.gptq else {}, sensitivity)
+        try:
+            weights, step = quant.fit(quantise, limit - taken - FRAMING, count, s.finest)
+        except ValueError as error:
+            raise Refused(
+                f"the artifact cannot fit its limit of {limit:,} bytes: code, tokenizer and counts take {taken:,}, "
+                f"{count:,} weights {error}; choose a smaller shape or vocabulary"
+            ) from None
+        size, bits = pack({**members, "weights.bin": weights}, path, limit), 8 * len(weights) / count
+        facts = {"artifact_bytes": size, "weights_bytes": len(weights), "bits": round(bits, 3), "step": round(step, 4)}
+        return facts, (
+            f"{size:,} bytes of {limit:,}, weights in {bits:.2f} bits each and steps of {step:.3f} standard deviations "
+            f"(finest {s.finest:g})"
+        )
+
+    def members(self, training: dict[str, Any]) -> dict[str, bytes]:
+        """The artifact without its weights."""
+        run, track = self.run, self.run.options.track
+        changes = {"packages": ["torch", "numpy", "constriction"], "training": training, "lanes": LANES[track]}
+        members = loop.members(run.data, track, SOURCE, "golf baseline", author="pgolf", **changes)
+        if self.counted:
+            members["counts.bin"] = self.counted.packed
+        elif self.settings.ngram:  # in the warm-up: as large as they get, and as hard to compress
+            members["counts.bin"] = np.random.bytes(counts_limit(run))
+        return members
+
+    def quantiser(
+        self,
+        state: Mapping[str, Tensor],
+        inverses: Mapping[str, quant.InverseHessian],
+        sensitivity: Mapping[str, Tensor],
+    ) -> tuple[Callable[[float], bytes], int]:
+        """A function from a step in standard deviations to the bytes of the weights, and their number."""
+        matrices = {name: t for name, t in state.items() if name.endswith("weight")}
+        plain = {name: t.cpu().numpy() for name, t in state.items() if name not in matrices}
+        rows = quant.row_steps(matrices, inverses, sensitivity) if self.settings.balance else None
+        # A run that was stopped may not have come to its loops.
+        config = asdict(replace(self.run.model.config, loops=self.depth))
+
+        def quantise(step: float) -> bytes:
+            return coder.dumps(config, quant.quantize(matrices, inverses, step, rows), plain)
+
+        return quantise, sum(map(Tensor.numel, matrices.values()))
+
+
+def limit_of(run: loop.Run) -> int:
+    track = rules.track(run.options.track).artifact_bytes
+    return min(run.settings.limit or track, track)
+
+
+def counts_limit(run: loop.Run) -> int:
+    """Largest size of the counts of n-grams in bytes."""
+    return limit_of(run) // 3
+
+
+def size_of(members: dict[str, bytes], path: Path, limit: int) -> int:
+    """Bytes of an artifact of these members, packed beside `path`."""
+    with tempfile.TemporaryDirectory(dir=path.parent, prefix=".size-") as folder:
+        return pack(members, Path(folder) / path.name, limit)
+
+
+class Counted:
+    """The experts of the first training tokens: packed, and their cross-fitted probabilities of these tokens."""
+
+    def __init__(self, run: loop.Run, limit: int) -> None:
+        s, ranks, shards = run.settings, run.ranks, run.data.train_shards
+        tokens = first_tokens(shards, s.vocab_size, s.ngram_tokens).astype(np.int64)
+        tables = ngram.count(tokens, s.vocab_size, s.ngram)
+        min_counts, self.packed = ngram.fit(tables, s.vocab_size, s.ngram_min_count, limit)
+        fitted = [ngram.cross_fitted(tokens, s.vocab_size, n, min_counts[n - 1]) for n in range(2, s.ngram + 1)]
+        self.probs, self.bins = (np.stack(arrays, -1) for arrays in zip(*fitted, strict=True))  # (N, E)
+        self.experts = ngram.Experts(s.vocab_size, ngram.prune(tables, min_counts)).to(ranks.device)
+        self.device, self.pinned, self.context = ranks.device, ranks.gpu, s.context
+        own = s.batch_tokens // ranks.world
+        self.targets = ranks.rank * own + 1 + np.arange(own)  # positions in the stream of this rank's first targets
+        self.step = s.batch_tokens
+        self.length = count_tokens(shards)
+
+    def batch(self, step: int, ids: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
+        """The experts' probabilities and context bins (B, T, E) for ids and targets (B, T) of batch number `step`."""
+        at = (self.targets + step * self.step) % self.length
+        counted = at < len(self.probs)
+        probs, bins = (self.ready(array[np.where(counted, at, 0)]) for array in (self.probs, self.bins))
+        if counted.all():
+            return probs, bins
+        mask = self.ready(counted[:, None])
+        others = self.experts.probs(ids, targets), self.experts.context_bins(ids).to(bins.dtype)
+        return torch.where(mask, probs, others[0]), torch.where(mask, bins, others[1])
+
+    def ready(self, array: npt.NDArray[Any]) -> Tensor:
+        """An array (B * T, E) on the device, as (B, T, E)."""
+        tensor = torch.from_numpy(array).view(-1, self.context, array.shape[1])
+        return (tensor.pin_memory() if self.pinned else tensor).to(self.device, non_blocking=True)
+
+
+def calibrate(
+    run: loop.Run, feed: Iterator[tuple[Tensor, Tensor]], depth: int
+) -> tuple[dict[str, quant.InverseHessian], dict[str, Tensor]]:
+    """Inverse-Hessian factors and sensitivities (see quant.calibrate), from the next `calibration_tokens` or so."""
+    model, s = run.model, run.settings
+    tokens = min(s.micro_tokens, s.batch_tokens // run.ranks.world, s.calibration_tokens // CALIBRATION_BATCHES)
+    at_once = max(1, tokens // s.context)
+    parts = (part for ids, _ in feed for part in ids.split(at_once))
+    count = max(1, s.calibration_tokens // (at_once * s.context))
+    return quant.calibrate(model, partial(model, loops=depth), islice(parts, count))
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    return loop.main(argv, DESCRIPTION, PRESETS, build, Trainer, SOURCE)
+
+
+def build(options: Options, settings: Settings, ranks: Ranks) -> loop.Run:
+    orthogonalize = partial(muon.orthogonalize, polar=settings.polar, row_norm=settings.row_norm)
+    return loop.build(options, settings, ranks, GPT, GPTConfig, orthogonalize)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
