@@ -122,6 +122,7 @@ def test_shards_of_another_tokenizer_are_no_ground_for_a_verdict(
         ({"tokenizer.model": b"other"}, {}, {"training-tokenizer": "tokenizer.model"}),
         ({}, {"lanes": 4}, {"training-manifest": MANIFEST}),
         ({}, {"layout": "parts"}, {"training-manifest": MANIFEST}),
+        ({}, {"packages": ["numpy"]}, {"training-manifest": MANIFEST}),
         ({}, {"vocab_size": 1000}, {"training-manifest": MANIFEST, "training-sources": "predict.py"}),
         ({}, {"name": "other"}, {}),
         ({}, {"training": DECLARED | {"steps": 3}}, {}),

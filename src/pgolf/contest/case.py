@@ -7,7 +7,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from pgolf import artifact, rules
+from pgolf import artifact, repeat, rules
 from pgolf.artifact import Artifact
 from pgolf.contest.claim import Claim
 from pgolf.contest.rerun_record import Limits, Rerun, SliceText
@@ -87,9 +87,7 @@ def prepare(found: Claim, received: Artifact, options: Options, device: str, say
     dataset = open_dataset(options.data)
     if not dataset.train_shards:
         raise UsageError(f"{options.data}: holds no training shards")
-    tokenizer = received.members.get(manifest.tokenizer)
-    same = tokenizer == dataset.tokenizer.read_bytes() and manifest.transform == dataset.transform
-    if not same:
+    if not repeat.is_in_tokens_of(received, dataset):
         raise UsageError(
             f"{options.data}: is in other tokens than the artifact's tokenizer {printable(manifest.tokenizer)} makes; "
             "build a dataset with it: pgolf data build SOURCE --tokenizer FILE"

@@ -9,10 +9,10 @@ a folder (see `state`): a re-run that was killed goes on where it was.
 import hashlib
 import shutil
 from collections.abc import Callable, Iterator
-from dataclasses import asdict, replace
+from dataclasses import replace
 from pathlib import Path
 
-from pgolf import artifact, rules
+from pgolf import artifact, repeat, rules
 from pgolf.artifact import Artifact
 from pgolf.contest import claim, rerun_record, state
 from pgolf.contest.calibrate import calibrate
@@ -21,7 +21,6 @@ from pgolf.contest.judgement import judged
 from pgolf.contest.rerun_record import Calibration, Claimed, Declared, Rerun, SeedRun, SeedScore
 from pgolf.contest.state import Folder
 from pgolf.contest.verdict import judge
-from pgolf.data.dataset import training_files
 from pgolf.errors import EnvironmentBroken, Refused, UsageError
 from pgolf.files import printable
 from pgolf.sandbox import training
@@ -33,7 +32,6 @@ from pgolf.score.losses import Losses
 from pgolf.score.record import Environment, Packed, Record, Submission, Text
 
 _CALIBRATION = "calibration.json"
-_OUT = "/tmp/artifact.zst"  # inside the sandbox; what counts is what the trainer hands over
 _FOLDERS = Path("runs") / "rerun"
 
 
@@ -129,19 +127,12 @@ def _with(record: Rerun, run: SeedRun) -> Rerun:
 
 def _train(case: Case, folder: Folder, number: int, seed: int, where: str) -> SeedRun:
     """Train in a fresh sandbox and keep the result. A refusal is one; a machine that fails leaves none."""
-    manifest, track = case.artifact.manifest, case.track
-    declared = manifest.training.arguments if manifest.training else ()
-    arguments = ("--out", _OUT, "--track", track.name, "--seed", str(seed), *declared)
-    files, shards = training_files(case.dataset)
-    job = training.Job(
-        case.sources,
-        files,
-        shards,
-        arguments,
-        manifest.packages,
-        manifest.compiler or shutil.which("g++") is not None,  # for torch.compile, as the author had it
-        "cuda" if case.device.startswith("cuda") else "cpu",
-        case.options.processes,
+    told, track = case.artifact.manifest.training, case.track
+    declared = told.arguments if told else ()
+    compiler = shutil.which("g++") is not None  # for torch.compile, as the author had it
+    processes = case.options.processes
+    job = repeat.job(
+        case.artifact, case.dataset, seed, declared, device=case.device, compiler=compiler, processes=processes
     )
     limits = training.Limits(track.prepare_seconds, track.train_seconds, track.artifact_bytes)
     case.say(f"{where}: training" + (f", {track.train_seconds:g} s" if track.train_seconds else ""))
@@ -178,22 +169,14 @@ def _compared(run: SeedRun, submitted: Artifact, content: bytes) -> SeedRun:
 def differences(submitted: Artifact, written: Artifact) -> list[str]:
     """What should be the same in two artifacts of one train.py and is not: code, tokenizer, manifest, settings."""
     a, b = submitted.manifest, written.manifest
-    ours, theirs = map(_fixed_members, (submitted, written))
-    found = [name for name in sorted(ours.keys() | theirs.keys()) if ours.get(name) != theirs.get(name)]
-    first, second = (asdict(replace(x, training=None, pgolf=None)) for x in (a, b))  # pgolf: this harness's version
-    found += [f"{artifact.MANIFEST}: {name}" for name in first if first[name] != second[name]]
+    found = repeat.changed_code(submitted, written)
+    if a.tokenizer not in found and submitted.members.get(a.tokenizer) != written.members.get(a.tokenizer):
+        found.append(a.tokenizer)
+    found += [f"{artifact.MANIFEST}: {name}" for name in repeat.changed_fields(submitted, written)]
     for name in ("arguments", "settings", "parameters") if a.training else ():
         if getattr(a.training, name) != getattr(b.training, name, None):
             found.append(f"{artifact.MANIFEST}: training.{name}")
     return found
-
-
-def _fixed_members(received: Artifact) -> dict[str, bytes]:
-    """Code and tokenizer."""
-    found = {**artifact.sources(received.members)}
-    del found[artifact.MANIFEST]
-    name = received.manifest.tokenizer
-    return found if name == "bytes" else found | {name: received.members[name]}
 
 
 def _score(case: Case, folder: Folder, number: int, run: SeedRun, text: ScoredText, where: str) -> Record:

@@ -20,13 +20,12 @@ from pgolf.score.devices import find_device
 from pgolf.score.record import Record, phases
 from pgolf.score.score import Options, score
 from pgolf.submission import claims
-from pgolf.submission.findings import ERROR, WARNING, Finding
+from pgolf.submission.findings import ERROR, LATE, WARNING, Finding
 from pgolf.submission.folder import folder_members
 from pgolf.submission.members import look, sizes
 from pgolf.submission.retrain import retrain
 
 SAMPLE_BYTES = 100_000  # of the validation text: some seconds of scoring on two cores
-LATE = 0.8  # of the evaluation limit, where a warning begins: other machines, and busy ones, are slower
 
 
 @dataclass(frozen=True)

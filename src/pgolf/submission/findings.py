@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 
 ERROR, WARNING = "error", "warning"
+LATE = 0.8  # of a limit of time, where a warning begins: other machines, and busy ones, are slower
 
 
 @dataclass(frozen=True)

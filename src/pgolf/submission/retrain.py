@@ -5,23 +5,21 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
-from pgolf import artifact, rules
+from pgolf import artifact, repeat, rules
 from pgolf.artifact import MANIFEST, Artifact
-from pgolf.data.dataset import Dataset, training_files
+from pgolf.data.dataset import Dataset
 from pgolf.errors import Refused
 from pgolf.files import printable
 from pgolf.sandbox import box, training
-from pgolf.sandbox.training import Job, Limits
-from pgolf.submission.findings import ERROR, WARNING, Finding
+from pgolf.sandbox.training import Limits
+from pgolf.submission.findings import ERROR, LATE, WARNING, Finding
 
 STEPS = 3
 SECONDS = 120.0  # to prepare, and for the steps: more than they need where others use the machine too
-LATE = 0.8  # of the limit for preparing, where a warning begins
 _WORDS = 300  # characters of what was raised
 _BUDGET = "--steps", "--seconds"
 _DECLARE = "train with this pgolf, whose loop declares it, or write it in train.py (docs/artifact.md)"
 _SAME = "train again with the code that is in the artifact, and pack what it writes"
-_FIELDS = "form", "layout", "lanes", "context", "window", "stride", "vocab_size", "bos", "tokenizer", "transform"
 
 
 def retrain(
@@ -39,20 +37,11 @@ def retrain(
     if reason := _other_data(found, data):
         remedy = "`pgolf data build --tokenizer FILE` makes training shards for it"
         return None, [*findings, Finding("training-data", WARNING, None, None, reason, remedy)]
-    files, shards = training_files(data)
-    manifest, gpu = found.manifest, device.startswith("cuda")
     arguments = with_steps(declared.arguments if declared else (), STEPS)
-    track = rules.track(manifest.track)
+    track = rules.track(found.manifest.track)
     limits = Limits(max(SECONDS, track.prepare_seconds), SECONDS, track.artifact_bytes)
-    job = Job(
-        artifact.sources(found.members),
-        files,
-        shards,
-        ("--out", "/tmp/artifact.zst", "--track", track.name, "--seed", "1", *arguments),
-        packages=manifest.packages,
-        compiler=manifest.compiler or gpu,  # on a CPU a few steps are taken sooner than they are compiled
-        device="cuda" if gpu else "cpu",
-    )
+    compiler = device.startswith("cuda")  # on a CPU a few steps are taken sooner than they are compiled
+    job = repeat.job(found, data, 1, arguments, device=device, compiler=compiler)
     printed: list[str] = []
     try:
         with _listening(printed):
@@ -112,20 +101,18 @@ def with_steps(arguments: Sequence[str], steps: int) -> tuple[str, ...]:
 def differences(found: Artifact, written: Artifact) -> Iterator[Finding]:
     """How the artifact differs from what its train.py writes, weights and counts aside."""
     ours, theirs = artifact.sources(found.members), artifact.sources(written.members)
-    for name in sorted((ours.keys() | theirs.keys()) - {MANIFEST}):
-        if ours.get(name) != theirs.get(name):
-            words = "does not write it" if name not in theirs else "writes it" if name not in ours else "writes another"
-            yield Finding("training-sources", ERROR, name, None, f"train.py {words}", _SAME)
+    for name in repeat.changed_code(found, written):
+        words = "does not write it" if name not in theirs else "writes it" if name not in ours else "writes another"
+        yield Finding("training-sources", ERROR, name, None, f"train.py {words}", _SAME)
     for name in sorted(found.members.keys() ^ written.members.keys()):
         if name not in ours and name not in theirs:
             where = "only in the artifact" if name in found.members else "only in what train.py writes"
             what = f"is {where} ({len(found.members.get(name) or written.members[name]):,} bytes)"
             yield Finding("training-members", WARNING, name, None, what, _SAME)
-    for field in _FIELDS:
+    for field in repeat.changed_fields(found, written):
         here, there = getattr(found.manifest, field), getattr(written.manifest, field)
-        if here != there:
-            what = f"{field} is {here!r}, but {there!r} in what train.py writes"
-            yield Finding("training-manifest", ERROR, MANIFEST, None, what, _SAME)
+        what = f"{field} is {here!r}, but {there!r} in what train.py writes"
+        yield Finding("training-manifest", ERROR, MANIFEST, None, what, _SAME)
     name = found.manifest.tokenizer
     if found.members.get(name) != written.members.get(written.manifest.tokenizer):
         yield Finding("training-tokenizer", ERROR, name, None, "train.py writes another tokenizer", _SAME)
@@ -150,7 +137,6 @@ def _other_data(found: Artifact, data: Dataset) -> str | None:
     """Why these shards cannot train this artifact."""
     if not data.train_shards:
         return f"{data.root} holds no training shards, so train.py was not tried"
-    same = data.vocab_size == found.manifest.vocab_size and data.transform == found.manifest.transform
-    if not same or found.members.get(found.manifest.tokenizer) != data.tokenizer.read_bytes():
+    if data.vocab_size != found.manifest.vocab_size or not repeat.is_in_tokens_of(found, data):
         return f"the training shards of {data.root} are of another tokenizer, so train.py was not tried"
     return None
