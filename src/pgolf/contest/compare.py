@@ -50,7 +50,7 @@ def compare(a: Path, b: Path) -> Comparison:
             f"{a} and {b} are scores of different texts, of {counts[0]:,} and {counts[1]:,} documents; "
             "score both with the same --data and --documents"
         )
-    bits = left.losses.nats / math.log(2), right.losses.nats / math.log(2)
+    bits = left.losses.bits, right.losses.bits
     difference, half = paired_difference(*bits, left.losses.sizes)
     return Comparison(left, right, difference, half, int((bits[1] < bits[0]).sum()), len(bits[0]))
 
@@ -98,7 +98,7 @@ def table(result: Comparison) -> str:
 def plot(result: Comparison, path: Path) -> str | None:
     """The difference over the text: of all documents so far, and of each. Returns as `plots.draw` does."""
     sizes = result.a.losses.sizes
-    bits = (result.b.losses.nats - result.a.losses.nats) / math.log(2)
+    bits = result.b.losses.bits - result.a.losses.bits
     at = sizes.cumsum()
 
     def fill(axes: Any) -> None:

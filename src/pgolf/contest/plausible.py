@@ -1,6 +1,5 @@
 """What looks implausible in a re-run. It refuses nothing: a person looks at it before it is ranked."""
 
-import math
 from collections.abc import Iterator, Mapping
 
 import numpy as np
@@ -38,7 +37,7 @@ def operations(declared: Declared, seconds: float, calibration: Calibration, dev
 
 def stretch(losses: Losses) -> Iterator[str]:
     """Documents that are coded in so few bits that they stand out, if they lower the score noticeably."""
-    bits, sizes = losses.nats / math.log(2), losses.sizes
+    bits, sizes = losses.bits, losses.sizes
     mean = float(bits.sum() / sizes.sum())
     low = (sizes >= rules.STRETCH_DOCUMENT_BYTES) & (bits < rules.STRETCH_RATE * mean * sizes)
     saved = float((mean * sizes[low] - bits[low]).sum() / sizes.sum())

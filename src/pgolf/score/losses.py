@@ -1,6 +1,7 @@
 """Log-loss of each document, in a file beside the record: what two scores of one text are compared by."""
 
 import io
+import math
 import zipfile
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -31,6 +32,11 @@ class Losses:
     """(D,) log-loss of each document and of the BOS that ends it."""
     sizes: npt.NDArray[np.int64]
     """(D,) UTF-8 bytes."""
+
+    @property
+    def bits(self) -> Floats:
+        """(D,) the same log-loss in bits."""
+        return self.nats / math.log(2)
 
     @staticmethod
     def of(artifact: str, nll: Floats, encoded: Sequence[Ids], text: CanonicalText) -> "Losses":

@@ -186,7 +186,7 @@ def _edited(result: Record, path: Path) -> str | None:
             return str(error)
         if each.artifact != result.artifact.sha256:
             return "the losses beside it are of another artifact"
-        if not math.isclose(float(each.nats.sum()) / math.log(2), bits, rel_tol=1e-6):
+        if not math.isclose(float(each.bits.sum()), bits, rel_tol=1e-6):
             return "the losses beside it have another sum"
     return None
 
