@@ -12,13 +12,14 @@ from typing import Any
 import numpy as np
 import pytest
 
-from conftest import COUNTS, UNIFORM, MakeArtifact
+from conftest import COUNTS, ROOT, UNIFORM, MakeArtifact
 from pgolf.cli.main import main
 from pgolf.data.dataset import open_dataset
 from pgolf.errors import Refused, UsageError
 from pgolf.score.losses import Losses
 from pgolf.score.score import Options
 from pgolf.submission.attempt import as_json, attempt, quarters, table
+from pgolf.submission.folder import source_files
 
 OPTIONS = Options(device="cpu", isolated=False, documents=12)
 
@@ -202,6 +203,16 @@ def test_folders_that_are_none(data: Path, packed: MakeArtifact, tmp_path: Path)
     os.mkfifo(folder / "predict.py")
     with pytest.raises(UsageError, match=r"predict\.py: is a FIFO"):
         attempt(artifact, folder, {}, data, OPTIONS)
+
+
+def test_code_may_link_to_its_neighbours(tmp_path: Path) -> None:
+    """As golf's does to naive's cache; a link to elsewhere would take a stranger's file."""
+    naive = (ROOT / "baselines" / "naive" / "cache.py").read_bytes()
+    assert source_files(ROOT / "baselines" / "golf")["cache.py"] == naive
+    (tmp_path / "code").mkdir()
+    (tmp_path / "code" / "predict.py").symlink_to("/etc/passwd")
+    with pytest.raises(UsageError, match="is a link to elsewhere"):
+        source_files(tmp_path / "code")
 
 
 def test_a_data_set_without_development_text(

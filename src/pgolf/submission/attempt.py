@@ -18,13 +18,14 @@ import numpy as np
 from pgolf import artifact, rules
 from pgolf.artifact import MANIFEST
 from pgolf.errors import EnvironmentBroken, Refused, UsageError
-from pgolf.files import HIDDEN, list_files, printable, read_regular
+from pgolf.files import printable
 from pgolf.score import losses
 from pgolf.score.devices import find_device
 from pgolf.score.losses import Losses
 from pgolf.score.record import Record, phases
 from pgolf.score.score import Options, score
 from pgolf.stats import paired_difference
+from pgolf.submission.folder import source_files
 
 DOCUMENTS = 64
 KEPT = Path("runs/try")
@@ -87,7 +88,10 @@ def _changed(members: Mapping[str, bytes], code: Path | None, changes: Mapping[s
     """The members with the Python files of the folder `code` in place of those of the same names."""
     changed = dict(members)
     if code is not None:
-        changed |= _python_files(code)
+        given = {name: data for name, data in source_files(code).items() if name != MANIFEST}
+        if not given:
+            raise UsageError(f"{code}: holds no Python file to try")
+        changed |= given
     before = json.loads(members[MANIFEST])
     if (fields := before | dict(changes)) != before:
         manifest = json.dumps(fields, indent=1).encode()
@@ -97,19 +101,6 @@ def _changed(members: Mapping[str, bytes], code: Path | None, changes: Mapping[s
             raise UsageError(f"--set: {error}") from None
         changed[MANIFEST] = manifest
     return changed
-
-
-def _python_files(folder: Path) -> dict[str, bytes]:
-    if not folder.is_dir():
-        raise UsageError(f"{folder}: no such folder")
-    listing = list_files(folder)
-    for path, what in listing.passed_over:
-        if what != HIDDEN:
-            raise UsageError(f"{path}: is {what}; put the file or folder itself in its place")
-    paths = [path for path in listing.files if path.suffix == ".py"]
-    if not paths:
-        raise UsageError(f"{folder}: holds no Python file to try")
-    return {path.relative_to(folder).as_posix(): read_regular(path, rules.ARTIFACT_BYTES) for path in paths}
 
 
 def _pack(members: Mapping[str, bytes], path: Path) -> int | None:
@@ -146,15 +137,14 @@ def quarters(scored: Losses) -> list[float]:
     middles = scored.sizes.cumsum() - scored.sizes / 2
     at = np.minimum(4 * middles // scored.sizes.sum(), 3).astype(np.int64)
     sizes = np.bincount(at, scored.sizes, 4)
-    bits = np.bincount(at, scored.nats, 4) / math.log(2)
+    bits = np.bincount(at, scored.bits, 4)
     return [float(b / s) if s else math.nan for b, s in zip(bits, sizes, strict=True)]
 
 
 def _difference(result: Attempt) -> tuple[float, float]:
     """Changed minus unchanged in bits per byte, and the half-width of its 95 % interval."""
     assert result.base is not None
-    bits = result.base.nats / math.log(2), result.losses.nats / math.log(2)
-    return paired_difference(*bits, result.losses.sizes)
+    return paired_difference(result.base.bits, result.losses.bits, result.losses.sizes)
 
 
 def as_json(result: Attempt) -> dict[str, Any]:
@@ -190,7 +180,7 @@ def _finite(value: Any) -> Any:
 
 
 def _bpb(scored: Losses) -> float:
-    return float(scored.nats.sum()) / math.log(2) / int(scored.sizes.sum())
+    return float(scored.bits.sum()) / int(scored.sizes.sum())
 
 
 def table(result: Attempt) -> str:

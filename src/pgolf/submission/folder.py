@@ -1,11 +1,11 @@
-"""A folder that becomes an artifact."""
+"""A folder that becomes an artifact, or has code for one."""
 
 import errno
 from pathlib import Path
 
-from pgolf import rules
+from pgolf import artifact, rules
 from pgolf.errors import EnvironmentBroken, Refused, UsageError
-from pgolf.files import HIDDEN, list_files, read_regular
+from pgolf.files import HIDDEN, LINKED, list_files, read_regular
 
 
 def folder_members(folder: Path) -> dict[str, bytes]:
@@ -35,3 +35,31 @@ def folder_members(folder: Path) -> dict[str, bytes]:
         left -= len(data)
         members[path.relative_to(folder).as_posix()] = data
     return members
+
+
+def source_files(folder: Path) -> dict[str, bytes]:
+    """The Python files of a folder, and its manifest if it has one.
+
+    A link counts as what it leads to, if that lies in the folder or beside it. Raises UsageError for another link or
+    something that is no file, EnvironmentBroken when one cannot be read.
+    """
+    if not folder.is_dir():
+        raise UsageError(f"{folder}: no such folder")
+    listing = list_files(folder)
+    links: list[Path] = []
+    for path, what in listing.passed_over:
+        if what.startswith("unreadable"):
+            raise EnvironmentBroken(f"{path}: {what}")
+        if what == LINKED and path.suffix == ".py" and path.resolve().is_relative_to(folder.resolve().parent):
+            links.append(path)
+        elif what != HIDDEN and path.suffix == ".py":
+            raise UsageError(f"{path}: is {what}{' to elsewhere' * (what == LINKED)}; put the file itself in its place")
+    found: dict[str, bytes] = {}
+    for path in (*listing.files, *links):
+        name = path.relative_to(folder).as_posix()
+        if path.suffix == ".py" or name == artifact.MANIFEST:
+            try:
+                found[name] = read_regular(path, rules.SOURCE_BYTES)
+            except OSError as error:
+                raise EnvironmentBroken(f"{path}: cannot be read ({error.strerror})") from None
+    return found

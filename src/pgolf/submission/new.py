@@ -14,8 +14,8 @@ from pathlib import Path
 import pgolf
 from pgolf import artifact, entry, rules
 from pgolf.entry import Entry, Packed
-from pgolf.errors import EnvironmentBroken, Refused, UsageError
-from pgolf.files import list_files, read_regular
+from pgolf.errors import Refused, UsageError
+from pgolf.submission.folder import source_files
 
 BASELINES = "golf", "naive"
 _TEMPLATES = Path(__file__).parent / "templates"
@@ -93,7 +93,7 @@ def _code(source: str) -> dict[str, bytes]:
     if path.is_dir():
         if entry.is_entry(path):
             path /= entry.CODE
-        found = _python_files(path)
+        found = source_files(path)
     elif path.is_file():
         members = artifact.read(path, rules.ARTIFACT_BYTES).members
         found = artifact.sources(members)
@@ -113,24 +113,6 @@ def _baseline(name: str) -> Path:
         f"--from {name}: the baselines come with a checkout, not with an installed pgolf; run this in a checkout, or "
         "name a folder or an artifact"
     )
-
-
-def _python_files(folder: Path) -> dict[str, bytes]:
-    """The source files of a folder. A link counts as what it leads to, if that lies beside the folder or in it."""
-    listing = list_files(folder)
-    links = [path for path, _ in listing.passed_over if path.is_symlink() and path.suffix == ".py"]
-    found: dict[str, bytes] = {}
-    for path in (*listing.files, *links):
-        name = path.relative_to(folder).as_posix()
-        if path.suffix != ".py" and name != artifact.MANIFEST:
-            continue
-        if path in links and not path.resolve().is_relative_to(folder.resolve().parent):
-            raise UsageError(f"{path}: is a link to elsewhere; put the file itself in its place")
-        try:
-            found[name] = read_regular(path, rules.SOURCE_BYTES)
-        except OSError as error:
-            raise EnvironmentBroken(f"{path}: cannot be read ({error.strerror})") from None
-    return found
 
 
 def _named(code: dict[str, bytes], source: str, name: str, author: str) -> dict[str, bytes]:
