@@ -181,8 +181,8 @@ def differences(submitted: Artifact, written: Artifact) -> list[str]:
 
 def _score(case: Case, folder: Folder, number: int, run: SeedRun, text: ScoredText, where: str) -> Record:
     """The record of a score, made now unless it is there. Raises EnvironmentBroken when the machine fails."""
-    name = f"seed-{number}/score-{text.shown.sha256[:16]}.score.json"
-    found = folder.read(name, Record)
+    place = folder.score(number, text.shown.sha256)
+    found = folder.read(place, Record)
     if found and run.artifact and found.artifact.sha256 == run.artifact.sha256:
         return found
     case.say(f"{where}: scoring on {text}")
@@ -194,7 +194,6 @@ def _score(case: Case, folder: Folder, number: int, run: SeedRun, text: ScoredTe
         result = scorer.score(folder.artifact(number), text.root, options, kept.append)
         if result.status == "failed":
             raise EnvironmentBroken(f"{where}: {result.reason}")
-    place = folder.root / name
     for each in kept:
         losses.write(each, losses.path(place))
         losses.path(place).chmod(0o600)

@@ -88,6 +88,10 @@ class Folder:
     def artifact(self, number: int) -> Path:
         return self.seed(number) / _ARTIFACT
 
+    def score(self, number: int, text: str) -> Path:
+        """The record of a seed's score on the text of that digest."""
+        return self.seed(number) / f"score-{text[:16]}.score.json"
+
     def run(self, number: int) -> SeedRun | None:
         """The finished training of a seed. Raises EnvironmentBroken when its artifact is not the one it made."""
         run = self.read(f"seed-{number}/{_RUN}", SeedRun)
@@ -107,7 +111,7 @@ class Folder:
             write_atomically(self.artifact(number), artifact)
         self.write(f"{self.seed(number).name}/{_RUN}", run)
 
-    def read(self, name: str, kind: type[T]) -> T | None:
+    def read(self, name: str | Path, kind: type[T]) -> T | None:
         """What `write` wrote, None if there is no such file. Raises EnvironmentBroken when it is something else."""
         path = self.root / name
         try:
