@@ -2,7 +2,7 @@
 
 `submission.json` in it is the entry (docs/submission.schema.json). The artifact holds another file of that name, its
 manifest. Everything in the folder is hostile, and what the entry says is a claim: this reads it, compares size and
-digest of the artifact with the file, and leaves records to whoever knows what a score is.
+digest of the artifact with the file, and leaves records to `submission.claims`.
 """
 
 import hashlib

@@ -200,7 +200,9 @@ def table(record: Rerun) -> str:
 
 
 def _head(record: Rerun) -> list[str]:
-    values = {"artifact": f"{record.artifact.bytes:,} bytes, sha256 {str(record.artifact.sha256)[:16]}"}
+    if record.artifact.sha256 is None:  # nothing of it could be read
+        return [f"{'artifact':<11} {record.artifact.bytes:,} bytes"]
+    values = {"artifact": f"{record.artifact.bytes:,} bytes, sha256 {record.artifact.sha256[:16]}"}
     if record.submission:
         name, author = map(printable, (record.submission.name, record.submission.author))
         values = {"submission": f"{name} by {author}, track {record.track}", **values}

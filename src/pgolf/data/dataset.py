@@ -37,7 +37,7 @@ TEXT_DOCUMENTS = 1 << 24
 INDEX_BYTES = 1 << 26
 TOKENIZER_BYTES = 1 << 28
 
-DEVELOPMENT_SHARE = 50  # of the last training shard of a contest folder, one token in so many is held out ...
+DEVELOPMENT_SHARE = 50  # 1 in 50 tokens of the last training shard of a contest folder is held out ...
 DEVELOPMENT_TOKENS = 250_000  # ... and at most this many: some 600 kB of text
 
 _SAMPLE = 1024  # documents that are encoded again to see that shards and tokenizer belong together

@@ -44,9 +44,7 @@ from pgolf.machine import process_pool
 SHARD_TOKENS = 100_000_000
 SAMPLE_CHARACTERS = 16_000_000  # of training text for the tokenizer; twice as much changes it by under 0.1 %
 CHECKPOINT_SECONDS = 2.0
-DEVELOPMENT_SHARE = (
-    100  # one document in so many is held out for the development text, unless a number is asked for ...
-)
+DEVELOPMENT_SHARE = 100  # unless a number is given, 1 in 100 documents is held out as development text ...
 DEVELOPMENT_DOCUMENTS = 500  # ... and at most this many
 
 
