@@ -97,8 +97,6 @@ const Context CONTEXTS[] = {
     {"order 2", [](const Lane& l) { return l.order(2); }},
     {"order 3", [](const Lane& l) { return l.order(3); }},
     {"order 4", [](const Lane& l) { return l.order(4); }},
-    {"order 5", [](const Lane& l) { return l.order(5); }},
-    {"order 6", [](const Lane& l) { return l.order(6); }},
     {"skip 1", [](const Lane& l) { return l.back(2); }},
     {"skip 1, 2 tokens", [](const Lane& l) { return hash(l.back(2), l.back(3)); }},
     {"tokens 1 and 3", [](const Lane& l) { return hash(l.back(1), l.back(3)); }},
@@ -112,7 +110,7 @@ const Context CONTEXTS[] = {
     {"document, word", [](const Lane& l) { return hash(l.document, l.word); }},
 };
 constexpr int C = sizeof CONTEXTS / sizeof *CONTEXTS;
-constexpr int ORDERS = 7;  // the first of them, by length
+constexpr int ORDERS = 5, DOCUMENTS = 12;  // orders 0 to 4 come first; four of the document begin at DOCUMENTS
 
 // ----------------------------------------------------------------------------------------------- what is learned
 
@@ -137,7 +135,8 @@ class Table {  // hashed buckets of one context; the less used of two gives way
 
   public:
     explicit Table(int bits) : bytes(sizeof(Bucket) << bits), mask((1u << bits) - 1) {
-        buckets = (Bucket*)mmap(nullptr, bytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+        const int flags = MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE;
+        buckets = (Bucket*)mmap(nullptr, bytes, PROT_READ | PROT_WRITE, flags, -1, 0);
         if (buckets == MAP_FAILED) throw std::bad_alloc();
         madvise(buckets, bytes, MADV_HUGEPAGE);
     }
@@ -205,6 +204,7 @@ constexpr int VECS = (2 * C + 4 + 15) / 16;
 
 struct Vector {
     Vec v[VECS];
+    float learned;  // how often, as weights
     float& operator[](int i) { return ((float*)v)[i]; }
     float dot(const Vector& other) const {
         Vec sum = v[0] * other.v[0];
@@ -221,7 +221,7 @@ struct Vector {
 // The inputs of the mixing: two for each context, and these.
 enum Input { NETWORK = 2 * C, LONGEST, NEWEST, BIAS };
 constexpr float START_DIRECT = 0.05f, START_HISTORY = 0.1f, START_NETWORK = 0.5f, START_MATCH = 0.15f;
-constexpr int SETS = 6;  // of weights; one vector of each is chosen by a context, and their results are mixed again
+constexpr int SETS = 7;  // of weights; one vector of each is chosen by a context, and their results are mixed again
 
 // ------------------------------------------------------------------------------------------ arithmetic coding
 
@@ -279,12 +279,11 @@ class Mixer {
     vector<float> outer;
     vector<Curve> of_node, of_token;
     vector<uint64_t> seen_long, seen_short;  // place of the newest repetition of 5 and of 2 tokens, by hash
-    float rate = 0;
-    uint64_t learned = 0;
     static constexpr int LONG = 5, SHORT = 2, PLACE_BITS = 22, TOKEN_CURVES = 1 << 16;
 
   public:
-    Mixer(int tokens, int lanes, const int* leaf, const char* const* texts, const int* lengths, int bos, int bits, uint64_t off)
+    Mixer(int tokens, int lanes, const int* leaf, const char* const* texts, const int* lengths, int bos, int bits,
+          uint64_t off)
         : tokens(tokens), depth(depth_of(tokens)), leaves(1 << depth), bos(bos), off(off), leaf_of(leaf, leaf + tokens),
           token_at(leaves, -1), lanes(lanes + 1), histories(C * depth * STATES), longest(32 * depth, Estimate(0.8f)),
           newest(32 * depth, Estimate(0.7f)), of_node(leaves), of_token(TOKEN_CURVES), seen_long(1 << PLACE_BITS),
@@ -369,16 +368,12 @@ class Mixer {
         Vector first{};
         for (int i = 0; i < C; i++) first[2 * i] = START_DIRECT, first[2 * i + 1] = START_HISTORY;
         first[NETWORK] = START_NETWORK, first[LONGEST] = first[NEWEST] = START_MATCH;
-        const int sizes[SETS] = {depth * 8, 33, std::min(leaves, 512), 16 * 8, tokens, depth * 16};
+        const int sizes[SETS] = {depth * 8, 33, std::min(leaves, 512), 16 * 8, tokens, depth * 16, 16 * 8};
         for (int i = 0; i < SETS; i++) weights[i].assign(sizes[i], first);
         outer.assign(depth * SETS, 1.f / SETS);
         of_node.assign(of_node.size(), Curve());
         of_token.assign(of_token.size(), Curve());
-        learned = 0;
-        update_rate();
     }
-
-    void update_rate() { rate = 0.003f + 0.017f / (1 + learned / 2000.f); }
 
     // A lane shows a token: take it up into text, words, contexts and matches.
     void show(size_t number, int token) {
@@ -424,7 +419,8 @@ class Mixer {
                 match.place = newest;
                 const size_t at = uint32_t(match.place);
                 const size_t most = std::min({at, n, size_t(32)});
-                while (match.length < int(most) && other()[at - 1 - match.length] == text[n - 1 - match.length]) match.length++;
+                while (match.length < int(most) && other()[at - 1 - match.length] == text[n - 1 - match.length])
+                    match.length++;
                 if (match.length < least) match = Match();  // another hash
             }
             newest = uint64_t(number + 1) << 32 | n;
@@ -451,8 +447,6 @@ class Mixer {
             learn(at, bit);
             node = 2 * node + bit;
         }
-        learned++;
-        update_rate();
         return node - leaves;
     }
 
@@ -478,7 +472,8 @@ class Mixer {
         Bucket* found[C];
         if (level % DEPTH == 0) {
             uint64_t h[C];
-            auto possible = [&](int i) { return (!level || above[i]) && !(off >> i & 1); };  // a path is made from its root
+            // What is not there above is not here: a path is made from its root.
+            auto possible = [&](int i) { return (!level || above[i]) && !(off >> i & 1); };
             for (int i = 0; i < C; i++)
                 if (possible(i)) tables[i].prefetch(h[i] = hash(lane.contexts[i], node));
             for (int i = 0; i < C; i++) found[i] = possible(i) ? tables[i].find(h[i]) : nullptr;
@@ -494,7 +489,7 @@ class Mixer {
     void evaluate(const Lane& lane, int level, int node, Bucket* const* buckets, Node& at) {
         static const vector<float> stretches = table_of_stretches();
         const int first = 1 << level % DEPTH, slot = first - 1 + (node & (first - 1));
-        int known = 0;  // the longest order that has been here
+        int known = 0, local = 0;  // the longest order that has been here, and which of the document's contexts
         at.inputs = Vector{};
         for (int i = 0; i < C; i++) {
             at.slots[i] = buckets[i] ? &buckets[i]->slots[slot] : nullptr;
@@ -504,6 +499,7 @@ class Mixer {
             at.inputs[2 * i] = stretches[at.slots[i]->p >> 4];
             at.inputs[2 * i + 1] = at.histories[i]->stretched;
             if (i < ORDERS) known = i;
+            if (i >= DOCUMENTS) local |= 1 << (i - DOCUMENTS);
         }
         const float network = clamp(natural_log(lane.network[2 * node + 1] / lane.network[2 * node]), -12, 12);
         at.inputs[NETWORK] = network;
@@ -513,8 +509,9 @@ class Mixer {
 
         const int network_bin = int(clamp(network + 8, 0, 15));
         const int match_bin = at.longest ? 1 + std::min(lane.longest.length, 15) + 16 * at.longest_bit : 0;
-        const int chosen[SETS] = {level * 8 + known,       match_bin,        node < 512 ? node : 0,
-                                  network_bin * 8 + known, lane.text.back(), level * 16 + network_bin};
+        const int chosen[SETS] = {level * 8 + known,        match_bin,        node < 512 ? node : 0,
+                                  network_bin * 8 + known,  lane.text.back(), level * 16 + network_bin,
+                                  local * 8 + known};
         at.outer = &outer[level * SETS];
         float sum = 0;
         for (int i = 0; i < SETS; i++) {
@@ -527,7 +524,7 @@ class Mixer {
         at.of_node = &of_node[node];
         at.of_token = &of_token[hash(lane.contexts[1], node) % TOKEN_CURVES];
         const float corrected = 0.5f * (at.of_node->at(at.mixed) + at.of_token->at(at.mixed));
-        at.p = clamp(0.5f * (at.p_mixed + corrected), 1e-4f, 1 - 1e-4f);
+        at.p = clamp(0.35f * at.p_mixed + 0.65f * corrected, 1e-4f, 1 - 1e-4f);
         if (((2 * node + 1) << (depth - level - 1)) - leaves >= tokens) at.p = 0;  // no token there
     }
 
@@ -552,6 +549,7 @@ class Mixer {
         at.of_token->learn(at.mixed, bit);
         for (int i = 0; i < SETS; i++) {
             at.outer[i] += (bit - at.p_mixed) * 0.001f * at.results[i];
+            const float rate = 0.003f + 0.04f / (1 + at.weights[i]->learned++ / 100);
             at.weights[i]->add(at.inputs, (bit - squash(at.results[i])) * rate);
         }
         if (at.longest) at.longest->learn(at.longest_bit == bit, 500);
@@ -575,7 +573,8 @@ class Mixer {
 extern "C" {
 int mixer_contexts() { return C; }
 const char* mixer_context(int i) { return CONTEXTS[i].name; }
-Mixer* mixer_new(int tokens, int lanes, const int* leaf, const char* const* texts, const int* lengths, int bos, int bits, uint64_t off) {
+Mixer* mixer_new(int tokens, int lanes, const int* leaf, const char* const* texts, const int* lengths, int bos,
+                 int bits, uint64_t off) {
     return new Mixer(tokens, lanes, leaf, texts, lengths, bos, bits, off);
 }
 void mixer_free(Mixer* mixer) { delete mixer; }
@@ -587,7 +586,8 @@ long mixer_encode(Mixer* mixer, const uint16_t* text, long count, long limit, ui
     return done;
 }
 void mixer_decode(Mixer* mixer, const uint8_t* code, long size, long count) { mixer->decode(code, size, count); }
-void mixer_step(Mixer* mixer, const int64_t* ids, const int64_t* lane, int count, float* p, float threshold, int threads) {
+void mixer_step(Mixer* mixer, const int64_t* ids, const int64_t* lane, int count, float* p, float threshold,
+                int threads) {
     mixer->step(ids, lane, count, p, threshold, threads);
 }
 }

@@ -20,7 +20,6 @@ from mixer import Mixer
 from model import GPT, Attention, Block, GPTConfig, cap, rms_norm, rope_tables, rotate
 from torch import Tensor
 
-
 BUDGET = {"laptop": 75.0}
 """Seconds that loading and all steps are to take at most, of the track's 120; 400 elsewhere, of 600."""
 PLANS = (0.2, 1.0), (0.05, 1.9), (0.02, 3.5), (0.01, 5.8), (0.005, 9.4)
