@@ -132,7 +132,7 @@ def test_golf_cache_rolls(golf: Any) -> None:
 def test_golf_lanes_are_independent(golf: Any) -> None:
     model, lane = golf_model(golf), torch.tensor([0, 2, 3])
     ids = ids_of(8, 4, 24) % 24
-    predictor, alone = golf.predict.Network(model, 4), golf.predict.Predictor(model, 1)
+    predictor, alone = golf.predict.Network(model, 4), golf.predict.Network(model, 1)
     expected = stepped(alone, ids[2:3])[0]
     found = []
     for at in range(24):
