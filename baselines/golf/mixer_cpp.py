@@ -380,7 +380,8 @@ class Mixer {
         Lane& lane = lanes[number];
         lane.text.push_back(token);
         if (token == bos) {
-            lane.document = hash(number + 1, lane.text.size());
+            // The training text is number 0, however many lanes there are: a decoder's hashes must not differ.
+            lane.document = hash(number + 1 == lanes.size() ? 0 : number + 1, lane.text.size());
             lane.word = lane.words[0] = lane.words[1] = lane.words[2] = 0;
         } else {
             for (uint8_t c : pieces[token]) read(lane, c);

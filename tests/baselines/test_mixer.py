@@ -102,6 +102,15 @@ def test_coded_text_is_decoded_and_known(mixer: Any, tokenizer: Path) -> None:
     assert losses(p, seen).mean() < 0.6 * losses(stepped(fresh, seen), seen).mean()
 
 
+def test_code_does_not_depend_on_the_lanes(mixer: Any, tokenizer: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The trainer has none. Tables so small that contexts collide would show what differs."""
+    monkeypatch.setattr(mixer, "BUCKET_BITS", 6)
+    one, none = made(mixer, tokenizer), mixer.Mixer(tokenizer, BOS, 0)
+    text = text_of(11, 400, one.vocab_size)[:, 0]
+    text[::50] = BOS
+    assert one.encode(text, 10_000) == none.encode(text, 10_000)
+
+
 def test_code_fits_its_limit(mixer: Any, tokenizer: Path) -> None:
     one = made(mixer, tokenizer)
     text = np.random.default_rng(7).integers(2, one.vocab_size, 3000)
