@@ -1,4 +1,4 @@
-"""`pgolf new`, `pack`, `check`, `ablate` and `try`: commands for participants."""
+"""`pgolf new`, `pack`, `check`, `inspect`, `ablate` and `try`: commands for participants."""
 
 import argparse
 import json
@@ -9,10 +9,10 @@ from typing import Any
 from pgolf import artifact, plots, rules
 from pgolf.cli.command import Commands, add_command, add_data, add_sandbox, add_verbose, positive, shown_output
 from pgolf.data.dataset import default_dataset
-from pgolf.errors import Refused, UsageError
+from pgolf.errors import EnvironmentBroken, Refused, UsageError
 from pgolf.files import printable
 from pgolf.score.score import Options
-from pgolf.submission import ablate, attempt, check, claims, new
+from pgolf.submission import ablate, attempt, check, claims, inspect, new
 from pgolf.submission.folder import folder_members
 
 
@@ -149,6 +149,33 @@ def _check(args: argparse.Namespace) -> int:
         report = check.check(args.submission, args.data or default_dataset(), options, train=not args.no_train)
     print(json.dumps(check.as_json(report), indent=2) if args.json else check.table(report))
     return 0 if report.passes else Refused.exit_code
+
+
+def add_inspect(commands: Commands) -> None:
+    parser = add_command(
+        commands,
+        "inspect",
+        "see where an artifact's bytes went",
+        "The bytes of each member in the compressed file and their entropy; of weights in .npy, .npz or safetensors "
+        "the bits per weight by role. No code of the artifact runs. docs/inspect.md says how the bytes are estimated.",
+        "pgolf inspect runs/naive.zst --plot runs/naive.bytes.png",
+        _inspect,
+    )
+    parser.add_argument("artifact", type=Path, help="one .zst file")
+    parser.add_argument(
+        "--tensors", type=Path, metavar="FILE", help="its weights as .npz, where their own format is another"
+    )
+    parser.add_argument("--plot", type=Path, metavar="FILE", help="write a PNG")
+    parser.add_argument("--json", action="store_true", help="print the figures as JSON, tensor by tensor")
+
+
+def _inspect(args: argparse.Namespace) -> int:
+    found = inspect.inspect(args.artifact, args.tensors)
+    print(json.dumps(inspect.as_json(found), indent=2) if args.json else inspect.table(found))
+    if args.plot and (fault := inspect.plot(found, args.plot)):
+        print(f"pgolf: {fault}", file=sys.stderr)
+        return EnvironmentBroken.exit_code
+    return 0
 
 
 def add_try(commands: Commands) -> None:
