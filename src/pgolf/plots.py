@@ -45,6 +45,16 @@ def literal(text: str) -> str:
     return printable(text).replace("$", r"\$")[:60]
 
 
+def labels(paths: Sequence[str]) -> list[str]:
+    """For a legend: the file names, with as much of their folders as tells them apart."""
+    parts = [Path(path).parts for path in paths]
+    for depth in range(1, max(map(len, parts)) + 1):
+        shown = ["/".join(each[-depth:]) for each in parts]
+        if len(set(shown)) == len(shown):
+            break
+    return [literal(name) for name in shown]
+
+
 def draw_effects(rows: Sequence[dict[str, Any]], path: Path) -> str | None:
     """Effects with their intervals; to the right of zero a variant is worse than the base. Returns as `draw` does."""
     variants = sorted((r for r in rows if r["variant"] != "base"), key=lambda r: r["effect"])

@@ -152,7 +152,7 @@ def _tensor_lines(weights: Weights) -> list[str]:
 
 
 def plot(found: Inspection, path: Path) -> str | None:
-    """Bytes by member, and of tensors or, without any, of the largest member, rate and histogram.
+    """Bytes by member; then rate and histogram of the tensors, or of the members when there are none.
 
     Returns as `plots.draw` does.
     """
@@ -201,7 +201,7 @@ def _rates(weights: Weights, axes: Any) -> None:
     axes.invert_yaxis()
     axes.margins(x=0.14)
     axes.set(xlabel="bits per weight", ylabel="role, number of weights", title=plots.literal(weights.source))
-    axes.legend(loc="lower right")
+    axes.legend(loc="upper center", bbox_to_anchor=(0.5, -0.13), ncols=2)
 
 
 def _codes(weights: Weights, arrays: Mapping[str, Array], axes: Any) -> None:
@@ -223,7 +223,9 @@ def _codes(weights: Weights, arrays: Mapping[str, Array], axes: Any) -> None:
     for color, kind in zip(plots.COLORS, tensors.ROLES, strict=False):
         if kind in values:
             share = np.histogram(values[kind], edges)[0] / len(values[kind])
-            axes.stairs(np.where(share > 0, share, np.nan), edges, color=color, label=kind, linewidth=1.3)
+            axes.stairs(
+                np.where(share > 0, share, np.nan), edges, color=color, label=kind, linewidth=1.3, baseline=None
+            )
     axes.set_yscale("log")
     axes.set(
         xlabel="stored value (code)" if whole else "weight",
@@ -245,7 +247,7 @@ def _member_rates(found: Inspection, axes: Any) -> None:
     axes.invert_yaxis()
     axes.margins(x=0.14)
     axes.set(xlabel="bits per byte of the member", title="rate against entropy")
-    axes.legend(loc="lower right")
+    axes.legend(loc="upper center", bbox_to_anchor=(0.5, -0.13), ncols=2)
 
 
 def _byte_histogram(found: Inspection, axes: Any) -> None:
@@ -254,7 +256,9 @@ def _byte_histogram(found: Inspection, axes: Any) -> None:
         data = np.frombuffer(found.contents[member.name], np.uint8)
         share = np.bincount(data, minlength=256) / max(1, len(data))
         label = plots.literal(member.name)
-        axes.stairs(np.where(share > 0, share, np.nan), np.arange(257), color=color, label=label, linewidth=1.3)
+        axes.stairs(
+            np.where(share > 0, share, np.nan), np.arange(257), color=color, label=label, linewidth=1.3, baseline=None
+        )
     axes.axhline(1 / 256, color="black", linewidth=1, linestyle=":")
     axes.text(255, 1 / 256, "uniform", ha="right", va="bottom", fontsize=9)
     axes.set_yscale("log")
