@@ -211,7 +211,10 @@ def plot(found: Sequence[Costs], path: Path) -> str | None:
             _bars(axes[3], each.classes, [r.bits_per_byte for r in each.classes], number, len(found), color, "{:.3f}")
         for each in axes[:2]:
             each.set_xscale("symlog", base=2, linthresh=1)
-            each.xaxis.set_major_formatter(lambda value, place: f"{value:,.0f}")
+            ticks = [
+                tick for tick in (0, *(4**n for n in range(16))) if each.get_xlim()[0] <= tick <= each.get_xlim()[1]
+            ]
+            each.set_xticks(ticks, [f"{tick:,}" for tick in ticks], fontsize=9)
         axes[0].set(xlabel="position in the document (tokens known before)", ylabel="log-loss (nats per token)")
         axes[1].set(xlabel="length of the document (UTF-8 bytes)", ylabel="code length (bits per byte)")
         axes[2].set(xlabel="log-loss (nats per token)")

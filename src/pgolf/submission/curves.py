@@ -109,9 +109,12 @@ def plot(curves: Sequence[Curve], path: Path) -> str | None:
 
 
 def smooth(values: Floats) -> Floats:
-    """Each value (S,) averaged with its neighbours, a twentieth of all, the same number on both sides."""
-    sums = np.concatenate([[0.0], np.cumsum(values)])
-    at = np.arange(len(values))
-    reach = np.minimum.reduce([np.full(len(values), len(values) // 40), at, at[::-1]])
-    means: Floats = (sums[at + reach + 1] - sums[at - reach]) / (2 * reach + 1)
+    """Each value (S,) averaged with its neighbours: a twentieth of all on each side, as far as there are so many.
+
+    At the beginning, where a loss is steep, as many on both sides.
+    """
+    sums, at = np.concatenate([[0.0], np.cumsum(values)]), np.arange(len(values))
+    left = np.minimum(len(values) // 20, at)
+    right = np.minimum(left, at[::-1])
+    means: Floats = (sums[at + right + 1] - sums[at - left]) / (left + right + 1)
     return means
