@@ -24,7 +24,7 @@ print("Total submission size int8+zlib: 15863489 bytes")
 print("final_int8_zlib_roundtrip_exact val_loss:5.10000000 val_bpb:3.02000000")
 """
 TINY = ("context=64", "layers=3", "dim=32", "heads=4", "kv_heads=2", "batch_tokens=512", "warmup_steps=1", "compile=0")
-GOLF = (*TINY, "rope_dims=0", "xsa=0", "loops=0", "calibration_tokens=512")
+GOLF = (*TINY, "rope_dims=0", "xsa=0", "prior_bytes=0", "calibration_tokens=512")
 
 
 def bench(*args: object) -> subprocess.CompletedProcess[str]:
@@ -72,9 +72,7 @@ def test_arithmetic_of_a_token(baseline: str) -> None:
     (speed,) = (modules.speed for modules in load(["speed"], ROOT / "scripts" / "benchmarks"))
     shape: dict[str, Any] = {"vocab_size": 96, "context": 4, "layers": 6, "dim": 128, "heads": 4, "kv_heads": 2}
     shape |= {"mlp_ratio": 3}
-    if baseline == "golf":
-        shape |= {"loops": 2, "loop_start": 1, "loop_stop": 3}
-    names = ["model", "ngram", "coder"] if baseline == "golf" else ["model"]
+    names = ["model", "coder"] if baseline == "golf" else ["model"]
     for modules in load(names, ROOT / "baselines" / baseline, ROOT / "baselines" / "naive"):
         model = modules.model.GPT(modules.model.GPTConfig(**shape))
         ids = torch.randint(96, (8, 4))

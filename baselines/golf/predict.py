@@ -9,11 +9,10 @@ from pathlib import Path
 from typing import cast
 
 import coder
-import ngram
 import torch
 import torch.nn.functional as F
 from cache import Cache
-from model import GPT, TINY, Attention, Block, GPTConfig, cap, rms_norm, rope_tables, rotate
+from model import GPT, Attention, Block, GPTConfig, cap, rms_norm, rope_tables, rotate
 from torch import Tensor
 
 
@@ -23,12 +22,10 @@ def load(root: Path, device: torch.device, lanes: int, count: int) -> "Predictor
 
 
 def load_model(root: Path, device: torch.device) -> GPT:
-    """The model of the artifact in `root`, with its experts. fp32 on CPUs, bf16 on GPUs."""
+    """The model of the artifact in `root`. fp32 on CPUs, bf16 on GPUs."""
     config, tensors = coder.loads((root / "weights.bin").read_bytes())
     model = GPT(GPTConfig(**config), torch.bfloat16 if device.type == "cuda" else torch.float32)
     model.load_state_dict({name: torch.from_numpy(tensor) for name, tensor in tensors.items()})
-    if (counts := root / "counts.bin").is_file():
-        model.experts = ngram.Experts(*ngram.loads(counts.read_bytes()))
     return model.to(device).requires_grad_(False)
 
 
@@ -40,42 +37,28 @@ class Predictor:
         self.embed = F.pad(rms_norm(self.head), (0, 0, 0, 1))  # (V + 1, C): the last one, token -1, is no token
         self.smear = None if model.smear is None else model.smear.detach().to(dtype)
         self.layers = [Layer(cast(Block, block), dtype) for block in model.blocks]
-        self.passes = config.order(config.loops)
-        shape = len(self.passes), lanes, config.context, config.kv_heads, config.dim // config.heads
+        shape = config.layers, lanes, config.context, config.kv_heads, config.dim // config.heads
         tables = partial(rope_tables, width=config.rope_dims or config.dim // config.heads, base=config.rope_base)
         self.cache = Cache(*shape, dtype, device, tables)
-        self.last = torch.full((lanes, ngram.ORDERS - 1), -1, device=device)  # tokens that each lane was shown last
+        self.last = torch.full((lanes,), -1, device=device)  # the token that each lane was shown last
 
     @torch.inference_mode()
     def step(self, ids: Tensor, lane: Tensor) -> Tensor:
         """Logits (B, V) of the next token in each lane (B,), whose last token is in ids (B,)."""
         order, places, cos, sin = self.cache.enter(lane)
-        last = torch.cat([self.last[lane, 1:], ids[:, None]], 1)  # (B, N)
-        self.last[lane] = last
-        x = x0 = self.embedding(last[order])  # (B, C)
-        for number, layer in enumerate(self.passes):
-            x = self.layers[layer](x, x0, cos, sin, self.cache, number)
-        x = rms_norm(x)[places]
-        logits = cap(F.linear(x, self.head).float(), self.config.softcap)  # (B, V)
-        return logits if self.model.experts is None else self.mix(self.model.experts, logits, x, last)
+        before, self.last[lane] = self.last[lane], ids
+        x = x0 = self.embedding(ids[order], before[order])  # (B, C)
+        for number, layer in enumerate(self.layers):
+            x = layer(x, x0, cos, sin, self.cache, number)
+        return cap(F.linear(rms_norm(x)[places], self.head).float(), self.config.softcap)
 
-    def embedding(self, last: Tensor) -> Tensor:
-        """Normalised embedding (B, C) of the last of tokens (B, N) and the one before it."""
-        x = self.embed[last[:, -1]]
+    def embedding(self, ids: Tensor, before: Tensor) -> Tensor:
+        """Normalised embedding (B, C) of ids (B,) and the ones before them (B,)."""
+        x = self.embed[ids]
         if self.smear is None:
             return x
         gate = torch.sigmoid(F.linear(x[:, : Attention.GATE_INPUTS], self.smear[None, 1:]))  # (B, 1)
-        return rms_norm(x + self.smear[0] * gate * self.embed[last[:, -2]])
-
-    def mix(self, experts: ngram.Experts, logits: Tensor, x: Tensor, last: Tensor) -> Tensor:
-        """Log-probabilities (B, V) of network and experts together, after tokens (B, N)."""
-        found = [expert.find_last(last) for expert in experts]
-        bins = torch.stack([expert.context_bins(*at) for expert, at in zip(experts, found, strict=True)], -1)
-        own, *others = self.model.weights(x, bins).unbind(-1)
-        p = logits.softmax(-1).mul_(own[:, None])
-        for expert, weight, at in zip(experts, others, found, strict=True):
-            expert.mix(p, weight, *at)
-        return p.clamp_min_(TINY).log_()
+        return rms_norm(x + self.smear[0] * gate * self.embed[before])
 
 
 class Layer:

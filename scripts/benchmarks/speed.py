@@ -117,12 +117,8 @@ def last_of(pattern: str, text: str) -> Sequence[str]:
 
 
 def flops_per_token(s: Mapping[str, Any]) -> float:
-    """Of one token through the model and back: 6 per weight that is used, and attention over half the context.
-
-    Where depth changes during the run this is the mean.
-    """
-    dim, loops, looped = s["dim"], s.get("loops", 0), s.get("loop_stop", 0) - s.get("loop_start", 0)
-    layers = s["layers"] + (1 - s.get("loop_at", 0.0)) * loops * looped
+    """Of one token through the model and back: 6 per weight that is used, and attention over half the context."""
+    dim, layers = s["dim"], s["layers"]
     layer = dim * dim * (2 + 2 * s["kv_heads"] / s["heads"] + 2 * s["mlp_ratio"])
     return float(6 * (layers * layer + s["vocab_size"] * dim) + 6 * layers * s["context"] * dim)
 

@@ -32,7 +32,7 @@ def test_code_of_a_baseline_trains_from_its_folder(baseline: str, data: Path, tm
     folder = new('A "new" idea', baseline, "laptop", "Zoë", tmp_path / "mine")
     assert entry.read(folder).artifact.file is None
     command = [sys.executable, "code/train.py", "--data", str(data), "--track", "laptop", "--out", "artifact.zst"]
-    settings = TINY | ({"ngram": 2, "xsa": 0, "calibration_tokens": 512} if baseline == "golf" else {})
+    settings = TINY | ({"prior_bytes": 0, "xsa": 0, "calibration_tokens": 512} if baseline == "golf" else {})
     flags = [part for name, value in settings.items() for part in (f"--{name}", str(value))]
     done = subprocess.run([*command, *flags], cwd=folder, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr
