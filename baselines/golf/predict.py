@@ -1,9 +1,13 @@
 """The predictor of the packed artifact: one token of each lane goes in, logits of the next one come out.
 
-What the model computes for whole windows while training is computed here token by token, with keys and values from a
-cache (`cache`, the naive baseline's). Every token attends to the last `context` tokens of its lane.
+The network's probabilities are one input of a context mixer (mixer.py), which knows part of the training text and
+learns from all that is shown. What the network computes for whole windows while training is computed here token by
+token, with keys and values from a cache (`cache`, the naive baseline's). Every token attends to the last `context`
+tokens of its lane.
 """
 
+import json
+import time
 from functools import partial
 from pathlib import Path
 from typing import cast
@@ -12,13 +16,55 @@ import coder
 import torch
 import torch.nn.functional as F
 from cache import Cache
+from mixer import Mixer
 from model import GPT, Attention, Block, GPTConfig, cap, rms_norm, rope_tables, rotate
 from torch import Tensor
 
 
-def load(root: Path, device: torch.device, lanes: int, count: int) -> "Predictor":
-    """The predictor of the artifact in `root`."""
-    return Predictor(load_model(root, device), lanes)
+BUDGET = {"laptop": 75.0}
+"""Seconds that loading and all steps are to take at most, of the track's 120; 400 elsewhere, of 600."""
+PLANS = (0.2, 1.0), (0.05, 1.9), (0.02, 3.5), (0.01, 5.8), (0.005, 9.4)
+"""Thresholds of `Mixer.step`, and what a prediction then costs in the time that learning a token takes."""
+TRIAL_STEPS = 8
+
+
+def load(root: Path, device: torch.device, lanes: int, count: int) -> "Network | Predictor":
+    """The predictor of the artifact in `root`. Its setting `off` names contexts of the mixer that are switched off,
+    "text" (what the mixer knows of the training text), or "mixer" (so the network is left alone)."""
+    begun = time.monotonic()
+    manifest = json.loads((root / "submission.json").read_text(encoding="utf-8"))
+    settings = (manifest.get("training") or {}).get("settings", {})
+    off = {name.strip() for name in str(settings.get("off", "")).split(";")} - {""}
+    model = load_model(root, device)
+    if "mixer" in off or not (root / "prior.bin").is_file():
+        return Network(model, lanes)
+    mixer = Mixer(root / manifest["tokenizer"], manifest["bos"], lanes, off - {"text"})
+    learning = 0.0 if "text" in off else mixer.decode((root / "prior.bin").read_bytes())
+    left = BUDGET.get(manifest["track"], 400.0) - (time.monotonic() - begun) - network_seconds(model, lanes, count)
+    costs = [count * learning * (1 + cost / torch.get_num_threads()) for _, cost in PLANS]
+    return Predictor(Network(model, lanes), mixer, max((i for i, cost in enumerate(costs) if cost < left), default=0))
+
+
+def network_seconds(model: GPT, lanes: int, count: int) -> float:
+    """Seconds that the network will take for `count` tokens, timed on made-up ones."""
+    network, lane = Network(model, lanes), torch.arange(lanes)
+    for trial in range(-2, TRIAL_STEPS):
+        if not trial:
+            begun = time.monotonic()
+        network.step(lane % model.config.vocab_size, lane)
+    return (time.monotonic() - begun) / TRIAL_STEPS * count / lanes
+
+
+class Predictor:
+    def __init__(self, network: "Network", mixer: Mixer, plan: int) -> None:
+        self.network, self.mixer, self.plan = network, mixer, plan
+
+    def step(self, ids: Tensor, lane: Tensor) -> Tensor:
+        """Log-probabilities (B, V) of the next token in each lane (B,), whose last token is in ids (B,)."""
+        p = self.network.step(ids, lane).softmax(-1).cpu().contiguous()
+        threshold, _ = PLANS[min(self.plan, len(PLANS) - 1)]
+        self.mixer.step(ids.cpu().numpy(), lane.cpu().numpy(), p.numpy(), threshold, torch.get_num_threads())
+        return p.log_()
 
 
 def load_model(root: Path, device: torch.device) -> GPT:
@@ -29,7 +75,7 @@ def load_model(root: Path, device: torch.device) -> GPT:
     return model.to(device).requires_grad_(False)
 
 
-class Predictor:
+class Network:
     def __init__(self, model: GPT, lanes: int) -> None:
         self.model, self.config = model, model.config
         config, dtype, device = self.config, model.dtype, model.embed.weight.device

@@ -23,9 +23,9 @@ from typing import Any
 import coder
 import muon
 import numpy as np
-import prior
 import quant
 import torch
+from mixer import Mixer
 from model import GPT, GPTConfig
 from torch import Tensor
 
@@ -41,6 +41,7 @@ CALIBRATION_BATCHES = 16
 FRAMING = 1024
 """Bytes that the weights add beside themselves: the tar's padding, and the frame's block headers, 3 in 128 KiB."""
 LANES = loop.LANES | {"laptop": 384}
+PACKAGES = ["torch", "numpy", "constriction", "sentencepiece"]
 DIVERGED = "training diverged; lower the learning rates"
 DESCRIPTION = "Train the strong baseline under the clock and pack the artifact."
 HERE = Path(__file__).parent
@@ -85,9 +86,9 @@ class Settings(GPTConfig):
     finest: float = 0.04
     """Smallest step in standard deviations, when there is room to spare: about 6.7 bits per weight."""
     prior_bytes: int = 0
-    """Largest size of what the mixture knows of the training text (see prior.py), before the weights; 0: none."""
-    prior_tokens: int = 16_777_216
-    """Training tokens that it is made from, the first ones."""
+    """Training text that the mixer learns before it predicts, in bytes of the artifact (see mixer.py); 0: no mixer."""
+    off: str = ""
+    """Names of the mixer's contexts that are switched off, with ; between them (see predict.py)."""
     limit: int = 0
     """Largest artifact in bytes; 0: the track's."""
 
@@ -101,7 +102,7 @@ class Settings(GPTConfig):
     def __post_init__(self) -> None:
         super().__post_init__()
         positive = "batch_tokens", "micro_tokens", "momentum_steps", "warmup_steps", "log_every", "calibration_tokens"
-        for name in (*positive, "prior_tokens"):
+        for name in positive:
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} is {getattr(self, name)}; it must be at least 1")
         for name in ("momentum", "momentum_start", "warmdown", "floor", "ema"):
@@ -131,8 +132,7 @@ LAPTOP = Settings(
     rope_dims=0,
     softcap=0.0,
     xsa=4,
-    prior_bytes=300_000,
-    prior_tokens=2_000_000,
+    prior_bytes=560_000,
     batch_tokens=2048,
     micro_tokens=2048,
     momentum=0.95,
@@ -152,7 +152,6 @@ MIDDLE = replace(
     mlp_ratio=3,
     xsa=5,
     prior_bytes=1_000_000,
-    prior_tokens=16_777_216,
     batch_tokens=4096,
     micro_tokens=4096,
     matrix_lr=0.02,
@@ -175,12 +174,15 @@ class Trainer:
         self.weights = list(run.model.parameters())
         self.average = [w.detach().clone() for w in self.weights] if s.ema else []
         self.prior = b""
+        self.mixer: Mixer | None = None
+        if s.prior_bytes and run.ranks.rank == 0:  # compiled before the clock starts
+            self.mixer = Mixer(run.data.tokenizer, run.data.bos, 0)
 
     def begin(self) -> None:
-        s = self.settings
-        if s.prior_bytes and self.run.ranks.rank == 0:
-            tokens = first_tokens(self.run.data.train_shards, s.vocab_size, s.prior_tokens)
-            self.prior = prior.pack(tokens.astype(np.int64), s.vocab_size, s.prior_bytes)
+        if self.mixer:
+            s, shards = self.settings, self.run.data.train_shards
+            tokens = first_tokens(shards, s.vocab_size, 2 * s.prior_bytes)  # more than fit
+            self.prior, self.mixer = self.mixer.encode(tokens, s.prior_bytes), None
 
     def stages(self) -> Sequence[Callable[[Tensor], object]]:
         return [lambda ids: self.take_step(0, 1.0, ids, ids)]
@@ -236,7 +238,7 @@ class Trainer:
     def members(self, training: dict[str, Any]) -> dict[str, bytes]:
         """The artifact without its weights."""
         run, track = self.run, self.run.options.track
-        changes = {"packages": ["torch", "numpy", "constriction"], "training": training, "lanes": LANES[track]}
+        changes = {"packages": PACKAGES, "compiler": True, "training": training, "lanes": LANES[track]}
         members = loop.members(run.data, track, SOURCE, "golf baseline", **changes)
         if self.settings.prior_bytes:  # in the warm-up: as large as it gets, and as hard to compress
             members["prior.bin"] = self.prior or np.random.bytes(self.settings.prior_bytes)

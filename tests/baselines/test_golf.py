@@ -27,10 +27,10 @@ from trainers import finish, lines, load, losses, restore_signals, start, unpack
 
 GOLF = ROOT / "baselines" / "golf"
 TRAINER = GOLF / "train.py"
-MODULES = ("prior", "coder", "model", "cache", "muon", "quant", "predict", "train")
+MODULES = ("mixer_cpp", "mixer", "coder", "model", "cache", "muon", "quant", "predict", "train")
 TINY = """
     context=64 layers=4 dim=32 heads=4 kv_heads=2 mlp_ratio=2 rope_dims=4 batch_tokens=512 xsa=2
-    calibration_tokens=512 prior_bytes=5000 ema=0.9 warmup_steps=2 compile=0 log_every=1
+    calibration_tokens=512 prior_bytes=0 ema=0.9 warmup_steps=2 compile=0 log_every=1
     floor=0
 """
 SHAPE = {"vocab_size": 96, "context": 32, "layers": 5, "dim": 48, "heads": 4, "kv_heads": 2, "rope_dims": 4}
@@ -332,7 +332,7 @@ def test_warm_up_is_undone_bit_for_bit(golf: Any, dataset: Path, tmp_path: Path)
 
 def test_two_ranks_train_like_one_and_its_artifact_predicts(golf: Any, dataset: Path, tmp_path: Path) -> None:
     runs = [(tmp_path / "one.zst", 0), (tmp_path / "two.zst", 2)]
-    more = "--steps", "8", "--micro_tokens=256", "--bf16=0"
+    more = "--steps", "8", "--micro_tokens=256", "--bf16=0", "--prior_bytes=2000"
     processes = [start(TRAINER, options(dataset, out, *more), n) for out, n in runs]
     printed = [finish(process) for process in processes]
     one, two = (losses(o.with_suffix(".jsonl")) for o, _ in runs)

@@ -24,7 +24,7 @@ def naive() -> Iterator[Any]:
 
 @pytest.fixture
 def golf() -> Iterator[Any]:
-    yield from load(("coder", "model", "cache", "predict"), GOLF, NAIVE)
+    yield from load(("mixer_cpp", "mixer", "coder", "model", "cache", "predict"), GOLF, NAIVE)
 
 
 def moved(model: Any) -> Any:
@@ -115,7 +115,7 @@ def test_golf_steps_equal_a_window(golf: Any, change: dict[str, Any]) -> None:
     """With every switch, and without each."""
     model = golf_model(golf, **change)
     ids = ids_of(6, 3, 16) % 24
-    close(stepped(golf.predict.Predictor(model, 3), ids), in_windows(model, ids))
+    close(stepped(golf.predict.Network(model, 3), ids), in_windows(model, ids))
 
 
 def test_golf_cache_rolls(golf: Any) -> None:
@@ -124,7 +124,7 @@ def test_golf_cache_rolls(golf: Any) -> None:
     with torch.no_grad():
         model.blocks[0].attn_scale.zero_()
     ids = ids_of(7, 2, 40) % 24
-    found = stepped(golf.predict.Predictor(model, 2), ids)
+    found = stepped(golf.predict.Network(model, 2), ids)
     for end in range(16, 41):
         close(found[:, end - 1], in_windows(model, ids[:, end - 16 : end])[:, -1])
 
@@ -132,7 +132,7 @@ def test_golf_cache_rolls(golf: Any) -> None:
 def test_golf_lanes_are_independent(golf: Any) -> None:
     model, lane = golf_model(golf), torch.tensor([0, 2, 3])
     ids = ids_of(8, 4, 24) % 24
-    predictor, alone = golf.predict.Predictor(model, 4), golf.predict.Predictor(model, 1)
+    predictor, alone = golf.predict.Network(model, 4), golf.predict.Predictor(model, 1)
     expected = stepped(alone, ids[2:3])[0]
     found = []
     for at in range(24):
@@ -144,8 +144,8 @@ def test_golf_lanes_are_independent(golf: Any) -> None:
 def test_golf_steps_in_bf16(golf: Any) -> None:
     model = golf_model(golf)
     ids = ids_of(5, 2, 40) % 24
-    exact = stepped(golf.predict.Predictor(model, 2), ids)
+    exact = stepped(golf.predict.Network(model, 2), ids)
     model.dtype = torch.bfloat16
-    rounded = stepped(golf.predict.Predictor(model, 2), ids)
+    rounded = stepped(golf.predict.Network(model, 2), ids)
     assert rounded.isfinite().all()
     assert (rounded - exact).abs().mean() < 0.1 < exact.std()
