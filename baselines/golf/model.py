@@ -94,19 +94,37 @@ def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
 
 
 class Rotary(nn.Module):
-    """Turns the first R of D dimensions by the position in the window."""
+    """Turns the first R of D dimensions by the position in the window; `ahead` is the mask of what lies ahead."""
 
     cos: Tensor
     sin: Tensor
+    ahead: Tensor
 
     def __init__(self, context: int, width: int, base: float) -> None:
         super().__init__()
         cos, sin = rope_tables(context, width, base)
         self.register_buffer("cos", cos, persistent=False)
         self.register_buffer("sin", sin, persistent=False)
+        self.register_buffer("ahead", torch.full((context, context), -torch.inf).triu(1), persistent=False)
 
     def forward(self, x: Tensor) -> Tensor:  # (B, T, H, D)
         return rotate(x, self.cos[: x.size(1)], self.sin[: x.size(1)])
+
+
+def attend(q: Tensor, k: Tensor, v: Tensor, ahead: Tensor) -> Tensor:
+    """Causal attention (B, T, H, D) of queries (B, T, H, D), scaled already, to keys and values (B, T, H_kv, D).
+
+    `ahead` (T, T) is 0, and minus infinity for keys that lie ahead.
+    """
+    B, T, H, D = q.shape
+    q, k, v = (x.transpose(1, 2) for x in (q, k, v))  # (B, H, T, D)
+    if q.device.type != "cpu":
+        grouped = k.size(1) != H
+        return F.scaled_dot_product_attention(q, k, v, is_causal=True, scale=1.0, enable_gqa=grouped).transpose(1, 2)
+    # The backward pass of flash attention is slow on CPUs; plain products of short sequences are not.
+    q = q.reshape(B, k.size(1), -1, D)  # heads that share keys are rows of one product
+    weights = ((q @ k.mT).view(B, H, T, T).float() + ahead).softmax(-1).to(q.dtype)
+    return (weights.view(B, k.size(1), -1, T) @ v).view(B, H, T, D).transpose(1, 2)
 
 
 class Attention(nn.Module):
@@ -130,14 +148,7 @@ class Attention(nn.Module):
         v = self.value(x).view(B, T, self.kv_heads, self.width)
         q = rotary(rms_norm(q)) * (self.gain / self.width**0.5).to(x.dtype)[:, None]
         k = rotary(rms_norm(k))
-        y = F.scaled_dot_product_attention(
-            q.transpose(1, 2),  # (B, H, T, D)
-            k.transpose(1, 2),
-            v.transpose(1, 2),
-            is_causal=True,
-            scale=1.0,
-            enable_gqa=self.heads != self.kv_heads,
-        ).transpose(1, 2)
+        y = attend(q, k, v, rotary.ahead[:T, :T])
         if self.exclusive:
             y = self.exclude(y, v)
         if self.gate is not None:
@@ -221,6 +232,11 @@ def cap(logits: Tensor, softcap: float) -> Tensor:
     return softcap * torch.tanh(logits / softcap) if softcap else logits
 
 
+def slope(capped: Tensor, softcap: float) -> Tensor:
+    """Derivative of `cap` where it gives `capped`."""
+    return 1 - (capped / softcap).square()
+
+
 ROWS = 4096
 
 
@@ -236,17 +252,19 @@ class CappedCrossEntropy(torch.autograd.Function):
         weight, n, total = head.to(x.dtype), len(x), x.new_zeros((), dtype=torch.float32)
         grad_head, grads_x = torch.zeros_like(head), []
         for i in range(0, n, ROWS):
-            rows, wanted = x[i : i + ROWS], targets[i : i + ROWS, None]
-            logits = cap(F.linear(rows, weight).float(), softcap)  # (R, V)
-            log_p = logits.log_softmax(-1)
-            target_log_p = log_p.gather(-1, wanted)  # (R, 1)
-            total = total - target_log_p.sum()
-            grad = log_p.exp().scatter_add(-1, wanted, torch.full_like(target_log_p, -1.0))
+            rows, wanted = x[i : i + ROWS], targets[i : i + ROWS]
+            logits = cap(F.linear(rows, weight).float(), softcap)  # (R, V), and again wherever used: never in memory
+            highest = logits.amax(-1, keepdim=True)
+            e = (logits - highest).exp()
+            partition = e.sum(-1, keepdim=True)
+            wanted_logit = logits.gather(-1, wanted[:, None])  # (R, 1)
+            total = total + (highest + partition.log() - wanted_logit).sum()
+            grad, own = e / (n * partition), torch.full_like(wanted_logit, 1 / n)
             if softcap:
-                grad = grad * (1 - (logits / softcap).square())
-            grad = (grad / n).to(x.dtype)
-            grads_x.append(grad @ weight)
-            grad_head = grad_head + (grad.mT @ rows).float()
+                grad, own = grad * slope(logits, softcap), own * slope(wanted_logit, softcap)
+            grad = grad.to(x.dtype)  # but for the targets: theirs are single rows of the products
+            grads_x.append((grad @ weight - own * weight[wanted]).to(x.dtype))
+            grad_head = (grad_head + (grad.mT @ rows).float()).index_add(0, wanted, -own * rows.float())
         ctx.save_for_backward(torch.cat(grads_x), grad_head)
         return total / n
 
