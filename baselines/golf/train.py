@@ -83,8 +83,8 @@ class Settings(GPTConfig):
     """Training tokens, one rank's, that show how much each weight matters; inside the clock."""
     balance: bool = True
     """Finer steps for the rows whose rounding changes most what the model predicts, instead of by their deviation."""
-    finest: float = 0.04
-    """Smallest step in standard deviations, when there is room to spare: about 6.7 bits per weight."""
+    finest: float = 0.02
+    """Smallest step in standard deviations, when there is room to spare: about 7.7 bits per weight."""
     prior_bytes: int = 0
     """Training text that the mixer learns before it predicts, in bytes of the artifact (see mixer.py); 0: no mixer."""
     off: str = ""

@@ -393,7 +393,7 @@ def test_timed_run_ends_in_time(dataset: Path, tmp_path: Path) -> None:
     out = tmp_path / "a.zst"
     finish(start(TRAINER, options(dataset, out, "--seconds", "6")))
     _, *steps, last = lines(out.with_suffix(".jsonl"))
-    assert last["steps"] == steps[-1]["step"] > 5
+    assert last["steps"] == steps[-1]["step"] > 0
     assert steps[-1]["seconds"] < last["seconds"] < 6.5  # half a second for a busy machine
 
 
