@@ -13,6 +13,7 @@ import tempfile
 import time
 from pathlib import Path
 
+import codes
 import density
 import early
 import numpy as np
@@ -54,6 +55,10 @@ def main() -> None:
     command.add_argument("--workers", type=int, default=cores())
     command.add_argument("--repeat", type=int, default=1)
     command.set_defaults(run=bench_data)
+    command = commands.add_parser("codes", help="codes of a baseline's weights as .npz", description=codes.__doc__)
+    command.add_argument("artifact", type=Path)
+    command.add_argument("-o", "--out", type=Path, default=Path("codes.npz"))
+    command.set_defaults(run=codes.write_codes)
     command = commands.add_parser("density", help="coded weights against their entropy", description=density.__doc__)
     command.add_argument("artifact", type=Path, nargs="?", help="an artifact of baselines/golf")
     command.set_defaults(run=density.bench_density)

@@ -7,13 +7,18 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from pgolf.files import write_atomically
+from pgolf.files import printable, write_atomically
+
+COLORS = ("tab:blue", "tab:orange", "tab:green", "tab:purple", "tab:red", "tab:brown", "tab:pink", "tab:gray")
 
 
-def draw(path: Path, size: tuple[float, float], fill: Callable[[Any], None]) -> str | None:
-    """Let `fill` draw on matplotlib's axes and write a PNG of `size` inches atomically.
+def draw(
+    path: Path, size: tuple[float, float], fill: Callable[[Any], None], rows: int = 1, columns: int = 1
+) -> str | None:
+    """Let `fill` draw on matplotlib's axes, or on a list of them, and write a PNG of `size` inches atomically.
 
-    Returns None, or in one line why there is no picture: matplotlib may be missing or broken, the disk full.
+    The background is white, on paper and on a dark page. Returns None, or in one line why there is no picture:
+    matplotlib may be missing or broken, the disk full.
     """
     try:
         # A notebook sets a backend that only pyplot could use, and outside it that name alone breaks the import.
@@ -21,16 +26,33 @@ def draw(path: Path, size: tuple[float, float], fill: Callable[[Any], None]) -> 
         from matplotlib.figure import Figure
 
         figure, png = Figure(figsize=size, layout="constrained"), io.BytesIO()
-        axes = figure.subplots()
-        axes.grid(alpha=0.3)
-        fill(axes)
+        axes = figure.subplots(rows, columns, squeeze=False).ravel().tolist()
+        for each in axes:
+            each.grid(alpha=0.3)
+            each.set_axisbelow(True)
+        fill(axes if len(axes) > 1 else axes[0])
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # about characters that the font lacks
-            figure.savefig(png, format="png", dpi=120)
+            figure.savefig(png, format="png", dpi=120, facecolor="white")
         write_atomically(path, png.getvalue())
     except Exception as error:  # whatever it is, the results stand
         return f"{path}: no picture ({str(error).strip().partition(chr(10))[0][:200] or type(error).__name__})"
     return None
+
+
+def literal(text: str) -> str:
+    """Text from outside for a title or a label: no mathematics, one line, not too long."""
+    return printable(text).replace("$", r"\$")[:60]
+
+
+def labels(paths: Sequence[str]) -> list[str]:
+    """For a legend: the file names, with as much of their folders as tells them apart."""
+    parts = [Path(path).parts for path in paths]
+    for depth in range(1, max(map(len, parts)) + 1):
+        shown = ["/".join(each[-depth:]) for each in parts]
+        if len(set(shown)) == len(shown):
+            break
+    return [literal(name) for name in shown]
 
 
 def draw_effects(rows: Sequence[dict[str, Any]], path: Path) -> str | None:

@@ -50,6 +50,8 @@ def command_line() -> argparse.ArgumentParser:
     submission.add_new(commands)
     submission.add_pack(commands)
     submission.add_check(commands)
+    submission.add_inspect(commands)
+    submission.add_plot(commands)
     submission.add_ablate(commands)
     submission.add_try(commands)
     contest.add_diff(commands)

@@ -1,4 +1,4 @@
-"""`pgolf new`, `pack`, `check`, `ablate` and `try`: commands for participants."""
+"""`pgolf new`, `pack`, `check`, `inspect`, `plot`, `ablate` and `try`: commands for participants."""
 
 import argparse
 import json
@@ -9,10 +9,10 @@ from typing import Any
 from pgolf import artifact, plots, rules
 from pgolf.cli.command import Commands, add_command, add_data, add_sandbox, add_verbose, positive, shown_output
 from pgolf.data.dataset import default_dataset
-from pgolf.errors import Refused, UsageError
-from pgolf.files import printable
+from pgolf.errors import EnvironmentBroken, Refused, UsageError
+from pgolf.files import printable, write_atomically
 from pgolf.score.score import Options
-from pgolf.submission import ablate, attempt, check, claims, new
+from pgolf.submission import ablate, attempt, check, claims, costs, curves, inspect, new, page
 from pgolf.submission.folder import folder_members
 
 
@@ -149,6 +149,86 @@ def _check(args: argparse.Namespace) -> int:
         report = check.check(args.submission, args.data or default_dataset(), options, train=not args.no_train)
     print(json.dumps(check.as_json(report), indent=2) if args.json else check.table(report))
     return 0 if report.passes else Refused.exit_code
+
+
+def add_inspect(commands: Commands) -> None:
+    parser = add_command(
+        commands,
+        "inspect",
+        "see where an artifact's bytes went",
+        "The bytes of each member in the compressed file and their entropy; of weights in .npy, .npz or safetensors "
+        "the bits per weight by role. No code of the artifact runs. docs/inspect.md says how the bytes are estimated.",
+        "pgolf inspect runs/naive.zst --plot runs/naive.bytes.png",
+        _inspect,
+    )
+    parser.add_argument("artifact", type=Path, help="one .zst file")
+    parser.add_argument(
+        "--tensors", type=Path, metavar="FILE", help="its weights as .npz, where their own format is another"
+    )
+    parser.add_argument("--plot", type=Path, metavar="FILE", help="write a PNG")
+    parser.add_argument("--json", action="store_true", help="print the figures as JSON, tensor by tensor")
+
+
+def _inspect(args: argparse.Namespace) -> int:
+    found = inspect.inspect(args.artifact, args.tensors)
+    print(json.dumps(inspect.as_json(found), indent=2) if args.json else inspect.table(found))
+    if args.plot and (fault := inspect.plot(found, args.plot)):
+        print(f"pgolf: {fault}", file=sys.stderr)
+        return EnvironmentBroken.exit_code
+    return 0
+
+
+def add_plot(commands: Commands) -> None:
+    parser = add_command(
+        commands,
+        "plot",
+        "draw training runs, or what the tokens of a text cost",
+        "Of logs of training: the loss over time and over tokens. Of records of one text, scored with --per-token: "
+        "log-loss by position, by length of the document and by class of token, with the most and least expensive "
+        "documents; --page shows some of them with every token coloured by its cost.",
+        "pgolf plot runs/a.jsonl runs/b.jsonl --out runs/loss.png\n"
+        "  pgolf plot runs/a.score.json --out runs/cost.png --page runs/cost.html",
+        _plot,
+    )
+    parser.add_argument("files", type=Path, nargs="+", metavar="LOG|RECORD", help="all of one kind")
+    parser.add_argument("--out", type=Path, metavar="FILE", help="write a PNG")
+    parser.add_argument("--page", type=Path, metavar="FILE", help="of one record: write the coloured text as HTML")
+    parser.add_argument(
+        "--document",
+        type=int,
+        action="append",
+        metavar="N",
+        help="on the page, counted from 0 (may be given again; default: the most and least expensive)",
+    )
+    parser.add_argument("--json", action="store_true", help="print the figures as JSON")
+
+
+def _plot(args: argparse.Namespace) -> int:
+    """Print the figures, draw them."""
+    logs = [curves.is_log(path) for path in args.files]
+    if any(logs) and not all(logs):
+        raise UsageError("give logs of training or records of scores, not both")
+    if args.page and (any(logs) or len(args.files) > 1):
+        raise UsageError("--page shows the text of one record")
+    if all(logs):
+        runs = [curves.read(path) for path in args.files]
+        print(json.dumps(curves.as_json(runs)) if args.json else curves.table(runs))
+        fault = curves.plot(runs, args.out) if args.out else None
+    else:
+        found = costs.read(args.files)
+        all_costs = [costs.costs(path, each) for path, each in zip(args.files, found, strict=True)]
+        if args.page:
+            shown = args.document or [d.number for d in (*all_costs[0].expensive, *all_costs[0].cheap)]
+            if bad := [number for number in shown if not 0 <= number < len(found[0].sizes)]:
+                raise UsageError(f"--document {bad[0]}: the text has documents 0 to {len(found[0].sizes) - 1}")
+            title = f"What the tokens cost: {args.files[0].name}"
+            write_atomically(args.page, page.page(found[0], shown, title).encode())
+        print(json.dumps(costs.as_json(all_costs), indent=1) if args.json else costs.table(all_costs))
+        fault = costs.plot(all_costs, args.out) if args.out else None
+    if fault:
+        print(f"pgolf: {fault}", file=sys.stderr)
+        return EnvironmentBroken.exit_code
+    return 0
 
 
 def add_try(commands: Commands) -> None:

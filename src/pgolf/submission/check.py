@@ -22,7 +22,7 @@ from pgolf.score.score import Options, score
 from pgolf.submission import claims
 from pgolf.submission.findings import ERROR, LATE, WARNING, Finding
 from pgolf.submission.folder import folder_members
-from pgolf.submission.members import look, sizes
+from pgolf.submission.members import by_role, compressed, left, look
 from pgolf.submission.retrain import retrain
 
 SAMPLE_BYTES = 100_000  # of the validation text: some seconds of scoring on two cores
@@ -34,7 +34,7 @@ class Report:
 
     findings: tuple[Finding, ...]
     sizes: dict[str, int] = field(default_factory=dict)
-    """Bytes of the members, compressed alone, by kind; "total" and "left" are of the artifact."""
+    """Bytes that the members of each role add to the file, estimated; "total" and "left" are of the artifact."""
     sample: dict[str, Any] | None = None
     """The sample's score: documents, bytes, bpb, seconds, and the seconds projected for the whole text."""
     training: dict[str, float] | None = None
@@ -100,7 +100,8 @@ def _artifact(path: Path, data: Dataset, options: Options, train: bool) -> tuple
     training, trained = None, list[Finding]()
     if train:
         training, trained = retrain(found, data, find_device(options.device), options.isolated)
-    return Report((*look(found), *scored, *trained), sizes(found), sample, training), found
+    sizes = by_role(found, compressed(found)) | {"total": found.size, "left": left(found)}
+    return Report((*look(found), *scored, *trained), sizes, sample, training), found
 
 
 def _unreadable(error: Refused) -> Finding:
