@@ -50,7 +50,7 @@ def new(name: str, source: str, track: str, author: str | None = None, out: Path
         "PREPARE_SECONDS": f"{limits.prepare_seconds:g} s",
         "TRAIN_SECONDS": f"{limits.train_seconds:g} s on {limits.hardware}" if limits.train_seconds else "no limit",
         "EVAL_SECONDS": f"{limits.eval_seconds:g} s",
-        "SOURCE_BYTES": f"{rules.SOURCE_BYTES:,}",
+        "SOURCE_BYTES": f"{limits.source_bytes:,}",
     }
     files = {f"{entry.CODE}/{member}": data for member, data in code.items()}
     files |= {page: _filled((_TEMPLATES / page).read_text(encoding="utf-8"), words) for page in _PAGES}
