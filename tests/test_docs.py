@@ -154,7 +154,7 @@ def test_rules_are_documented() -> None:
         seconds = f"{track.train_seconds:g} s" if track.train_seconds else "no limit"
         times = f"{track.prepare_seconds:g} s | {seconds} | {track.eval_seconds:g} s"
         row = f"`{track.name}` | {track.artifact_bytes:,} bytes | {times}"
-        assert f"| {row} | {track.hardware} |" in RULES
+        assert f"| {row} | {track.hardware} | {track.source_bytes:,} bytes |" in RULES
     pinned = dict(line.split("==") for line in (ROOT / "constraints.txt").read_text().splitlines() if "==" in line)
     packages = cells.keys() - numbers.keys() - rules.TRACKS.keys()
     assert packages and {name: cells[name] for name in packages} == {name: pinned[name] for name in packages}

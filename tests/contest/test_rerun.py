@@ -22,6 +22,7 @@ from pgolf.contest import calibrate, rerun_record, state, verdict
 from pgolf.contest.case import Options
 from pgolf.contest.rerun import rerun
 from pgolf.contest.rerun_record import Rerun
+from pgolf.data.dataset import open_dataset
 from pgolf.errors import EnvironmentBroken, Refused, UsageError
 from pgolf.files import is_temporary, open_regular
 from pgolf.sandbox import box
@@ -431,6 +432,23 @@ def test_another_tokenizer_is_wrong_usage(case: Case, data: Path) -> None:
     case.path.write_bytes(packed(submission(data, transform="case-1")))
     with pytest.raises(UsageError, match="data build SOURCE --tokenizer"):
         case.run()
+
+
+def test_shards_for_an_artifact_are_built_with_its_tokenizer(
+    case: Case, data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """And behind its transform; what is no SentencePiece model makes none."""
+    (tmp_path / "text.jsonl").write_text("".join(f'{{"text": "Document {n} says so."}}\n' for n in range(40)))
+    args = ["data", "build", str(tmp_path / "text.jsonl"), "--val-documents", "5", "--workers", "1"]
+    args += ["--tokenizer", str(case.path), "--out", str(tmp_path / "built")]
+    case.path.write_bytes(packed(submission(data, transform="case-1")))
+    assert main(args) == 0
+    assert repeat.is_in_tokens_of(parse(case.path.read_bytes(), 1_000_000), open_dataset(tmp_path / "built"))
+    case.path.write_bytes(packed(submission(data, tokenizer="bytes", vocab_size=257, bos=256)))
+    assert main(args) == 2
+    case.path.write_bytes(case.path.read_bytes()[:-9])
+    assert main(args) == 1
+    assert "only a SentencePiece model makes shards" in capsys.readouterr().err
 
 
 def test_sources_over_the_limit(case: Case) -> None:

@@ -93,7 +93,15 @@ def add_ablate(commands: Commands) -> None:
     parser.add_argument("--seeds", type=int, nargs="+", default=[1, 2, 3])
     parser.add_argument("--base", action="append", default=[], metavar="KEY=VALUE", help="setting of all runs")
     parser.add_argument("--trainer", type=Path, default=Path("baselines/golf/train.py"), help="default: %(default)s")
-    parser.add_argument("--documents", type=int, metavar="N", help="score the first N documents only")
+    parser.add_argument(
+        "--development", action="store_true", help="score on the development text, as what decides on an entry should"
+    )
+    parser.add_argument(
+        "--documents",
+        type=int,
+        metavar="N",
+        help="score the first N documents only, or as many of the development text",
+    )
     parser.add_argument("--no-sandbox", action="store_true", help="no sandbox: for your own code, a little faster")
     parser.add_argument("--out", type=Path, default=Path("runs/ablate"), help="folder of the runs, table and plot")
     parser.add_argument("--json", action="store_true", help="print the table as JSON")

@@ -17,6 +17,7 @@ import numpy as np
 import pgolf.train
 from pgolf.errors import UsageError
 from pgolf.files import write_atomically
+from pgolf.score.score import Options
 from pgolf.stats import row
 from pgolf.submission import trial
 
@@ -41,15 +42,15 @@ def one_run(args: argparse.Namespace, settings: Sequence[str], seed: int) -> dic
     command = [str(args.trainer), "--track", args.track, "--seed", str(seed), *budget]
     command += ["--preset", args.preset] if args.preset else []
     command += [f"--{setting}" for setting in settings]
-    key = hashlib.sha256(
-        json.dumps([*command, str(args.data), args.documents, source(args.trainer)]).encode()
-    ).hexdigest()[:16]
+    parts = [*command, str(args.data), args.documents, source(args.trainer), *["development"] * args.development]
+    key = hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:16]
     record = args.out / f"{key}.json"
     if record.is_file():
         return dict(json.loads(record.read_text(encoding="utf-8")))
     name = " ".join(settings) or "base"
     print(f"pgolf: {name}, seed {seed}", file=sys.stderr)
-    done = trial.train_and_score(command, args.out / f"{key}.zst", args.data, args.documents, not args.no_sandbox)
+    options = Options(documents=args.documents, isolated=not args.no_sandbox, development=args.development)
+    done = trial.train_and_score(command, args.out / f"{key}.zst", args.data, options)
     result = {
         "command": command,
         "bpb": done.record.bpb,
