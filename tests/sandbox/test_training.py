@@ -1,7 +1,6 @@
 """Trainers in the sandbox: when the data is there, what is handed over, and what ends a run."""
 
 import re
-from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -12,7 +11,7 @@ from conftest import ROOT
 from pgolf import artifact
 from pgolf.data.dataset import open_dataset, training_files
 from pgolf.errors import EnvironmentBroken, Refused
-from pgolf.sandbox import training
+from pgolf.sandbox import place, training
 from pgolf.sandbox.training import Job, Limits, Trained
 
 # The example of the protocol, without pgolf and torch.
@@ -110,23 +109,19 @@ def test_a_missing_shard_is_the_machines_fault(tmp_path: Path) -> None:
         run("open_data()", isolated=True, shards={"train_0.bin": tmp_path / "none.bin"})
 
 
-def test_a_baseline_trains_in_the_sandbox(dataset: Path) -> None:
-    """Two ranks; the artifact says how it was trained, and its own sources give the same manifest."""
+def test_a_baseline_trains_in_the_sandbox(dataset: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two ranks; the artifact says how it was trained, and the log comes with it."""
+    monkeypatch.setattr(place, "PORTS_SECONDS", 0.0)  # the pause is tested by an attack
     data = open_dataset(dataset)
     files, shards = training_files(data)
     assert data.canonical_text().documents[0] not in b"".join(files.values())
     tiny = ("--context=16", "--layers=2", "--dim=16", "--batch_tokens=256", "--warmup_steps=1", "--compile=0")
     arguments = ("--out", "/tmp/artifact.zst", "--track", "laptop", "--seed", "5", "--steps=2", *tiny)
 
-    logs: list[bytes] = []
-
-    def train(sources: Mapping[str, bytes]) -> artifact.Artifact:
-        done = training.train(Job(sources, files, shards, arguments, processes=2), Limits(300.0, 300.0, 1_000_000))
-        logs.append(done.log or b"")
-        return artifact.parse(done.artifact, 1_000_000)
-
-    first = train({path.name: path.read_bytes() for path in NAIVE.glob("*.py")})
-    assert b'"steps": 2' in logs[0].splitlines()[-1]
+    sources = {path.name: path.read_bytes() for path in NAIVE.glob("*.py")}
+    done = training.train(Job(sources, files, shards, arguments, processes=2), Limits(300.0, 300.0, 1_000_000))
+    assert done.log and b'"steps": 2' in done.log.splitlines()[-1]
+    first = artifact.parse(done.artifact, 1_000_000)
     declared = first.manifest.training
     assert declared and (declared.steps, declared.tokens) == (2, 512)
     assert set(declared.arguments) == {"--steps=2", *tiny}

@@ -30,7 +30,7 @@ def table(args: argparse.Namespace) -> list[dict[str, Any]]:
     variants = {"base": []} | {text: text.split(",") for text in args.variants}
     results: dict[str, list[dict[str, Any]]] = {name: [] for name in variants}
     for seed in args.seeds:  # seed by seed, so that a table cut short compares like with like
-        for name, changes in variants.items():
+        for name, changes in reversed(variants.items()):  # a slip in a variant shows before the base is trained
             results[name].append(one_run(args, [*args.base, *changes], seed))
     base = np.array([run["bpb"] for run in results["base"]])
     return [row(name, runs, base) for name, runs in results.items()]
