@@ -14,6 +14,7 @@ import zstandard
 
 from pgolf import artifact, rules
 from pgolf.cli.command import Commands, add_command
+from pgolf.cli.fetch import add_fetch
 from pgolf.data.build import demo
 from pgolf.data.build.build import SHARD_TOKENS, Settings, build, finished
 from pgolf.data.build.sources import resolve
@@ -31,9 +32,11 @@ def add_data(commands: Commands) -> None:
         "data",
         "make datasets",
         "Make a dataset folder: a tokenizer, training shards, validation shards and the text that is scored.",
-        "pgolf data demo\n  pgolf data build corpus.jsonl.zst --val-documents 1000 --out data/corpus",
+        "pgolf data fetch\n  pgolf data demo\n"
+        "  pgolf data build corpus.jsonl.zst --val-documents 1000 --out data/corpus",
     )
     data = parser.add_subparsers(metavar="command", required=True).add_parser
+    add_fetch(data)
     _add_build(data)
     _add_demo(data)
 
