@@ -48,6 +48,7 @@ def command_line() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(metavar="command", required=True).add_parser
     data.add_data(commands)
     submission.add_new(commands)
+    submission.add_import(commands)
     submission.add_pack(commands)
     submission.add_check(commands)
     submission.add_inspect(commands)
