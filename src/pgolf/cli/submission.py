@@ -13,8 +13,8 @@ from pgolf.cli.command import Commands, add_command, add_data, add_sandbox, add_
 from pgolf.data.dataset import default_dataset
 from pgolf.errors import EnvironmentBroken, Refused, UsageError
 from pgolf.files import printable, write_atomically
-from pgolf.score.score import Options
 from pgolf.score.devices import Runtime, find_device
+from pgolf.score.score import Options
 from pgolf.submission import ablate, attempt, check, claims, costs, curves, importing, inspect, new, page
 from pgolf.submission.folder import folder_members
 

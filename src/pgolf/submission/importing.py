@@ -24,6 +24,7 @@ from pgolf.data.dataset import load_tokenizer
 from pgolf.errors import EnvironmentBroken, Refused, UsageError
 from pgolf.files import check_replaceable, printable, read_regular, write_atomically
 from pgolf.sandbox import lock
+from pgolf.sandbox.wire import Ids
 from pgolf.score.devices import Runtime
 from pgolf.score.likelihood import log_losses
 from pgolf.score.predictors import Predictor
@@ -143,7 +144,9 @@ def table(result: Imported) -> str:
         rows.append(("not here", f"{', '.join(result.stubs)}: imported as a stub"))
     if result.evaluations:
         rows.append(("left out", f"the script's own {', '.join(result.evaluations)}"))
-    rows += [("left out", f"{switch}; --set does the same, if the model is evaluated so") for switch in result.loader.skipped]
+    rows += [
+        ("left out", f"{switch}; --set does the same, if the model is evaluated so") for switch in result.loader.skipped
+    ]
     return "\n".join(f"{name:<9} {printable(text)}" for name, text in rows)
 
 
@@ -220,8 +223,7 @@ def _packed(members: Mapping[str, bytes]) -> tuple[Artifact, bytes]:
 def _try(found: Artifact, runtime: Runtime) -> float:
     """Load the model and let it see one window; the mean log-loss of its made-up tokens in nats."""
     manifest = found.manifest
-    ids = np.random.default_rng(0).integers(0, manifest.vocab_size, manifest.context + 1).astype(np.int32)
-    ids[0] = manifest.bos
+    ids = made_up(manifest.vocab_size, manifest.bos, manifest.context)
     with lock.hold(), Predictor(found, 0, runtime) as predictor:
         predictor.set_deadline(time.monotonic() + rules.track(manifest.track).eval_seconds)
         try:
@@ -235,13 +237,20 @@ def _try(found: Artifact, runtime: Runtime) -> float:
         return float(log_losses(logits, ids, np.arange(1, manifest.context + 1)).mean())
 
 
+def made_up(vocab_size: int, bos: int, context: int) -> Ids:
+    """The tokens (context + 1,) that a model is tried on: BOS and random ones, always the same."""
+    ids = np.random.default_rng(0).integers(0, vocab_size, context + 1).astype(np.int32)
+    ids[0] = bos
+    return ids
+
+
 def _explained(error: Refused, vocab_size: int) -> Exception:
     """A vocabulary that does not fit is a wrong argument; the rest is the submission's."""
     words = str(error).removeprefix("step 0: ")
     if match := re.match(r"logits of shape \(\d+, (\d+)\) where", words):
         return UsageError(
-            f"the tokenizer has {vocab_size:,} pieces and the model {int(match[1]):,}; give the tokenizer that the model "
-            "was trained with, and its --env VOCAB_SIZE"
+            f"the tokenizer has {vocab_size:,} pieces and the model {int(match[1]):,}; give the tokenizer that the "
+            "model was trained with, and its --env VOCAB_SIZE"
         )
     if match := re.search(r"size mismatch for ([\w.]+)", words):
         return UsageError(

@@ -12,14 +12,14 @@ import lzma
 import re
 import sys
 import zlib
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from pgolf.errors import Refused
 
 SOURCE_BYTES = 4_000_000
-_HYPERPARAMETERS = re.compile(r"hyper|config|args", re.IGNORECASE)
+_MEMORY_BYTES = 256 * 1024 * 1024
 _EVALUATES = re.compile(r"eval|valid|score", re.IGNORECASE)
 _MUTATES = {"to", "bfloat16", "float", "half", "double", "eval", "requires_grad_", "append", "extend", "update", "pop"}
 _GIVEN = {"device"}
@@ -61,7 +61,8 @@ def parse(name: str, data: bytes) -> Script:
     except UnicodeDecodeError:
         raise Refused(f"{name}: is not UTF-8 text") from None
     except SyntaxError as error:
-        raise Refused(f"{name}: is not Python {sys.version_info.major}.{sys.version_info.minor} ({error.msg}, line {error.lineno})") from None
+        version = f"{sys.version_info.major}.{sys.version_info.minor}"
+        raise Refused(f"{name}: is not Python {version} ({error.msg}, line {error.lineno})") from None
     except (ValueError, RecursionError, MemoryError):
         raise Refused(f"{name}: is not Python that can be read") from None
     script = Script(name, source, tree)
@@ -111,7 +112,7 @@ def _value(node: ast.AST | None, modules: Mapping[str, Any]) -> Any:
             options = {word.arg: _value(word.value, modules) for word in keywords if word.arg}
             try:
                 return _decode(modules[module], name, data, options)
-            except (ValueError, TypeError, EOFError, lzma.LZMAError, zlib.error, OSError):
+            except (ValueError, TypeError, OverflowError, EOFError, MemoryError, lzma.LZMAError, zlib.error, OSError):
                 return None
     return None
 
@@ -122,7 +123,8 @@ def _decode(module: Any, name: str, data: Any, options: dict[str, Any]) -> bytes
     if name != "decompress" or not isinstance(data, bytes):
         return None
     if module is lzma:
-        return lzma.LZMADecompressor(**options).decompress(data, SOURCE_BYTES)
+        limit = {} if options.get("format") == lzma.FORMAT_RAW else {"memlimit": _MEMORY_BYTES}
+        return lzma.LZMADecompressor(**options, **limit).decompress(data, SOURCE_BYTES)
     if module is bz2:
         return bz2.BZ2Decompressor().decompress(data, SOURCE_BYTES)
     return zlib.decompressobj(int(options.get("wbits", zlib.MAX_WBITS))).decompress(data, SOURCE_BYTES)
@@ -209,7 +211,10 @@ def loader(script: Script) -> Loader:
 
     Raises Refused, saying why, when there is none that can be followed.
     """
-    return _Slicer(script).loader()
+    try:
+        return _Slicer(script).loader()
+    except RecursionError:
+        raise Refused(f"{script.name}: is nested too deeply to be followed") from None
 
 
 class _Slicer:
@@ -224,7 +229,9 @@ class _Slicer:
                 body = ast.FunctionDef("<main>", ast.arguments([], [], None, [], [], None, []), node.body, [])
                 self.functions[body.name] = body
         self.classes = {node.name for node in script.tree.body if isinstance(node, ast.ClassDef)}
-        self.imported = {n for node in script.tree.body if isinstance(node, (ast.Import, ast.ImportFrom)) for n in _binds(node)}
+        self.imported = {
+            n for node in script.tree.body if isinstance(node, (ast.Import, ast.ImportFrom)) for n in _binds(node)
+        }
         module = {name for node in script.tree.body if not _is_main_guard(node) for name in _binds(node)}
         self.known = module | set(dir(builtins)) | _GIVEN | {"__file__", "__name__"}
 
@@ -260,7 +267,9 @@ class _Slicer:
         # A function that is handed something: it runs as it is, where another one calls it.
         for caller in self.functions.values():
             for site in _paths(caller.body, lambda node: _calls(node, function.name)):
-                call = next(c for c in ast.walk(site.statement) if isinstance(c, ast.Call) and _called(c) == function.name)
+                call = next(
+                    c for c in ast.walk(site.statement) if isinstance(c, ast.Call) and _called(c) == function.name
+                )
                 given = _assigned(site.statement)
                 if model in parameters and parameters.index(model) < len(call.args):
                     given = ast.unparse(call.args[parameters.index(model)])
@@ -275,15 +284,13 @@ class _Slicer:
 
     def _switches(self, model: str) -> tuple[str, ...]:
         """Assignments to attributes of the model, or calls such as `model.set_depth(2)`, in loops."""
+        loops = (n for f in self.functions.values() for n in ast.walk(f) if isinstance(n, (ast.While, ast.For)))
         found: dict[str, None] = {}
-        for function in self.functions.values():
-            for loop in (node for node in ast.walk(function) if isinstance(node, (ast.While, ast.For))):
-                for node in ast.walk(loop):
-                    if isinstance(node, ast.Assign) and any(_owner(target) == model for target in node.targets):
-                        found[f"line {node.lineno}: {ast.unparse(node):.80}"] = None
-                    elif isinstance(node, ast.Call) and _owner(node.func) == model:
-                        if re.match("set_|enable_|activate", _called(node)):
-                            found[f"line {node.lineno}: {ast.unparse(node):.80}"] = None
+        for node in (node for loop in loops for node in ast.walk(loop)):
+            assigns = isinstance(node, ast.Assign) and any(_owner(target) == model for target in node.targets)
+            calls = isinstance(node, ast.Call) and _owner(node.func) == model
+            if assigns or (calls and re.match("set_|enable_|activate", _called(node))):
+                found[f"line {node.lineno}: {ast.unparse(node):.80}"] = None
         return tuple(found)
 
     def _slice(self, function: ast.FunctionDef, path: "_Path", model: str) -> list[ast.stmt]:
@@ -319,7 +326,9 @@ class _Slicer:
         """Statements that give parameters of `function` the values that its first caller hands over."""
         for caller in self.functions.values():
             for site in _paths(caller.body, lambda node: _calls(node, function.name)):
-                call = next(c for c in ast.walk(site.statement) if isinstance(c, ast.Call) and _called(c) == function.name)
+                call = next(
+                    c for c in ast.walk(site.statement) if isinstance(c, ast.Call) and _called(c) == function.name
+                )
                 if max(indices) < len(call.args):
                     pairs = [(function.args.args[index].arg, call.args[index]) for index in indices]
                     given = [ast.parse(f"{n} = {ast.unparse(v)}").body[0] for n, v in pairs if ast.unparse(v) != n]
@@ -433,7 +442,9 @@ class _Path:
         return [s for block, index in reversed(pairs) for s in block[index + 1 :]]
 
 
-def _paths(block: Sequence[ast.stmt], wanted: Any, outer: _Path | None = None) -> Iterator[_Path]:
+def _paths(
+    block: Sequence[ast.stmt], wanted: Callable[[ast.stmt], bool], outer: _Path | None = None
+) -> Iterator[_Path]:
     """Paths to the statements that `wanted` accepts, in their order; not into functions and classes."""
     for index, node in enumerate(block):
         path = _Path((*(outer.blocks if outer else ()), block), (*(outer.indices if outer else ()), index))
@@ -463,7 +474,7 @@ def _calls(node: ast.AST, name: str) -> bool:
 
 def _reads_file(nodes: Sequence[ast.AST]) -> bool:
     text = "\n".join(ast.unparse(node) for node in nodes)
-    return "torch.load(" in text or "open(" in text or "read_bytes(" in text
+    return "torch.load(" in text or "open(" in text
 
 
 def _evaluates(node: ast.AST) -> bool:

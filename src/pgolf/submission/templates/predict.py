@@ -90,7 +90,7 @@ def imported(path, weights, device):
     def opened(file, mode="r", *args, **kwargs):
         if "b" in mode and not set(mode) & set("wax+") and not Path(file).exists():
             file = weights
-        return builtins.open(file, mode, *args, **kwargs)
+        return builtins.open(file, mode, *args, **kwargs)  # noqa: PTH123 (it may be a descriptor)
 
     spec = importlib.util.spec_from_file_location(path.stem, path)
     module = importlib.util.module_from_spec(spec)
