@@ -34,8 +34,8 @@ from pgolf.submission.modules import loaded, unpacked
 from pgolf.submission.script import Script, _Slicer
 
 CONTEXT = 128
-SMALL = {"MODEL_DIM": "256", "NUM_HEADS": "4", "NUM_KV_HEADS": "2", "TRAIN_SEQ_LEN": "128", "EVAL_SEQ_LEN": "128"}
-SMALL |= {"EMBEDDING_DIM": "256", "COMPRESSOR": "brotli"}
+SMALL = {"MODEL_DIM": "128", "NUM_HEADS": "4", "NUM_KV_HEADS": "2", "TRAIN_SEQ_LEN": "128", "EVAL_SEQ_LEN": "128"}
+SMALL |= {"EMBEDDING_DIM": "128", "COMPRESSOR": "brotli"}
 TEMPLATES = Path(importing.__file__).parent / "templates"
 
 
@@ -141,7 +141,7 @@ def forked(function: Callable[[], float]) -> float:
     def run() -> None:
         torch.set_num_threads(1)
         try:
-            with open(os.devnull, "w") as nothing, redirect_stdout(nothing):
+            with Path(os.devnull).open("w") as nothing, redirect_stdout(nothing):
                 result: float | str = function()
         except BaseException as error:
             result = f"{type(error).__name__}: {error}"[:400]

@@ -402,6 +402,9 @@ class _Slicer:
     def _changes(self, call: ast.Call, needed: set[str]) -> bool:
         """Whether a call that stands alone changes something needed: `model.to(x)`, `cast(model)`."""
         if isinstance(call.func, ast.Attribute):
+            into_buffer = ast.unparse(call.func) == "torch.save" and len(call.args) == 2
+            if into_buffer and isinstance(call.args[1], ast.Name):
+                return call.args[1].id in needed
             return _root(call.func) in needed and call.func.attr in _MUTATES
         alone = len(call.args) == 1 and not call.keywords and isinstance(call.args[0], ast.Name)
         if not alone or not isinstance(call.func, ast.Name) or call.func.id not in self.functions:

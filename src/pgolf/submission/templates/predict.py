@@ -116,6 +116,8 @@ def only_tensors(weights):
         except pickle.UnpicklingError as error:
             words = str(error).split("WeightsUnpickler error: ")[-1].split("\n")[0].split(". ")[0]
             raise ValueError(f"{weights.name}: a pickle that is more than tensors and plain values ({words})") from None
+        except EOFError:
+            raise ValueError(f"{weights.name}: ends too early") from None
 
     def refuse(*args, **kwargs):
         raise ValueError(f"{weights.name} is read with pickle, which runs code; save it with torch.save")
