@@ -123,7 +123,7 @@ def _decode(module: Any, name: str, data: Any, options: dict[str, Any]) -> bytes
     if name != "decompress" or not isinstance(data, bytes):
         return None
     if module is lzma:
-        limit = {} if options.get("format") == lzma.FORMAT_RAW else {"memlimit": _MEMORY_BYTES}
+        limit: dict[str, Any] = {} if options.get("format") == lzma.FORMAT_RAW else {"memlimit": _MEMORY_BYTES}
         return lzma.LZMADecompressor(**options, **limit).decompress(data, SOURCE_BYTES)
     if module is bz2:
         return bz2.BZ2Decompressor().decompress(data, SOURCE_BYTES)
@@ -289,7 +289,8 @@ class _Slicer:
         for node in (node for loop in loops for node in ast.walk(loop)):
             assigns = isinstance(node, ast.Assign) and any(_owner(target) == model for target in node.targets)
             calls = isinstance(node, ast.Call) and _owner(node.func) == model
-            if assigns or (calls and re.match("set_|enable_|activate", _called(node))):
+            if assigns or (isinstance(node, ast.Call) and calls and re.match("set_|enable_|activate", _called(node))):
+                assert isinstance(node, (ast.stmt, ast.expr))
                 found[f"line {node.lineno}: {ast.unparse(node):.80}"] = None
         return tuple(found)
 
