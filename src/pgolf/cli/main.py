@@ -49,6 +49,7 @@ def command_line() -> argparse.ArgumentParser:
     data.add_data(commands)
     tokenizer.add_tokenizer(commands)
     submission.add_new(commands)
+    submission.add_import(commands)
     submission.add_pack(commands)
     submission.add_check(commands)
     submission.add_inspect(commands)
