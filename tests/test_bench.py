@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from conftest import ROOT
+from conftest import ALL, ROOT
 from trainers import load
 
 # What the contest's script prints, as far as it is read; its settings come by environment.
@@ -54,7 +54,7 @@ def test_benchmarks_of_the_baselines(dataset: Path, tmp_path: Path) -> None:
     assert done.returncode == 3
     assert done.stderr.splitlines()[-1].endswith("CUDA is required")
 
-    for trainer in ("naive", "golf"):
+    for trainer in ("naive", "golf") if ALL else ("golf",):
         done = bench("quantise", runs / f"{trainer}.zst", "--data", dataset, "--tokens", 4096, "--bits", 1, 7)
         assert done.returncode == 0, done.stderr
         coarse, fine = (list(map(float, rows_of(done.stdout)[bits])) for bits in ("1", "7"))
@@ -63,7 +63,8 @@ def test_benchmarks_of_the_baselines(dataset: Path, tmp_path: Path) -> None:
     done = bench("density", runs / "golf.zst")
     assert done.returncode == 0, done.stderr
     assert float(rows_of(done.stdout)["coder.py, models and header included"][1]) > 1
-    assert bench("density", runs / "naive.zst").returncode == 2
+    if ALL:
+        assert bench("density", runs / "naive.zst").returncode == 2
 
 
 @pytest.mark.parametrize("baseline", ["naive", "golf"])

@@ -7,7 +7,7 @@ import argparse
 import io
 import json
 from math import prod
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import numpy.typing as npt
@@ -38,7 +38,7 @@ def write_codes(args: argparse.Namespace) -> None:
         except (ValueError, KeyError, TypeError):
             raise UsageError(f"{args.artifact}: not an artifact of baselines/naive or baselines/golf") from None
     file = io.BytesIO()
-    np.savez_compressed(file, **arrays)
+    np.savez_compressed(file, **cast("dict[str, Any]", arrays))
     write_atomically(args.out, file.getvalue())
     print(f"{args.out}: {sum(not name.startswith(BITS) for name in arrays)} tensors")
 

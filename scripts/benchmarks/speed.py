@@ -19,6 +19,7 @@ import torch
 
 from pgolf.data.dataset import open_dataset
 from pgolf.errors import EnvironmentBroken
+from pgolf.score.score import Options
 from pgolf.submission import trial
 
 BASELINES = Path(__file__).parents[2] / "baselines"
@@ -69,7 +70,8 @@ def ours(args: argparse.Namespace, name: str, data: Path, settings: Sequence[str
     options = ["--track", args.track, "--seconds", str(args.seconds), *(f"--{item}" for item in settings)]
     command = [str(BASELINES / name / "train.py"), *options]
     print("speed:", name, file=sys.stderr)
-    done = trial.train_and_score(command, out, data, args.documents, not args.no_sandbox, args.processes)
+    scoring = Options(documents=args.documents, isolated=not args.no_sandbox)
+    done = trial.train_and_score(command, out, data, scoring, args.processes)
     log = done.log
     assert done.record.bpb is not None  # it was scored
     return Result(

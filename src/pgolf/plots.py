@@ -1,6 +1,7 @@
 """Plots, drawn after the results are written: a plot that fails loses nothing else."""
 
 import io
+import itertools
 import os
 import warnings
 from collections.abc import Callable, Sequence
@@ -67,3 +68,22 @@ def draw_effects(rows: Sequence[dict[str, Any]], path: Path) -> str | None:
         axes.set(xlabel=f"bpb minus the base's ({rows[0]['mean']:.4f}); 95 % interval over {len(rows[0]['bpb'])} seeds")
 
     return draw(path, (8, 1.5 + 0.35 * len(variants)), fill)
+
+
+def draw_vocabularies(rows: Sequence[dict[str, Any]], path: Path) -> str | None:
+    """Bytes per token over the size of the vocabulary, hollow where text is lost. Returns as `draw` does."""
+
+    def fill(axes: Any) -> None:
+        axes.set_xscale("log", base=2)
+        for r, marker in zip(rows, itertools.cycle("osD^vPX*"), strict=False):
+            label = f"{Path(r['name']).stem}, {r['compressed_bytes'] / 1000:.0f} kB{', lossy' if r['changed'] else ''}"
+            style = "none" if r["changed"] else "full"
+            axes.plot(
+                r["vocab_size"], r["bytes_per_token"], marker, markersize=9, fillstyle=style, label=label, alpha=0.9
+            )
+        axes.xaxis.set_major_formatter(lambda x, _: f"{x:,.0f}")
+        axes.margins(0.1)
+        axes.set(xlabel="vocabulary (tokens)", ylabel="bytes per token", ylim=(0, None))
+        axes.legend(title="tokenizer, compressed model", loc="lower right", fontsize=9)
+
+    return draw(path, (8, 5), fill)

@@ -67,14 +67,14 @@ def _score(args: argparse.Namespace) -> int:
         raise UsageError(f"{out}: the record would overwrite the artifact")
     if not out.parent.is_dir():
         raise UsageError(f"{out.parent}: no such folder for the record")
-    open_dataset(data)
+    dataset = open_dataset(data)
     check_replaceable(out)
     check_replaceable(losses.path(out))
     check_replaceable(tokens.path(out))
     options = Options(args.track, args.device, args.documents, not args.no_sandbox, args.fresh_machine)
     kept: list[Losses] = []
     with shown_output(args.verbose):
-        result = score(args.artifact, data, options, kept.append)
+        result = score(args.artifact, dataset, options, kept.append)
     record.write(result, out)
     for found in kept:
         losses.write(found, losses.path(out))

@@ -1,7 +1,9 @@
-"""`pgolf new`, `pack`, `check`, `inspect`, `plot`, `ablate` and `try`: commands for participants."""
+"""`pgolf new`, `import`, `pack`, `check`, `inspect`, `plot`, `ablate` and `try`: commands for participants."""
 
 import argparse
+import ast
 import json
+import re
 import sys
 from pathlib import Path
 from typing import Any
@@ -11,8 +13,9 @@ from pgolf.cli.command import Commands, add_command, add_data, add_sandbox, add_
 from pgolf.data.dataset import default_dataset
 from pgolf.errors import EnvironmentBroken, Refused, UsageError
 from pgolf.files import printable, write_atomically
+from pgolf.score.devices import Runtime, find_device
 from pgolf.score.score import Options
-from pgolf.submission import ablate, attempt, check, claims, costs, curves, inspect, new, page
+from pgolf.submission import ablate, attempt, check, claims, costs, curves, importing, inspect, new, page
 from pgolf.submission.folder import folder_members
 
 
@@ -46,6 +49,84 @@ def _new(args: argparse.Namespace) -> int:
         print(json.dumps({"folder": str(folder)}))
         return 0
     print(f"{printable(folder)}: made; what to do in it, step by step: {printable(folder / 'AGENTS.md')}")
+    return 0
+
+
+def add_import(commands: Commands) -> None:
+    parser = add_command(
+        commands,
+        "import",
+        "make an artifact of a submission to the Parameter Golf contest",
+        "Make an artifact of a contest submission: its script, unchanged, its weights and its tokenizer. The script's "
+        "main does not run, only what makes the model and reads the weights, in the sandbox. Scores of it are for "
+        "practice: it is in the window form.",
+        "pgolf import train_gpt.py --weights final_model.int8.ptz --tokenizer fineweb_1024_bpe.model "
+        "--env NUM_LAYERS=9\n  pgolf score artifact.zst --data DIR\n\n"
+        "exit codes: 0 written, 1 script or weights cannot be imported, 2 wrong usage, 3 this machine is broken",
+        _import,
+    )
+    parser.add_argument("script", type=Path, help="the submission's train_gpt.py")
+    parser.add_argument("--weights", type=Path, required=True, metavar="FILE", help="what the script saved at its end")
+    parser.add_argument("--tokenizer", type=Path, required=True, metavar="FILE", help="the SentencePiece model")
+    parser.add_argument(
+        "--env",
+        type=_variable,
+        action="append",
+        default=[],
+        metavar="NAME=VALUE",
+        help="an environment variable that the script was run with",
+    )
+    parser.add_argument(
+        "--set",
+        type=_attribute,
+        action="append",
+        default=[],
+        metavar="NAME=VALUE",
+        help="an attribute of the model that training switches on, such as looping_active=True",
+    )
+    parser.add_argument("--context", type=positive, metavar="N", help="tokens in a window (default: the script's)")
+    parser.add_argument("--stride", type=positive, metavar="N", help="new tokens in each window (default: all of it)")
+    parser.add_argument("--name", help="default: the name of the script's folder")
+    parser.add_argument("--author", help="default: your login name")
+    parser.add_argument("--track", choices=rules.TRACKS, default="main", help="default: %(default)s")
+    parser.add_argument("-o", "--out", type=Path, default=Path("artifact.zst"), help="default: %(default)s")
+    add_sandbox(parser)
+    add_verbose(parser)
+    parser.add_argument("--json", action="store_true", help="print what was done as JSON")
+
+
+def _variable(text: str) -> tuple[str, str]:
+    name, equals, value = text.partition("=")
+    if not equals or not re.fullmatch(r"[A-Za-z_]\w{0,99}", name) or len(value) > 1000 or not value.isprintable():
+        raise argparse.ArgumentTypeError(f"{text!r:.60} is not NAME=VALUE, such as NUM_LAYERS=9")
+    return name, value
+
+
+def _attribute(text: str) -> tuple[str, str]:
+    name, _, value = text.partition("=")
+    try:
+        return re.fullmatch(r"[A-Za-z_][\w.]*", name)[0], repr(ast.literal_eval(value))  # type: ignore[index]
+    except (TypeError, ValueError, SyntaxError, RecursionError, MemoryError):
+        raise argparse.ArgumentTypeError(f"{text!r:.60} is not NAME=VALUE, such as looping_active=True") from None
+
+
+def _import(args: argparse.Namespace) -> int:
+    request = importing.Request(
+        script=args.script,
+        weights=args.weights,
+        tokenizer=args.tokenizer,
+        out=args.out,
+        env=dict(args.env),
+        name=args.name or args.script.absolute().parent.name or "imported",
+        author=args.author or new.login_name(),
+        track=args.track,
+        context=args.context,
+        stride=args.stride,
+        switches=dict(args.set),
+    )
+    with shown_output(args.verbose):
+        result = importing.import_submission(request, Runtime(find_device(args.device), not args.no_sandbox))
+    print(json.dumps(importing.as_json(result), indent=2) if args.json else importing.table(result))
     return 0
 
 
@@ -93,7 +174,15 @@ def add_ablate(commands: Commands) -> None:
     parser.add_argument("--seeds", type=int, nargs="+", default=[1, 2, 3])
     parser.add_argument("--base", action="append", default=[], metavar="KEY=VALUE", help="setting of all runs")
     parser.add_argument("--trainer", type=Path, default=Path("baselines/golf/train.py"), help="default: %(default)s")
-    parser.add_argument("--documents", type=int, metavar="N", help="score the first N documents only")
+    parser.add_argument(
+        "--development", action="store_true", help="score on the development text, as what decides on an entry should"
+    )
+    parser.add_argument(
+        "--documents",
+        type=int,
+        metavar="N",
+        help="score the first N documents only, or as many of the development text",
+    )
     parser.add_argument("--no-sandbox", action="store_true", help="no sandbox: for your own code, a little faster")
     parser.add_argument("--out", type=Path, default=Path("runs/ablate"), help="folder of the runs, table and plot")
     parser.add_argument("--json", action="store_true", help="print the table as JSON")

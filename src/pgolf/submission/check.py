@@ -25,6 +25,7 @@ from pgolf.submission.folder import folder_members
 from pgolf.submission.members import by_role, compressed, left, look
 from pgolf.submission.retrain import retrain
 
+_FASTER = "check on a quiet machine; use more lanes or a smaller model"
 SAMPLE_BYTES = 100_000  # of the validation text: some seconds of scoring on two cores
 
 
@@ -137,8 +138,7 @@ def _sample(
     findings = []
     if projected > LATE * limit:
         what = f"the whole text would take about {projected:.0f} of {limit:g} s on this machine"
-        remedy = "check on a quiet machine; use more lanes or a smaller model"
-        findings.append(Finding("too-slow", WARNING, "predict.py", None, what, remedy))
+        findings.append(Finding("too-slow", WARNING, "predict.py", None, what, _FASTER))
     if found.manifest.form != "step":
         what = "scores in the window form do not count"
         findings.append(
@@ -155,6 +155,8 @@ def _refusal(found: Artifact, record: Record) -> Finding:
         file, line = (place[1], int(place[2])) if place else (None, None)
         remedy = "mend the code; `pgolf check --verbose` shows its traceback and what it printed"
         return Finding("code-raised", ERROR, file, line, reason, remedy)
+    if reason.startswith("the evaluation took longer "):
+        return Finding("too-slow", ERROR, "predict.py", None, reason, _FASTER)
     if "encode" in record.seconds and "load" not in record.seconds:
         remedy = "the ids have to decode to the exact text: docs/artifact.md, tokenizers"
         return Finding("tokenizer", ERROR, found.manifest.tokenizer, None, reason, remedy)

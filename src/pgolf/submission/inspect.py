@@ -51,7 +51,8 @@ class Inspection:
 
     sha256: str
     track: str
-    bytes: int
+    size: int
+    """Of the file in bytes."""
     left: int
     members: tuple[Member, ...]
     """The largest first."""
@@ -112,7 +113,7 @@ def as_json(found: Inspection) -> dict[str, Any]:
     return {
         "sha256": found.sha256,
         "track": found.track,
-        "bytes": found.bytes,
+        "bytes": found.size,
         "left": found.left,
         "members": [asdict(member) for member in found.members],
         "roles": found.roles,
@@ -133,7 +134,7 @@ def table(found: Inspection) -> str:
     lines.append("")
     lines += [f"{kind:<19} {size:>11,} {size / total:>7.1%}" for kind, size in found.roles.items()]
     lines.append(f"{'together, estimated':<19} {total:>11,}")
-    lines.append(f"{'the file':<19} {found.bytes:>11,}")
+    lines.append(f"{'the file':<19} {found.size:>11,}")
     lines.append(f"{'left of ' + found.track:<19} {found.left:>11,}")
     for weights in found.weights:
         lines += ["", *_tensor_lines(weights)]
@@ -181,7 +182,7 @@ def _bars(found: Inspection, axes: Any) -> None:
     axes.set_yticks(range(len(shown)), [plots.literal(m.name) for m in shown])
     axes.invert_yaxis()
     axes.margins(x=0.18)
-    axes.set(xlabel="bytes in the compressed file, estimated (kB)", title=f"{found.bytes:,} bytes, {found.left:,} left")
+    axes.set(xlabel="bytes in the compressed file, estimated (kB)", title=f"{found.size:,} bytes, {found.left:,} left")
     axes.legend(loc="lower right")
 
 

@@ -123,10 +123,10 @@ def _unused(found: Artifact) -> Iterator[Finding]:
 
 def _sources(found: Artifact) -> Iterator[Finding]:
     """Of what an organizer gets to train again: its size, and data that may hide in it."""
-    code = sources(found.members)
-    if (total := sum(map(len, code.values()))) > rules.SOURCE_BYTES:
+    code, limit = sources(found.members), rules.track(found.manifest.track).source_bytes
+    if (total := sum(map(len, code.values()))) > limit:
         largest = max(code, key=lambda name: len(code[name]))
-        what = f"the Python files and {MANIFEST} have {total:,} bytes; the limit is {rules.SOURCE_BYTES:,}"
+        what = f"the Python files and {MANIFEST} have {total:,} bytes; the track's limit is {limit:,}"
         yield Finding("source-bytes", ERROR, largest, None, what, "move data out of the code")
     for name, rate in noise.noisy(code):
         what = f"{rules.NOISE_WINDOW_BYTES:,} bytes of it compress to {rate:.0%}, code to under {rules.NOISE_RATE:.0%}"

@@ -32,10 +32,10 @@ _NAMES = (  # the first that matches; as the common model codes name their tenso
     ("MLP", r"mlp|ffn|feed_forward|(^|[._])fc|(up|down|gate)_proj"),
     ("embedding", r"embed|emb\b|wte|wpe|lm_head|unembed"),
 )
-_BF16 = np.dtype("V2")  # which numpy cannot count with
+_BF16: np.dtype[Any] = np.dtype("V2")  # which numpy cannot count with
 _FLOATS = {"F64": "<f8", "F32": "<f4", "F16": "<f2"}
 _INTEGERS = {"I64": "<i8", "I32": "<i4", "I16": "<i2", "I8": "i1", "U64": "<u8", "U32": "<u4", "U16": "<u2", "U8": "u1"}
-_DTYPES = {**_FLOATS, **_INTEGERS, "BOOL": "u1", "BF16": _BF16}
+_DTYPES = {**_FLOATS, **_INTEGERS, "BOOL": "u1", "BF16": "V2"}
 _MOST = 100_000  # tensors in a file
 
 
