@@ -15,8 +15,8 @@ import numpy as np
 import numpy.typing as npt
 import sentencepiece
 
-BUCKET_BITS = 22
-"""Each context has up to 2^22 buckets of 64 bytes, 4.3 GB for all; with 2^20 the laptop track loses 0.015 bpb."""
+BUCKET_BITS = 21
+"""Each context has up to 2^21 buckets of 64 bytes, 1.7 GB for all; less is taken while there is less text."""
 # No contraction and no -ffast-math: another machine has to decode the text that this one codes.
 FLAGS = ["-O3", "-march=native", "-mprefer-vector-width=512", "-ffp-contract=off", "-std=c++17"]
 FLAGS += ["-shared", "-fPIC", "-pthread"]
