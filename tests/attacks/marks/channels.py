@@ -40,7 +40,7 @@ def stay(work):
         try:
             os.setsid()
             os.closerange(0, 3)
-            signal.alarm(30)
+            signal.alarm(120)
             work()
         finally:
             os._exit(0)
@@ -189,7 +189,7 @@ def write_futexes(data, board):
         at = words(board)
         for place, bit in enumerate(bits(data)):
             if bit and os.fork() == 0:
-                signal.alarm(30)
+                signal.alarm(120)
                 value = ctypes.c_uint32.from_address(at + 4 * place).value
                 libc.syscall(202, ctypes.c_void_p(at + 4 * place), 0, value, None, None, 0)
                 os._exit(0)
