@@ -1,6 +1,7 @@
 """Small datasets and artifacts for all tests."""
 
 import json
+import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,11 @@ from pgolf.artifact import pack
 from pgolf.data.dataset import FORMAT, INDEX, file_digest, text_digest
 from pgolf.data.shards import write_shard
 
+if "PYTEST_XDIST_WORKER" in os.environ:
+    os.environ.setdefault("OMP_NUM_THREADS", "1")  # the cores are taken by the other workers
+
+ALL = os.environ.get("PGOLF_TEST_ALL") == "1"
+"""Whether to run every attack, kill point and repetition in place of a fixed sample."""
 ROOT = Path(__file__).parent.parent
 SHARED = ROOT.parent / "shared" / "data"
 
@@ -119,6 +125,14 @@ class Model(torch.nn.Module):
 def load(root, device):
     return Model()
 """
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """With several workers the tests of a file run in one of them: they share what its fixtures make."""
+    for item in items:
+        if item.get_closest_marker("xdist_group") is None:
+            item.add_marker(pytest.mark.xdist_group(item.path.name))
 
 
 @pytest.fixture(scope="session", autouse=True)

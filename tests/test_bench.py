@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from conftest import ROOT
+from conftest import ALL, ROOT
 from trainers import load
 
 # What the contest's script prints, as far as it is read; its settings come by environment.
@@ -24,7 +24,7 @@ print("Total submission size int8+zlib: 15863489 bytes")
 print("final_int8_zlib_roundtrip_exact val_loss:5.10000000 val_bpb:3.02000000")
 """
 TINY = ("context=64", "layers=3", "dim=32", "heads=4", "kv_heads=2", "batch_tokens=512", "warmup_steps=1", "compile=0")
-GOLF = (*TINY, "rope_dims=0", "xsa=0", "loops=0", "calibration_tokens=512")
+GOLF = (*TINY, "rope_dims=0", "xsa=0", "prior_bytes=0", "calibration_tokens=512")
 
 
 def bench(*args: object) -> subprocess.CompletedProcess[str]:
@@ -54,7 +54,7 @@ def test_benchmarks_of_the_baselines(dataset: Path, tmp_path: Path) -> None:
     assert done.returncode == 3
     assert done.stderr.splitlines()[-1].endswith("CUDA is required")
 
-    for trainer in ("naive", "golf"):
+    for trainer in ("naive", "golf") if ALL else ("golf",):
         done = bench("quantise", runs / f"{trainer}.zst", "--data", dataset, "--tokens", 4096, "--bits", 1, 7)
         assert done.returncode == 0, done.stderr
         coarse, fine = (list(map(float, rows_of(done.stdout)[bits])) for bits in ("1", "7"))
@@ -63,7 +63,8 @@ def test_benchmarks_of_the_baselines(dataset: Path, tmp_path: Path) -> None:
     done = bench("density", runs / "golf.zst")
     assert done.returncode == 0, done.stderr
     assert float(rows_of(done.stdout)["coder.py, models and header included"][1]) > 1
-    assert bench("density", runs / "naive.zst").returncode == 2
+    if ALL:
+        assert bench("density", runs / "naive.zst").returncode == 2
 
 
 @pytest.mark.parametrize("baseline", ["naive", "golf"])
@@ -72,9 +73,7 @@ def test_arithmetic_of_a_token(baseline: str) -> None:
     (speed,) = (modules.speed for modules in load(["speed"], ROOT / "scripts" / "benchmarks"))
     shape: dict[str, Any] = {"vocab_size": 96, "context": 4, "layers": 6, "dim": 128, "heads": 4, "kv_heads": 2}
     shape |= {"mlp_ratio": 3}
-    if baseline == "golf":
-        shape |= {"loops": 2, "loop_start": 1, "loop_stop": 3}
-    names = ["model", "ngram", "coder"] if baseline == "golf" else ["model"]
+    names = ["model", "coder"] if baseline == "golf" else ["model"]
     for modules in load(names, ROOT / "baselines" / baseline, ROOT / "baselines" / "naive"):
         model = modules.model.GPT(modules.model.GPTConfig(**shape))
         ids = torch.randint(96, (8, 4))

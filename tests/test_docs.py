@@ -137,7 +137,8 @@ def test_every_reason_is_documented(dataset: Path) -> None:
 def test_every_finding_of_a_check_is_documented() -> None:
     """docs/participants.md has a row for each rule id in the code of `pgolf check`, and for no other."""
     code = "".join(path.read_text() for path in (ROOT / "src" / "pgolf" / "submission").glob("*.py"))
-    used = set(re.findall(r'\b[fF]inding\(\s*"([\w-]+)"', code))
+    used = set(re.findall(r'\b[fF]inding\(\s*"([\w-]+)"|: "(training-\w+)"', code))
+    used = {rule for match in used for rule in match if rule}
     table = (DOCS / "participants.md").read_text().partition("## Findings")[2]
     rows = re.findall(r"^\| (`[^|]*) \|", table, re.MULTILINE)
     assert used and set(re.findall(r"`([\w-]+)`", " ".join(rows))) == used
@@ -153,7 +154,7 @@ def test_rules_are_documented() -> None:
         seconds = f"{track.train_seconds:g} s" if track.train_seconds else "no limit"
         times = f"{track.prepare_seconds:g} s | {seconds} | {track.eval_seconds:g} s"
         row = f"`{track.name}` | {track.artifact_bytes:,} bytes | {times}"
-        assert f"| {row} | {track.hardware} |" in RULES
+        assert f"| {row} | {track.hardware} | {track.source_bytes:,} bytes |" in RULES
     pinned = dict(line.split("==") for line in (ROOT / "constraints.txt").read_text().splitlines() if "==" in line)
     packages = cells.keys() - numbers.keys() - rules.TRACKS.keys()
     assert packages and {name: cells[name] for name in packages} == {name: pinned[name] for name in packages}

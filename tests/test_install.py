@@ -43,5 +43,6 @@ def test_wheel_scores_and_trains_elsewhere(dataset: Path, tmp_path: Path) -> Non
     assert "pgolf check" in (tmp_path / "entry" / "AGENTS.md").read_text()
     assert (tmp_path / "entry" / "code" / "cache.py").read_bytes() == (ROOT / "baselines/naive/cache.py").read_bytes()
     torchrun = (python, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2")
-    run(*torchrun, "mine/naive/train.py", "--track=laptop", "--steps=1", "--data", dataset, "--out", "a.zst")
+    tiny = "--steps=1", "--warmup_steps=1", "--layers=2", "--dim=32", "--context=64", "--batch_tokens=512"
+    run(*torchrun, "mine/naive/train.py", "--track=laptop", *tiny, "--data", dataset, "--out", "a.zst")
     assert read(tmp_path / "a.zst", ARTIFACT_BYTES).manifest.track == "laptop"

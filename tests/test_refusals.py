@@ -14,11 +14,13 @@ from typing import Any
 
 import pytest
 
-from conftest import SHARED, UNIFORM, MakeArtifact, needs_fineweb
+from conftest import ALL, SHARED, UNIFORM, MakeArtifact, needs_fineweb
 from pgolf import rules
 from pgolf.cli.main import main
 from pgolf.sandbox import probe
 from pgolf.score.score import Options, score
+
+pytestmark = pytest.mark.xdist_group("ends")  # what one of these kills is no trace of another's
 
 CPU = Options(device="cpu")
 
@@ -32,7 +34,7 @@ def evil(body: str) -> str:
 def nothing_left_behind() -> Iterator[None]:
     """No process, control group or private copy of a scorer that is over, or of this process, is left."""
     yield
-    for _ in range(50):
+    for _ in range(600):  # those of scorers that other tests kill are removed by the next one
         if not (left := leftovers()):
             break
         time.sleep(0.1)
@@ -114,7 +116,12 @@ OUTSIDE |= {"syntax error", "no load", "exit", "dies of no signal"}
 """Refused in the same way without a sandbox, which takes a third of the time."""
 
 
-@pytest.mark.parametrize("name", PREDICTORS)
+ELSEWHERE = {"infinity", "three dimensions", "no load", "eats memory", "forks", "spawns threads", "floods stdout"}
+ELSEWHERE |= {"opens a socket", "asks the network", "looks for the text"}
+"""Much the same is an attack in tests/attacks, or a case above; run with PGOLF_TEST_ALL=1."""
+
+
+@pytest.mark.parametrize("name", [name for name in PREDICTORS if ALL or name not in ELSEWHERE])
 def test_hostile_predictor(
     name: str, make_artifact: MakeArtifact, dataset: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -128,27 +135,6 @@ def test_hostile_predictor(
     assert expected in record.reason
     assert record.reason.isprintable() and len(record.reason) < 500
     assert record.bpb is None
-
-
-def test_hang_is_ended_by_the_clock(
-    make_artifact: MakeArtifact, dataset: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """A predictor that never answers costs its time limit and no more."""
-    monkeypatch.setitem(rules.TRACKS, "laptop", rules.Track("laptop", 1_000_000, 30.0, 60.0, 6.0, "CPU"))
-    start = time.monotonic()
-    record = score(make_artifact(evil("import time; time.sleep(10**6)")), dataset, CPU)
-    assert time.monotonic() - start < 6 + 10
-    assert record.status == "refused" and "longer than its 6 s" in record.reason
-
-
-def test_child_does_not_outlive_its_worker(make_artifact: MakeArtifact, dataset: Path) -> None:
-    """A process that left the session and the group dies with the box (checked by the fixture)."""
-    child = "import time; marker='pgolf.sandbox.guest'; time.sleep(600)"
-    body = (
-        "import subprocess, sys\n        if not hasattr(self, 'child'): self.child = subprocess.Popen("
-        f'[sys.executable, "-c", "{child}"], start_new_session=True, close_fds=False)'
-    )
-    assert score(make_artifact(evil(body)), dataset, CPU).status == "ok"
 
 
 def test_killed_scorer_leaves_nothing(make_artifact: MakeArtifact, dataset: Path, tmp_path: Path) -> None:
@@ -191,12 +177,6 @@ def test_missing_package(make_artifact: MakeArtifact, dataset: Path) -> None:
     assert record.status == "failed" and "no-such-package" in record.reason
 
 
-def command(*args: object) -> subprocess.CompletedProcess[str]:
-    """Run `python -m pgolf.score` as a user would."""
-    command = [sys.executable, "-m", "pgolf.score", *map(str, args)]
-    return subprocess.run(command, capture_output=True, text=True, check=False)
-
-
 def test_exit_codes_and_single_sentences(
     make_artifact: MakeArtifact, dataset: Path, tmp_path: Path, capfd: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -228,14 +208,18 @@ def test_exit_codes_and_single_sentences(
 HOSTILE = "print('first'); print('\\x1b[2J' + 'x' * 900 + '\\x9b'); raise ValueError('\\x1b]0;title\\x07')"
 
 
-def test_output_from_inside_is_shown_on_request_only(make_artifact: MakeArtifact, dataset: Path) -> None:
+def test_output_from_inside_is_shown_on_request_only(
+    make_artifact: MakeArtifact, dataset: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
     """Traceback and prints, line by line, escaped and bounded, on stderr; the record has neither."""
     artifact = make_artifact(evil(HOSTILE))
-    quiet, verbose = command(artifact, "--data", dataset), command(artifact, "--data", dataset, "--verbose")
-    assert quiet.returncode == verbose.returncode == 1
-    assert len(quiet.stderr.splitlines()) == 1
-    lines = verbose.stderr.splitlines()
-    assert lines[-1] == quiet.stderr.strip() and all(line.isprintable() for line in lines)
+    args = ["score", str(artifact), "--data", str(dataset), "--device", "cpu"]
+    assert main([*args, "--no-sandbox"]) == 1
+    quiet = capfd.readouterr().err
+    assert len(quiet.splitlines()) == 1
+    assert main([*args, "--verbose"]) == 1
+    lines = capfd.readouterr().err.splitlines()
+    assert lines[-1] == quiet.strip() and all(line.isprintable() for line in lines)
     shown = [line.removeprefix("predict | ") for line in lines if line.startswith("predict | ")]
     assert "first" in shown and "\\x1b[2J" + "x" * 50 in "".join(shown)
     assert any(line.startswith("Traceback") for line in shown) and "predict.py" in "".join(shown)
@@ -245,9 +229,10 @@ def test_output_from_inside_is_shown_on_request_only(make_artifact: MakeArtifact
 
 
 def test_output_of_a_good_run(make_artifact: MakeArtifact, dataset: Path) -> None:
-    """The table ends in the score, and the record lies beside the artifact."""
+    """As a user runs it: the table ends in the score, and the record lies beside the artifact."""
     artifact = make_artifact(UNIFORM)
-    done = command(artifact, "--data", dataset)
+    command = [sys.executable, "-m", "pgolf.score", str(artifact), "--data", str(dataset), "--no-sandbox"]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     lines = done.stdout.splitlines()
     assert any(line.startswith("score ") and line.endswith("(practice score)") for line in lines)

@@ -4,18 +4,18 @@ PGOLF_TEST_ALL=1 takes all variants and the slow ones, -rP prints how they end.
 """
 
 import hashlib
-import os
 from collections.abc import Iterator
 from typing import Any
 
 import pytest
-from attack_tools.attack import FOLDER
+from attack_tools.attack import ALL, FOLDER, sampled
 from attack_tools.training import DEFENCES, TrainingAttack, Trainings, discover, surroundings, variants
 
 from pgolf import rules
 
+pytestmark = pytest.mark.xdist_group("attacks")  # which leave marks where others look for them
+
 ATTACKS = discover()
-ALL = os.environ.get("PGOLF_TEST_ALL") == "1"
 
 
 @pytest.fixture(scope="module")
@@ -31,9 +31,7 @@ def test_attack_ends_as_it_says(name: str, variant: str, runs: Trainings) -> Non
     runs.check_ending(ATTACKS[name], variant)
 
 
-@pytest.mark.parametrize(
-    ("name", "variant"), variants({name: each for name, each in ATTACKS.items() if each.without}, ALL)
-)
+@pytest.mark.parametrize(("name", "variant"), variants({name: ATTACKS[name] for name in sampled(ATTACKS)}, ALL))
 def test_attack_gains_without_the_defence(name: str, variant: str, runs: Trainings) -> None:
     """The attack is real: where the defence is taken away it gets what it is after."""
     runs.check_counterfactual(ATTACKS[name], variant)

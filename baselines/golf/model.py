@@ -13,10 +13,9 @@ from typing import Any
 import numpy as np
 import torch
 import torch.nn.functional as F
-from ngram import BINS, ORDERS, Experts
 from torch import Tensor, nn
 
-MAY_BE_ZERO = ("loops", "loop_start", "xsa", "leak", "ngram", "softcap", "rope_dims")
+MAY_BE_ZERO = ("xsa", "leak", "softcap", "rope_dims")
 
 
 @dataclass(frozen=True)
@@ -45,15 +44,8 @@ class GPTConfig:
     """This many last layers attend exclusively (XSA, contest), middle: -0.006; see `Attention.exclude`."""
     gate: bool = True
     """Each head's output is scaled by a sigmoid of the first channels of its input (modded-nanogpt), middle: -0.005."""
-    loops: int = 1
-    """Depth recurrence: layers loop_start to loop_stop - 1 run this many times more (arXiv:2502.05171, contest); not
-    for short runs, middle: +0.005."""
-    loop_start: int = 3  # First recurrent layer.
-    loop_stop: int = 6  # First layer after the recurrent ones.
     smear: bool = True
     """Each embedding takes up a learned, gated share of the one before (modded-nanogpt), middle: -0.011."""
-    ngram: int = 0
-    """Counts of n-grams of up to this many tokens are mixed in as experts (see ngram.py), laptop: -0.25; 0: none."""
 
     def __post_init__(self) -> None:
         for field in fields(GPTConfig):
@@ -66,19 +58,8 @@ class GPTConfig:
             raise ValueError(f"{self.heads} heads cannot share {self.kv_heads} kv_heads evenly")
         if self.rope_dims % 2 or self.rope_dims > self.dim // self.heads:
             raise ValueError(f"rope_dims {self.rope_dims} is odd or wider than a head of {self.dim // self.heads}")
-        if self.loops and not self.loop_start < self.loop_stop <= self.layers:
-            raise ValueError(f"layers {self.loop_start} to {self.loop_stop - 1} cannot loop: there are {self.layers}")
         if self.dim < Attention.GATE_INPUTS:
             raise ValueError(f"dim {self.dim} is below the {Attention.GATE_INPUTS} channels that the gates look at")
-        if self.ngram not in (0, *range(2, ORDERS + 1)):
-            raise ValueError(f"ngram is {self.ngram}; it must be 0 or from 2 to {ORDERS}")
-        if self.vocab_size**self.ngram >= 2**63:
-            raise ValueError(f"{self.ngram}-grams of a vocabulary of {self.vocab_size} do not fit 63 bits; lower ngram")
-
-    def order(self, loops: int) -> list[int]:
-        """Which layer runs when: 0 1 2 3 4 5 3 4 5 6 ... with one loop over 3 to 5."""
-        looped = list(range(self.loop_start, self.loop_stop)) * loops
-        return [*range(min(self.loop_stop, self.layers)), *looped, *range(self.loop_stop, self.layers)]
 
 
 class Linear(nn.Linear):
@@ -113,19 +94,37 @@ def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
 
 
 class Rotary(nn.Module):
-    """Turns the first R of D dimensions by the position in the window."""
+    """Turns the first R of D dimensions by the position in the window; `ahead` is the mask of what lies ahead."""
 
     cos: Tensor
     sin: Tensor
+    ahead: Tensor
 
     def __init__(self, context: int, width: int, base: float) -> None:
         super().__init__()
         cos, sin = rope_tables(context, width, base)
         self.register_buffer("cos", cos, persistent=False)
         self.register_buffer("sin", sin, persistent=False)
+        self.register_buffer("ahead", torch.full((context, context), -torch.inf).triu(1), persistent=False)
 
     def forward(self, x: Tensor) -> Tensor:  # (B, T, H, D)
         return rotate(x, self.cos[: x.size(1)], self.sin[: x.size(1)])
+
+
+def attend(q: Tensor, k: Tensor, v: Tensor, ahead: Tensor) -> Tensor:
+    """Causal attention (B, T, H, D) of queries (B, T, H, D), scaled already, to keys and values (B, T, H_kv, D).
+
+    `ahead` (T, T) is 0, and minus infinity for keys that lie ahead.
+    """
+    B, T, H, D = q.shape
+    q, k, v = (x.transpose(1, 2) for x in (q, k, v))  # (B, H, T, D)
+    if q.device.type != "cpu":
+        grouped = k.size(1) != H
+        return F.scaled_dot_product_attention(q, k, v, is_causal=True, scale=1.0, enable_gqa=grouped).transpose(1, 2)
+    # The backward pass of flash attention is slow on CPUs; plain products of short sequences are not.
+    q = q.reshape(B, k.size(1), -1, D)  # heads that share keys are rows of one product
+    weights = ((q @ k.mT).view(B, H, T, T).float() + ahead).softmax(-1).to(q.dtype)
+    return (weights.view(B, k.size(1), -1, T) @ v).view(B, H, T, D).transpose(1, 2)
 
 
 class Attention(nn.Module):
@@ -149,14 +148,7 @@ class Attention(nn.Module):
         v = self.value(x).view(B, T, self.kv_heads, self.width)
         q = rotary(rms_norm(q)) * (self.gain / self.width**0.5).to(x.dtype)[:, None]
         k = rotary(rms_norm(k))
-        y = F.scaled_dot_product_attention(
-            q.transpose(1, 2),  # (B, H, T, D)
-            k.transpose(1, 2),
-            v.transpose(1, 2),
-            is_causal=True,
-            scale=1.0,
-            enable_gqa=self.heads != self.kv_heads,
-        ).transpose(1, 2)
+        y = attend(q, k, v, rotary.ahead[:T, :T])
         if self.exclusive:
             y = self.exclude(y, v)
         if self.gate is not None:
@@ -211,53 +203,20 @@ class GPT(nn.Module):
         nn.init.normal_(self.embed.weight, std=config.embed_std)
         self.smear = nn.Parameter(torch.zeros(Attention.GATE_INPUTS + 1)) if config.smear else None
         self.blocks = nn.ModuleList(Block(config, layer) for layer in range(config.layers))
-        self.experts: Experts | None = None  # only prediction needs them whole
-        if config.ngram:
-            self.gate = nn.Parameter(torch.zeros(config.ngram, config.dim))
-            self.bin_bias = nn.Parameter(torch.zeros(config.ngram - 1, BINS, config.ngram))
         self.rotary = Rotary(config.context, config.rope_dims or config.dim // config.heads, config.rope_base)
 
-    def forward(
-        self,
-        ids: Tensor,
-        targets: Tensor | None = None,
-        expert_probs: Tensor | None = None,
-        context_bins: Tensor | None = None,
-        loops: int | None = None,
-    ) -> Tensor:
-        """Logits (B, T, V) in fp32 for ids (B, T); with targets (B, T) the mean loss in nats per token.
-
-        Training with experts needs their probabilities of the targets and the bins of their contexts, both
-        (B, T, E). `loops` replaces the config's number: training runs its first part without recurrence.
-        """
+    def forward(self, ids: Tensor, targets: Tensor | None = None) -> Tensor:
+        """Logits (B, T, V) in fp32 for ids (B, T); with targets (B, T) the mean loss in nats per token."""
         if self.config.context < ids.size(1):
             raise ValueError(f"{ids.size(1)} tokens are more than the context of {self.config.context}")
         x = x0 = self.embedding(ids)  # (B, T, C)
-        for layer in self.config.order(self.config.loops if loops is None else loops):
-            x = self.blocks[layer](x, x0, self.rotary)
+        for block in self.blocks:
+            x = block(x, x0, self.rotary)
         x = rms_norm(x)
         head, softcap = self.embed.weight, self.config.softcap
         if targets is not None:
-            own = other = None
-            if expert_probs is not None and context_bins is not None:
-                weights = self.weights(x, context_bins)
-                own, other = weights[..., 0].flatten(), (weights[..., 1:] * expert_probs).sum(-1).flatten()
-            return capped_cross_entropy(x.flatten(0, 1), head, targets.flatten(), softcap, own, other)
-        logits = cap(F.linear(x, head.to(x.dtype)).float(), softcap)  # (B, T, V)
-        if self.experts is None:
-            return logits
-        weights = self.weights(x, self.experts.context_bins(ids))
-        return (
-            self.experts.mix(logits.softmax(-1).mul_(weights[..., :1]), weights[..., 1:], ids).clamp_min_(TINY).log_()
-        )
-
-    def weights(self, x: Tensor, context_bins: Tensor) -> Tensor:
-        """Weights (B, T, 1 + E), summing to 1, of the network and the experts, whose contexts have these bins."""
-        gate = F.linear(x, self.gate.to(x.dtype)).float()
-        for expert in range(context_bins.size(-1)):
-            gate = gate + F.embedding(context_bins[..., expert].long(), self.bin_bias[expert])
-        absent = F.pad(context_bins == 0, (1, 0))
-        return gate.masked_fill(absent, -torch.inf).softmax(-1)
+            return capped_cross_entropy(x.flatten(0, 1), head, targets.flatten(), softcap)
+        return cap(F.linear(x, head.to(x.dtype)).float(), softcap)
 
     def embedding(self, ids: Tensor) -> Tensor:
         """Normalised embedding (B, T, C) of ids (B, T) and the tokens just before them."""
@@ -270,11 +229,16 @@ class GPT(nn.Module):
 
 
 def cap(logits: Tensor, softcap: float) -> Tensor:
-    return softcap * torch.tanh(logits / softcap) if softcap else logits
+    """softcap * tanh(logits / softcap), by one exponential: a tanh takes a CPU longer than the rest of the loss."""
+    return softcap - 2 * softcap / (torch.exp(logits * (2 / softcap)) + 1) if softcap else logits
+
+
+def slope(capped: Tensor, softcap: float) -> Tensor:
+    """Derivative of `cap` where it gives `capped`."""
+    return 1 - (capped / softcap).square()
 
 
 ROWS = 4096
-TINY = 1e-37  # a probability that underflows costs 85 nats, not all
 
 
 class CappedCrossEntropy(torch.autograd.Function):
@@ -285,46 +249,33 @@ class CappedCrossEntropy(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(
-        ctx: Any, x: Tensor, head: Tensor, targets: Tensor, softcap: float, own: Tensor | None, other: Tensor | None
-    ) -> Tensor:
+    def forward(ctx: Any, x: Tensor, head: Tensor, targets: Tensor, softcap: float) -> Tensor:
         weight, n, total = head.to(x.dtype), len(x), x.new_zeros((), dtype=torch.float32)
-        grad_head, grads_x, mixture = torch.zeros_like(head), [], []
+        grad_head, grads_x = torch.zeros_like(head), []
         for i in range(0, n, ROWS):
-            rows, wanted = x[i : i + ROWS], targets[i : i + ROWS, None]
-            logits = cap(F.linear(rows, weight).float(), softcap)  # (R, V)
-            log_p = logits.log_softmax(-1)
-            target_log_p = log_p.gather(-1, wanted)  # (R, 1)
-            if own is None or other is None:
-                total = total - target_log_p.sum()
-            else:
-                p = target_log_p.exp().squeeze(1)
-                mixed = (own[i : i + ROWS] * p + other[i : i + ROWS]).clamp_min(TINY)
-                total = total - mixed.log().sum()
-                mixture.append(torch.stack((-p, -torch.ones_like(p))) / mixed / n)
-            grad = log_p.exp().scatter_add(-1, wanted, torch.full_like(target_log_p, -1.0))
+            rows, wanted = x[i : i + ROWS], targets[i : i + ROWS]
+            logits = cap(F.linear(rows, weight).float(), softcap)  # (R, V), and again wherever used: never in memory
+            highest = logits.amax(-1, keepdim=True)
+            e = (logits - highest).exp()
+            partition = e.sum(-1, keepdim=True)
+            wanted_logit = logits.gather(-1, wanted[:, None])  # (R, 1)
+            total = total + (highest + partition.log() - wanted_logit).sum()
+            grad, own = e / (n * partition), torch.full_like(wanted_logit, 1 / n)
             if softcap:
-                grad = grad * (1 - (logits / softcap).square())
-            grad = (grad / n).to(x.dtype)
-            grads_x.append(grad @ weight)
-            grad_head = grad_head + (grad.mT @ rows).float()
-        ctx.save_for_backward(torch.cat(grads_x), grad_head, *(torch.cat(mixture, dim=1).unbind() if mixture else ()))
+                grad, own = grad * slope(logits, softcap), own * slope(wanted_logit, softcap)
+            grad = grad.to(x.dtype)  # but for the targets: theirs are single rows of the products
+            grads_x.append((grad @ weight - own * weight[wanted]).to(x.dtype))
+            grad_head = (grad_head + (grad.mT @ rows).float()).index_add(0, wanted, -own * rows.float())
+        ctx.save_for_backward(torch.cat(grads_x), grad_head)
         return total / n
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        grad_x, grad_head, *mixture = ctx.saved_tensors
-        own, other = (grad * m for m in mixture) if mixture else (None, None)
-        return grad_x * grad.to(grad_x.dtype), grad_head * grad, None, None, own, other
+        grad_x, grad_head = ctx.saved_tensors
+        return grad_x * grad.to(grad_x.dtype), grad_head * grad, None, None
 
 
-def capped_cross_entropy(
-    x: Tensor, head: Tensor, targets: Tensor, softcap: float, own: Tensor | None = None, other: Tensor | None = None
-) -> Tensor:
-    """Mean of -log(own * p + other) with p = softmax(cap(x head^T))[target], for x (N, C), head (V, C), targets (N,).
-
-    `own` and `other` (N,) are 1 and 0 if they are not given. They get the gradients of this loss, x and head those of
-    -log p: a network taught only what the experts leave over learns too slowly (docs/LOG.md).
-    """
-    loss: Tensor = CappedCrossEntropy.apply(x, head, targets, softcap, own, other)  # type: ignore[no-untyped-call]
+def capped_cross_entropy(x: Tensor, head: Tensor, targets: Tensor, softcap: float) -> Tensor:
+    """Mean of -log softmax(cap(x head^T))[target], for x (N, C), head (V, C), targets (N,)."""
+    loss: Tensor = CappedCrossEntropy.apply(x, head, targets, softcap)  # type: ignore[no-untyped-call]
     return loss

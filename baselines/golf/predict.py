@@ -1,38 +1,86 @@
 """The predictor of the packed artifact: one token of each lane goes in, logits of the next one come out.
 
-What the model computes for whole windows while training is computed here token by token, with keys and values from a
-cache (`cache`, the naive baseline's). Every token attends to the last `context` tokens of its lane.
+The network's probabilities are one input of a context mixer (mixer.py), which knows part of the training text and
+learns from all that is shown. What the network computes for whole windows while training is computed here token by
+token, with keys and values from a cache (`cache`, the naive baseline's). Every token attends to the last `context`
+tokens of its lane.
 """
 
+import json
+import time
 from functools import partial
 from pathlib import Path
 from typing import cast
 
 import coder
-import ngram
 import torch
 import torch.nn.functional as F
 from cache import Cache
-from model import GPT, TINY, Attention, Block, GPTConfig, cap, rms_norm, rope_tables, rotate
+from mixer import Mixer
+from model import GPT, Attention, Block, GPTConfig, cap, rms_norm, rope_tables, rotate
 from torch import Tensor
 
+BUDGET = {"laptop": 78.0}
+"""Seconds that loading and all steps are to take, of the track's 120; 400 elsewhere, of 600."""
+LATE = 1.2
+"""Where the quickest plan takes more than this times the budget, the network is left alone."""
+PLANS = (0.2, 1.6), (0.05, 2.6), (0.02, 4.1), (0.01, 6.2), (0.005, 9.4)
+"""Thresholds of `Mixer.step`, and what a prediction then costs in the time that learning a token takes."""
+TRIAL_STEPS = 8
 
-def load(root: Path, device: torch.device, lanes: int, count: int) -> "Predictor":
-    """The predictor of the artifact in `root`."""
-    return Predictor(load_model(root, device), lanes)
+
+def load(root: Path, device: torch.device, lanes: int, count: int) -> "Network | Predictor":
+    """The predictor of the artifact in `root`. Its setting `off` names contexts of the mixer that are switched off,
+    "text" (what the mixer knows of the training text), or "mixer" (so the network is left alone)."""
+    begun = time.monotonic()
+    manifest = json.loads((root / "submission.json").read_text(encoding="utf-8"))
+    settings = (manifest.get("training") or {}).get("settings", {})
+    off = {name.strip() for name in str(settings.get("off", "")).split(";")} - {""}
+    model = load_model(root, device)
+    if "mixer" in off or not (root / "prior.bin").is_file():
+        return Network(model, lanes)
+    mixer = Mixer(root / manifest["tokenizer"], manifest["bos"], lanes, off - {"text"})
+    learning = 0.0 if "text" in off else mixer.decode((root / "prior.bin").read_bytes())
+    budget = BUDGET.get(manifest["track"], 400.0)
+    left = budget - (time.monotonic() - begun) - network_seconds(model, lanes, count)
+    costs = [count * learning * (1 + cost / torch.get_num_threads()) for _, cost in PLANS]
+    if costs[0] > left + (LATE - 1) * budget:
+        return Network(model, lanes)
+    return Predictor(Network(model, lanes), mixer, max((i for i, cost in enumerate(costs) if cost < left), default=0))
 
 
-def load_model(root: Path, device: torch.device) -> GPT:
-    """The model of the artifact in `root`, with its experts. fp32 on CPUs, bf16 on GPUs."""
-    config, tensors = coder.loads((root / "weights.bin").read_bytes())
-    model = GPT(GPTConfig(**config), torch.bfloat16 if device.type == "cuda" else torch.float32)
-    model.load_state_dict({name: torch.from_numpy(tensor) for name, tensor in tensors.items()})
-    if (counts := root / "counts.bin").is_file():
-        model.experts = ngram.Experts(*ngram.loads(counts.read_bytes()))
-    return model.to(device).requires_grad_(False)
+def network_seconds(model: GPT, lanes: int, count: int) -> float:
+    """Seconds that the network will take for `count` tokens, timed on made-up ones."""
+    network, lane = Network(model, lanes), torch.arange(lanes)
+    network.cache.seen.fill_(model.config.context)  # full caches: what nearly all steps read
+    for trial in range(-2, TRIAL_STEPS):
+        if not trial:
+            begun = time.monotonic()
+        network.step(lane % model.config.vocab_size, lane)
+    return (time.monotonic() - begun) / TRIAL_STEPS * count / lanes
 
 
 class Predictor:
+    def __init__(self, network: "Network", mixer: Mixer, plan: int) -> None:
+        self.network, self.mixer, self.plan = network, mixer, plan
+
+    def step(self, ids: Tensor, lane: Tensor) -> Tensor:
+        """Log-probabilities (B, V) of the next token in each lane (B,), whose last token is in ids (B,)."""
+        p = self.network.step(ids, lane).softmax(-1).cpu().contiguous()
+        threshold, _ = PLANS[min(self.plan, len(PLANS) - 1)]
+        self.mixer.step(ids.cpu().numpy(), lane.cpu().numpy(), p.numpy(), threshold, torch.get_num_threads())
+        return p.log_()
+
+
+def load_model(root: Path, device: torch.device) -> GPT:
+    """The model of the artifact in `root`. fp32 on CPUs, bf16 on GPUs."""
+    config, tensors = coder.loads((root / "weights.bin").read_bytes())
+    model = GPT(GPTConfig(**config), torch.bfloat16 if device.type == "cuda" else torch.float32)
+    model.load_state_dict({name: torch.from_numpy(tensor) for name, tensor in tensors.items()})
+    return model.to(device).requires_grad_(False)
+
+
+class Network:
     def __init__(self, model: GPT, lanes: int) -> None:
         self.model, self.config = model, model.config
         config, dtype, device = self.config, model.dtype, model.embed.weight.device
@@ -40,42 +88,28 @@ class Predictor:
         self.embed = F.pad(rms_norm(self.head), (0, 0, 0, 1))  # (V + 1, C): the last one, token -1, is no token
         self.smear = None if model.smear is None else model.smear.detach().to(dtype)
         self.layers = [Layer(cast(Block, block), dtype) for block in model.blocks]
-        self.passes = config.order(config.loops)
-        shape = len(self.passes), lanes, config.context, config.kv_heads, config.dim // config.heads
+        shape = config.layers, lanes, config.context, config.kv_heads, config.dim // config.heads
         tables = partial(rope_tables, width=config.rope_dims or config.dim // config.heads, base=config.rope_base)
         self.cache = Cache(*shape, dtype, device, tables)
-        self.last = torch.full((lanes, ngram.ORDERS - 1), -1, device=device)  # tokens that each lane was shown last
+        self.last = torch.full((lanes,), -1, device=device)  # the token that each lane was shown last
 
     @torch.inference_mode()
     def step(self, ids: Tensor, lane: Tensor) -> Tensor:
         """Logits (B, V) of the next token in each lane (B,), whose last token is in ids (B,)."""
         order, places, cos, sin = self.cache.enter(lane)
-        last = torch.cat([self.last[lane, 1:], ids[:, None]], 1)  # (B, N)
-        self.last[lane] = last
-        x = x0 = self.embedding(last[order])  # (B, C)
-        for number, layer in enumerate(self.passes):
-            x = self.layers[layer](x, x0, cos, sin, self.cache, number)
-        x = rms_norm(x)[places]
-        logits = cap(F.linear(x, self.head).float(), self.config.softcap)  # (B, V)
-        return logits if self.model.experts is None else self.mix(self.model.experts, logits, x, last)
+        before, self.last[lane] = self.last[lane], ids
+        x = x0 = self.embedding(ids[order], before[order])  # (B, C)
+        for number, layer in enumerate(self.layers):
+            x = layer(x, x0, cos, sin, self.cache, number)
+        return cap(F.linear(rms_norm(x)[places], self.head).float(), self.config.softcap)
 
-    def embedding(self, last: Tensor) -> Tensor:
-        """Normalised embedding (B, C) of the last of tokens (B, N) and the one before it."""
-        x = self.embed[last[:, -1]]
+    def embedding(self, ids: Tensor, before: Tensor) -> Tensor:
+        """Normalised embedding (B, C) of ids (B,) and the ones before them (B,)."""
+        x = self.embed[ids]
         if self.smear is None:
             return x
         gate = torch.sigmoid(F.linear(x[:, : Attention.GATE_INPUTS], self.smear[None, 1:]))  # (B, 1)
-        return rms_norm(x + self.smear[0] * gate * self.embed[last[:, -2]])
-
-    def mix(self, experts: ngram.Experts, logits: Tensor, x: Tensor, last: Tensor) -> Tensor:
-        """Log-probabilities (B, V) of network and experts together, after tokens (B, N)."""
-        found = [expert.find_last(last) for expert in experts]
-        bins = torch.stack([expert.context_bins(*at) for expert, at in zip(experts, found, strict=True)], -1)
-        own, *others = self.model.weights(x, bins).unbind(-1)
-        p = logits.softmax(-1).mul_(own[:, None])
-        for expert, weight, at in zip(experts, others, found, strict=True):
-            expert.mix(p, weight, *at)
-        return p.clamp_min_(TINY).log_()
+        return rms_norm(x + self.smear[0] * gate * self.embed[before])
 
 
 class Layer:

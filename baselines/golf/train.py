@@ -14,6 +14,7 @@ if __name__ == "__main__" and signal.getsignal(signal.SIGINT) is signal.default_
 import sys
 import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import asdict, dataclass, replace
 from functools import partial
 from itertools import islice
@@ -22,17 +23,16 @@ from typing import Any
 
 import coder
 import muon
-import ngram
 import numpy as np
-import numpy.typing as npt
 import quant
 import torch
+from mixer import Mixer
 from model import GPT, GPTConfig
 from torch import Tensor
 
 from pgolf import rules
 from pgolf.artifact import pack
-from pgolf.data.shards import count_tokens, first_tokens
+from pgolf.data.shards import first_tokens
 from pgolf.errors import Refused
 from pgolf.train import loop, optim
 from pgolf.train.ranks import Ranks
@@ -41,8 +41,8 @@ from pgolf.train.settings import FromData, Options
 CALIBRATION_BATCHES = 16
 FRAMING = 1024
 """Bytes that the weights add beside themselves: the tar's padding, and the frame's block headers, 3 in 128 KiB."""
-LANES = loop.LANES | {"laptop": 384}
-"""The n-gram experts cost much in each step and little for each lane."""
+LANES = loop.LANES | {"laptop": 512}
+PACKAGES = ["torch", "numpy", "constriction", "sentencepiece"]
 DIVERGED = "training diverged; lower the learning rates"
 DESCRIPTION = "Train the strong baseline under the clock and pack the artifact."
 HERE = Path(__file__).parent
@@ -58,8 +58,6 @@ class Settings(GPTConfig):
     """Tokens per step, all ranks together."""
     micro_tokens: int = 98_304
     """Largest number of tokens that one rank takes through the model at once."""
-    loop_at: float = 0.35
-    """Depth recurrence is switched on at this fraction of the run."""
     matrix_lr: float = 0.023  # Learning rate of matrices (Muon).
     table_lr: float = 0.03  # Learning rate of the embedding (Adam).
     vector_lr: float = 0.02  # Learning rate of vectors (Adam).
@@ -86,12 +84,12 @@ class Settings(GPTConfig):
     """Training tokens, one rank's, that show how much each weight matters; inside the clock."""
     balance: bool = True
     """Finer steps for the rows whose rounding changes most what the model predicts, instead of by their deviation."""
-    finest: float = 0.04
-    """Smallest step in standard deviations, when there is room to spare: about 6.7 bits per weight."""
-    ngram_min_count: int = 2
-    """Rarer n-grams are dropped; more and first the longest, where they take over a third of the limit."""
-    ngram_tokens: int = 16_777_216
-    """Training tokens that are counted, the first ones: some 5 s of the clock for each million."""
+    finest: float = 0.02
+    """Smallest step in standard deviations, when there is room to spare: about 7.7 bits per weight."""
+    prior_bytes: int = 0
+    """Training text that the mixer learns before it predicts, in bytes of the artifact (see mixer.py); 0: no mixer."""
+    off: str = ""
+    """Names of the mixer's contexts that are switched off, with ; between them (see predict.py)."""
     limit: int = 0
     """Largest artifact in bytes; 0: the track's."""
 
@@ -105,22 +103,18 @@ class Settings(GPTConfig):
     def __post_init__(self) -> None:
         super().__post_init__()
         positive = "batch_tokens", "micro_tokens", "momentum_steps", "warmup_steps", "log_every", "calibration_tokens"
-        for name in (*positive, "ngram_min_count", "ngram_tokens"):
+        for name in positive:
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} is {getattr(self, name)}; it must be at least 1")
-        for name in ("loop_at", "momentum", "momentum_start", "warmdown", "floor", "ema"):
+        for name in ("momentum", "momentum_start", "warmdown", "floor", "ema"):
             if not 0 <= getattr(self, name) <= 1:
                 raise ValueError(f"{name} is {getattr(self, name)}; it must be from 0 to 1")
-        if self.limit < 0:
-            raise ValueError("limit cannot be below 0")
+        if self.limit < 0 or self.prior_bytes < 0:
+            raise ValueError("limit and prior_bytes cannot be below 0")
         if self.batch_tokens % self.context:
             raise ValueError(f"batch_tokens {self.batch_tokens} is not a multiple of the context {self.context}")
         if not quant.FINEST <= self.finest <= quant.COARSEST:
             raise ValueError(f"finest {self.finest} is not between {quant.FINEST} and {quant.COARSEST}")
-
-    def depth(self, progress: float) -> int:
-        """Loops of the recurrent layers when `progress` of the run is done."""
-        return self.loops if progress >= self.loop_at else 0
 
     def lr_scale(self, progress: float) -> float:
         """Factor for the learning rates when `progress` of the run is done."""
@@ -130,7 +124,7 @@ class Settings(GPTConfig):
 # The main preset's switches are the contest's practice. Those of the laptop are measured: docs/benchmarks/golf.md.
 LAPTOP = Settings(
     vocab_size=2048,
-    context=256,
+    context=64,
     layers=4,
     dim=128,
     heads=2,
@@ -138,10 +132,8 @@ LAPTOP = Settings(
     mlp_ratio=2,
     rope_dims=0,
     softcap=0.0,
-    loops=0,
     xsa=4,
-    ngram=5,
-    ngram_tokens=2_000_000,
+    prior_bytes=560_000,
     batch_tokens=2048,
     micro_tokens=2048,
     momentum=0.95,
@@ -160,8 +152,7 @@ MIDDLE = replace(
     heads=4,
     mlp_ratio=3,
     xsa=5,
-    ngram=4,
-    ngram_tokens=16_777_216,
+    prior_bytes=1_000_000,
     batch_tokens=4096,
     micro_tokens=4096,
     matrix_lr=0.02,
@@ -174,7 +165,7 @@ PRESETS = {"main": Settings(), "laptop": LAPTOP, "unlimited": Settings(), "middl
 
 
 class Trainer:
-    """Optimizer, averaged weights and counts (see loop.Trainer)."""
+    """Optimizer, averaged weights and prior (see loop.Trainer)."""
 
     def __init__(self, run: loop.Run) -> None:
         s = run.settings
@@ -183,35 +174,29 @@ class Trainer:
         self.optimizer = optim.Optimizer(run.model, **rates, betas=(0.8, 0.95), orthogonalize=run.orthogonalize)
         self.weights = list(run.model.parameters())
         self.average = [w.detach().clone() for w in self.weights] if s.ema else []
-        self.counted: Counted | None = None
-        self.depth = run.settings.loops
-        """Loops that the last step had."""
+        self.prior: Future[bytes] | None = None
+        self.mixer: Mixer | None = None
+        if s.prior_bytes and run.ranks.rank == 0:  # compiled before the clock starts
+            self.mixer = Mixer(run.data.tokenizer, run.data.bos, 0)
 
     def begin(self) -> None:
-        if self.settings.ngram:
-            self.counted = Counted(self.run, counts_limit(self.run))
+        if self.mixer:
+            s, shards = self.settings, self.run.data.train_shards
+            tokens = first_tokens(shards, s.vocab_size, 2 * s.prior_bytes)  # more than fit
+            self.prior = ThreadPoolExecutor(1).submit(self.mixer.encode, tokens, s.prior_bytes)  # beside training
 
     def stages(self) -> Sequence[Callable[[Tensor], object]]:
-        depths = dict.fromkeys(map(self.settings.depth, (0.0, 1.0)))  # each once
-        return [partial(self.warm_up_step, depth) for depth in depths]
-
-    def warm_up_step(self, depth: int, ids: Tensor) -> None:
-        dummy: tuple[Tensor, ...] = ()
-        if self.settings.ngram:
-            shape = *ids.shape, self.settings.ngram - 1
-            dummy = torch.full(shape, 0.1, device=ids.device), torch.ones(shape, dtype=torch.uint8, device=ids.device)
-        self.take_step(0, 1.0, depth, ids, ids, *dummy)
+        return [lambda ids: self.take_step(0, 1.0, ids, ids)]
 
     def step(self, step: int, left: float, done: float, ids: Tensor, targets: Tensor) -> tuple[Tensor, float]:
-        s, scale = self.settings, self.settings.lr_scale(done)
-        experts = self.counted.batch(step, ids, targets) if self.counted else ()
-        return self.take_step(step, scale, s.depth(done), ids, targets, *experts), scale
+        scale = self.settings.lr_scale(done)
+        return self.take_step(step, scale, ids, targets), scale
 
-    def take_step(self, step: int, scale: float, depth: int, *batch: Tensor) -> Tensor:
-        """One step on ids, targets (B, T), and the experts' probabilities and bins; returns the loss."""
+    def take_step(self, step: int, scale: float, ids: Tensor, targets: Tensor) -> Tensor:
+        """One step on ids and targets (B, T); returns the loss."""
         s = self.settings
-        loss = loop.gradients(partial(self.run.forward, loops=depth), batch, s.micro_tokens // s.context)
-        loss, self.depth = self.optimizer.step(scale, loop.momentum(s, step), loss), depth
+        loss = loop.gradients(self.run.forward, (ids, targets), s.micro_tokens // s.context)
+        loss = self.optimizer.step(scale, loop.momentum(s, step), loss)
         if s.ema:
             with torch.no_grad():  # at first over the last tenth of the steps, so that the first weights are forgotten
                 torch._foreach_lerp_(self.average, self.weights, max(1 - s.ema, 10 / (10 + step)))
@@ -231,7 +216,7 @@ class Trainer:
         if not all(bool(tensor.isfinite().all()) for tensor in state.values()):
             raise Refused(f"weights are no longer finite: {DIVERGED}")
         try:
-            inverses, sensitivity = calibrate(run, feed, self.depth)
+            inverses, sensitivity = calibrate(run, feed)
         except ValueError as error:
             raise Refused(f"{error}: {DIVERGED}") from None
         # All other members are packed once, to know the room that the weights may fill.
@@ -241,7 +226,7 @@ class Trainer:
             weights, step = quant.fit(quantise, limit - taken - FRAMING, count, s.finest)
         except ValueError as error:
             raise Refused(
-                f"the artifact cannot fit its limit of {limit:,} bytes: code, tokenizer and counts take {taken:,}, "
+                f"the artifact cannot fit its limit of {limit:,} bytes: code, tokenizer and prior take {taken:,}, "
                 f"{count:,} weights {error}; choose a smaller shape or vocabulary"
             ) from None
         size, bits = pack({**members, "weights.bin": weights}, path, limit), 8 * len(weights) / count
@@ -254,12 +239,10 @@ class Trainer:
     def members(self, training: dict[str, Any]) -> dict[str, bytes]:
         """The artifact without its weights."""
         run, track = self.run, self.run.options.track
-        changes = {"packages": ["torch", "numpy", "constriction"], "training": training, "lanes": LANES[track]}
+        changes = {"packages": PACKAGES, "compiler": True, "training": training, "lanes": LANES[track]}
         members = loop.members(run.data, track, SOURCE, "golf baseline", **changes)
-        if self.counted:
-            members["counts.bin"] = self.counted.packed
-        elif self.settings.ngram:  # in the warm-up: as large as they get, and as hard to compress
-            members["counts.bin"] = np.random.bytes(counts_limit(run))
+        if self.settings.prior_bytes:  # in the warm-up: as large as it gets, and as hard to compress
+            members["prior.bin"] = self.prior.result() if self.prior else np.random.bytes(self.settings.prior_bytes)
         return members
 
     def quantiser(
@@ -272,8 +255,7 @@ class Trainer:
         matrices = {name: t for name, t in state.items() if name.endswith("weight")}
         plain = {name: t.cpu().numpy() for name, t in state.items() if name not in matrices}
         rows = quant.row_steps(matrices, inverses, sensitivity) if self.settings.balance else None
-        # A run that was stopped may not have come to its loops.
-        config = asdict(replace(self.run.model.config, loops=self.depth))
+        config = asdict(self.run.model.config)
 
         def quantise(step: float) -> bytes:
             return coder.dumps(config, quant.quantize(matrices, inverses, step, rows), plain)
@@ -286,53 +268,14 @@ def limit_of(run: loop.Run) -> int:
     return min(run.settings.limit or track, track)
 
 
-def counts_limit(run: loop.Run) -> int:
-    """Largest size of the counts of n-grams in bytes."""
-    return limit_of(run) // 3
-
-
 def size_of(members: dict[str, bytes], path: Path, limit: int) -> int:
     """Bytes of an artifact of these members, packed beside `path`."""
     with tempfile.TemporaryDirectory(dir=path.parent, prefix=".size-") as folder:
         return pack(members, Path(folder) / path.name, limit)
 
 
-class Counted:
-    """The experts of the first training tokens: packed, and their cross-fitted probabilities of these tokens."""
-
-    def __init__(self, run: loop.Run, limit: int) -> None:
-        s, ranks, shards = run.settings, run.ranks, run.data.train_shards
-        tokens = first_tokens(shards, s.vocab_size, s.ngram_tokens).astype(np.int64)
-        tables = ngram.count(tokens, s.vocab_size, s.ngram)
-        min_counts, self.packed = ngram.fit(tables, s.vocab_size, s.ngram_min_count, limit)
-        fitted = [ngram.cross_fitted(tokens, s.vocab_size, n, min_counts[n - 1]) for n in range(2, s.ngram + 1)]
-        self.probs, self.bins = (np.stack(arrays, -1) for arrays in zip(*fitted, strict=True))  # (N, E)
-        self.experts = ngram.Experts(s.vocab_size, ngram.prune(tables, min_counts)).to(ranks.device)
-        self.device, self.pinned, self.context = ranks.device, ranks.gpu, s.context
-        own = s.batch_tokens // ranks.world
-        self.targets = ranks.rank * own + 1 + np.arange(own)  # positions in the stream of this rank's first targets
-        self.step = s.batch_tokens
-        self.length = count_tokens(shards)
-
-    def batch(self, step: int, ids: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
-        """The experts' probabilities and context bins (B, T, E) for ids and targets (B, T) of batch number `step`."""
-        at = (self.targets + step * self.step) % self.length
-        counted = at < len(self.probs)
-        probs, bins = (self.ready(array[np.where(counted, at, 0)]) for array in (self.probs, self.bins))
-        if counted.all():
-            return probs, bins
-        mask = self.ready(counted[:, None])
-        others = self.experts.probs(ids, targets), self.experts.context_bins(ids).to(bins.dtype)
-        return torch.where(mask, probs, others[0]), torch.where(mask, bins, others[1])
-
-    def ready(self, array: npt.NDArray[Any]) -> Tensor:
-        """An array (B * T, E) on the device, as (B, T, E)."""
-        tensor = torch.from_numpy(array).view(-1, self.context, array.shape[1])
-        return (tensor.pin_memory() if self.pinned else tensor).to(self.device, non_blocking=True)
-
-
 def calibrate(
-    run: loop.Run, feed: Iterator[tuple[Tensor, Tensor]], depth: int
+    run: loop.Run, feed: Iterator[tuple[Tensor, Tensor]]
 ) -> tuple[dict[str, quant.InverseHessian], dict[str, Tensor]]:
     """Inverse-Hessian factors and sensitivities (see quant.calibrate), from the next `calibration_tokens` or so."""
     model, s = run.model, run.settings
@@ -340,7 +283,7 @@ def calibrate(
     at_once = max(1, tokens // s.context)
     parts = (part for ids, _ in feed for part in ids.split(at_once))
     count = max(1, s.calibration_tokens // (at_once * s.context))
-    return quant.calibrate(model, partial(model, loops=depth), islice(parts, count))
+    return quant.calibrate(model, model, islice(parts, count))
 
 
 def main(argv: Sequence[str] | None = None) -> int:

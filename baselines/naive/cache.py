@@ -58,11 +58,11 @@ class Cache:
         positions = seen.clone()
         seen += 1
         self.slots = self.starts[: len(lane)] + positions % self.context
-        self.longest = int(seen.max())
+        shortest, self.longest = (int(number) for number in seen.aminmax())
         self.length = min(self.context, -(-self.longest // BLOCK) * BLOCK)
-        empty = torch.arange(self.length, device=lane.device) >= seen[:, None]  # (B, L)
         self.mask = None
-        if empty.any():
+        if shortest < self.length:
+            empty = torch.arange(self.length, device=lane.device) >= seen[:, None]  # (B, L)
             self.mask = self.keys.new_zeros(empty.shape).masked_fill_(empty, -torch.inf)[:, None, None]
         if self.longest > len(self.cos):
             self.cos, self.sin = (table.to(lane.device) for table in self.tables(2 * self.longest))

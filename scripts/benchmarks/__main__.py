@@ -1,31 +1,24 @@
 """Benchmarks. Each prints both sides of its comparison, measured in one run."""
 
 import argparse
-import array
 import contextlib
 import dataclasses
-import itertools
-import json
-import shutil
-import subprocess
 import sys
-import tempfile
 import time
 from pathlib import Path
 
+import codes
 import density
 import early
 import gpu
 import numpy as np
 import quantise
-import sentencepiece as spm
 import speed
+import throughput
 import torch
-import zstandard
 
 from pgolf import rules
 from pgolf.artifact import Artifact, read
-from pgolf.data.build import tokenize
 from pgolf.data.dataset import open_dataset
 from pgolf.errors import PgolfError
 from pgolf.machine import cores
@@ -51,11 +44,23 @@ def main() -> None:
     command.add_argument("--tokens", type=int, nargs="+", default=[100_000, 300_000, 1_000_000])
     command.add_argument("--device", default="cpu", help="cpu, cuda or cuda:N (default: %(default)s)")
     command.set_defaults(run=bench_score)
-    command = commands.add_parser("data", help="the parallel dataset build against a plain loop in one process")
+    command = commands.add_parser("data", help="the dataset build against sentencepiece alone")
     command.add_argument("source", type=Path, help="a .jsonl.zst file")
+    command.add_argument("--tokenizer", type=Path, metavar="FILE", help="SentencePiece model (default: trained on it)")
     command.add_argument("--workers", type=int, default=cores())
-    command.add_argument("--repeat", type=int, default=1)
-    command.set_defaults(run=bench_data)
+    command.add_argument("--repeat", type=int, default=2)
+    command.set_defaults(run=throughput.bench_data)
+    command = commands.add_parser(
+        "loader", help="tokens a second of the training loader", description=throughput.LOADER
+    )
+    command.add_argument("--ranks", type=int, default=8)
+    command.add_argument("--batches", type=int, default=400, help="that each rank takes (default: %(default)s)")
+    command.add_argument("--shards", type=int, default=2, help="random ones that are written (default: %(default)s)")
+    command.set_defaults(run=throughput.bench_loader)
+    command = commands.add_parser("codes", help="codes of a baseline's weights as .npz", description=codes.__doc__)
+    command.add_argument("artifact", type=Path)
+    command.add_argument("-o", "--out", type=Path, default=Path("codes.npz"))
+    command.set_defaults(run=codes.write_codes)
     command = commands.add_parser("density", help="coded weights against their entropy", description=density.__doc__)
     command.add_argument("artifact", type=Path, nargs="?", help="an artifact of baselines/golf")
     command.set_defaults(run=density.bench_density)
@@ -155,68 +160,6 @@ def plain_loop(artifact: Artifact, encoded: list[np.ndarray], device: str) -> fl
         total += float(torch.nn.functional.cross_entropy(logits, wanted, reduction="sum"))
         step = schedule.advance(walk, following)
     return total / len(targets.tokens)
-
-
-def bench_data(args: argparse.Namespace) -> None:
-    """Documents per second of both, with the same tokenizer, and the build's memory on a quarter and on all."""
-    with tempfile.TemporaryDirectory() as name:
-        folder = Path(name)
-        model, quarter = folder / "tokenizer.model", folder / "quarter.jsonl.zst"
-        with zstandard.open(args.source, "rt", encoding="utf-8", newline="\n") as file:
-            sample = [json.loads(line)["text"] for line in itertools.islice(file, 2000)]
-        model.write_bytes(tokenize.train(sample, 1024, "identity"))
-        with zstandard.open(args.source, "rt", encoding="utf-8", newline="\n") as file:
-            total = sum(1 for _ in file)
-        with (
-            zstandard.open(args.source, "rt", encoding="utf-8", newline="\n") as file,
-            zstandard.open(quarter, "wt", encoding="utf-8", newline="\n") as part,
-        ):
-            part.writelines(itertools.islice(file, total // 4))
-        print("documents   loop docs/s   build docs/s   ratio   loop CPU s   build CPU s   peak RSS: main      worker")
-        for source, count in [(quarter, total // 4), (args.source, total)] * args.repeat:
-            start, cpu = time.perf_counter(), time.process_time()
-            tokenise_loop(source, model, folder / "loop.bin")
-            loop, loop_cpu = time.perf_counter() - start, time.process_time() - cpu
-            build, build_cpu, main_peak, worker_peak = timed_build(source, model, folder / "out", args.workers)
-            print(
-                f"{count:9,} {count / loop:13.0f} {count / build:14.0f} {loop / build:7.2f} {loop_cpu:12.1f} "
-                f"{build_cpu:13.1f} {main_peak:12.0f} MiB {worker_peak:7.0f} MiB",
-                flush=True,
-            )
-
-
-def tokenise_loop(source: Path, model: Path, out: Path) -> None:
-    """What one would write first: read, encode, append, write."""
-    processor = spm.SentencePieceProcessor(model_file=str(model))
-    tokens = array.array("H")
-    with zstandard.open(source, "rt", encoding="utf-8", newline="\n") as file:
-        for line in file:
-            tokens.append(processor.bos_id())
-            tokens.extend(processor.encode(json.loads(line)["text"]))
-    with out.open("wb") as file:
-        tokens.tofile(file)
-
-
-# ru_maxrss of a command would include this process, from which it is forked; VmHWM starts with the command.
-MEASURED_BUILD = """
-import pathlib, re, resource, sys, time
-from pgolf.cli.main import main
-start = time.process_time()
-status = main(sys.argv[1:])
-workers = resource.getrusage(resource.RUSAGE_CHILDREN)
-peak = int(re.search(r"VmHWM:\\s+(\\d+)", pathlib.Path("/proc/self/status").read_text())[1])
-print(time.process_time() - start + workers.ru_utime + workers.ru_stime, peak / 1024, workers.ru_maxrss / 1024)
-sys.exit(status)
-"""
-
-
-def timed_build(source: Path, model: Path, out: Path, workers: int) -> tuple[float, ...]:
-    """Seconds, CPU seconds of all processes, and peak memory of the main process and the largest worker in MiB."""
-    options = ["--val-documents", "20", "--tokenizer", str(model), "--workers", str(workers), "--json"]
-    command = [sys.executable, "-c", MEASURED_BUILD, "data", "build", str(source), "--out", str(out), *options]
-    summary, measured = subprocess.run(command, check=True, capture_output=True, text=True).stdout.splitlines()
-    shutil.rmtree(out)
-    return json.loads(summary)["seconds"], *map(float, measured.split())
 
 
 if __name__ == "__main__":

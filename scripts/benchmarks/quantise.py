@@ -49,9 +49,7 @@ def bench_quantise(args: argparse.Namespace) -> None:
     print(f"{count:,} weights; {exact:.5f} nats per token over {args.tokens:,} tokens", flush=True)
     parts = training[: len(training) // context * context].view(-1, context).to(device).split(max(1, 8192 // context))
     model.requires_grad_(True)
-    experts, model.experts = getattr(model, "experts", None), None  # golf's trainer looks at the network alone
     inverses, sensitivity = quant.calibrate(model, model, parts)
-    model.experts = experts
     ways: dict[str, tuple[Any, ...]] = {
         "rounded": ({}, None),
         "GPTQ": (inverses, None),

@@ -19,6 +19,7 @@ import torch
 
 from pgolf.data.dataset import open_dataset
 from pgolf.errors import EnvironmentBroken
+from pgolf.score.score import Options
 from pgolf.submission import trial
 
 BASELINES = Path(__file__).parents[2] / "baselines"
@@ -69,7 +70,8 @@ def ours(args: argparse.Namespace, name: str, data: Path, settings: Sequence[str
     options = ["--track", args.track, "--seconds", str(args.seconds), *(f"--{item}" for item in settings)]
     command = [str(BASELINES / name / "train.py"), *options]
     print("speed:", name, file=sys.stderr)
-    done = trial.train_and_score(command, out, data, args.documents, not args.no_sandbox, args.processes)
+    scoring = Options(documents=args.documents, isolated=not args.no_sandbox)
+    done = trial.train_and_score(command, out, data, scoring, args.processes)
     log = done.log
     assert done.record.bpb is not None  # it was scored
     return Result(
@@ -117,12 +119,8 @@ def last_of(pattern: str, text: str) -> Sequence[str]:
 
 
 def flops_per_token(s: Mapping[str, Any]) -> float:
-    """Of one token through the model and back: 6 per weight that is used, and attention over half the context.
-
-    Where depth changes during the run this is the mean.
-    """
-    dim, loops, looped = s["dim"], s.get("loops", 0), s.get("loop_stop", 0) - s.get("loop_start", 0)
-    layers = s["layers"] + (1 - s.get("loop_at", 0.0)) * loops * looped
+    """Of one token through the model and back: 6 per weight that is used, and attention over half the context."""
+    dim, layers = s["dim"], s["layers"]
     layer = dim * dim * (2 + 2 * s["kv_heads"] / s["heads"] + 2 * s["mlp_ratio"])
     return float(6 * (layers * layer + s["vocab_size"] * dim) + 6 * layers * s["context"] * dim)
 

@@ -28,6 +28,7 @@ MANIFEST = "submission.json"
 REQUIRED = (MANIFEST, "predict.py", "train.py")
 RETIRED_FORMS = ("simple", "streaming")
 DOCS = "docs/artifact.md"
+LEVEL = 22  # of zstd
 
 _BLOCK = 512
 _CHUNK = 1024  # one chunk of compressed input grows to at most 32 MiB, so the cap is checked in time
@@ -108,7 +109,7 @@ def pack(members: Mapping[str, bytes], path: Path, limit: int) -> int:
             except ValueError:
                 raise Refused(f"{name}: this member name does not fit a POSIX tar; shorten it") from None
     raw = tar.getvalue()
-    parameters = zstandard.ZstdCompressionParameters.from_level(22, source_size=len(raw), write_checksum=True)
+    parameters = zstandard.ZstdCompressionParameters.from_level(LEVEL, source_size=len(raw), write_checksum=True)
     data = zstandard.ZstdCompressor(compression_params=parameters).compress(raw)
     parse(data, limit)
     write_atomically(path, data)

@@ -1,14 +1,18 @@
 """Training an artifact again from its own sources: what is run, on which data, and whether it writes the same."""
 
-from collections.abc import Sequence
-from dataclasses import asdict, replace
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from typing import Any
 
 from pgolf import artifact
 from pgolf.artifact import MANIFEST, Artifact
 from pgolf.data.dataset import Dataset, training_files
+from pgolf.files import printable
 from pgolf.sandbox.training import Job
 
 _OUT = "/tmp/artifact.zst"  # inside the sandbox; what counts is what the trainer hands over
+_BUDGET = "--steps", "--seconds"
+_WORDS = 60  # characters of a name or value
 
 
 def job(
@@ -46,13 +50,69 @@ def is_in_tokens_of(found: Artifact, dataset: Dataset) -> bool:
     return same and manifest.transform == dataset.transform
 
 
-def changed_code(submitted: Artifact, written: Artifact) -> list[str]:
-    """Names of the code's members that are not the same in both."""
+@dataclass(frozen=True)
+class Difference:
+    """Something that is the same in two artifacts of one train.py, and is not."""
+
+    part: str
+    """"sources", "tokenizer", "manifest" or "settings"."""
+    member: str
+    field: str | None
+    """Of the manifest."""
+    what: str
+    """Part of a sentence, on one line."""
+
+    def __str__(self) -> str:
+        return printable(self.member) + (f": {self.field}" if self.field else "")
+
+
+def differences(submitted: Artifact, written: Artifact) -> Iterator[Difference]:
+    """What should be the same in an artifact and in what its train.py writes: code, tokenizer, manifest, settings.
+
+    Weights, counts and the budget of the training may differ.
+    """
+    a, b = submitted.manifest, written.manifest
     ours, theirs = artifact.sources(submitted.members), artifact.sources(written.members)
-    return [name for name in sorted((ours.keys() | theirs.keys()) - {MANIFEST}) if ours.get(name) != theirs.get(name)]
+    for name in sorted((ours.keys() | theirs.keys()) - {MANIFEST}):
+        if ours.get(name) != theirs.get(name):
+            words = "does not write it" if name not in theirs else "writes it" if name not in ours else "writes another"
+            yield Difference("sources", name, None, f"train.py {words}")
+    if a.tokenizer not in ours and submitted.members.get(a.tokenizer) != written.members.get(b.tokenizer):
+        yield Difference("tokenizer", a.tokenizer, None, "train.py writes another tokenizer")
+    here, there = (asdict(replace(each, training=None, pgolf=None)) for each in (a, b))
+    yield from _changed("manifest", "", here, there)
+    if a.training and b.training is None:
+        yield Difference("settings", MANIFEST, "training", "train.py declares no training")
+    elif a.training and b.training:
+        here, there = (
+            {"arguments": without_budget(each.arguments), "parameters": each.parameters}
+            for each in (a.training, b.training)
+        )
+        yield from _changed("settings", "training.", here, there)
+        yield from _changed("settings", "training.settings.", a.training.settings, b.training.settings)
 
 
-def changed_fields(submitted: Artifact, written: Artifact) -> list[str]:
-    """Fields of the manifest that are not the same in both, but for what tells of the run: `training` and `pgolf`."""
-    ours, theirs = (asdict(replace(each.manifest, training=None, pgolf=None)) for each in (submitted, written))
-    return [name for name in ours if ours[name] != theirs[name]]
+def _changed(part: str, prefix: str, here: Mapping[str, Any], there: Mapping[str, Any]) -> Iterator[Difference]:
+    for name in sorted(here.keys() | there.keys()):
+        if here.get(name) != there.get(name):
+            field = prefix + _shown(name)
+            what = f"{field} is {_shown(here.get(name))}, but {_shown(there.get(name))} in what train.py writes"
+            yield Difference(part, MANIFEST, field, what)
+
+
+def _shown(value: object) -> str:
+    """Of a stranger: short, and escaped."""
+    return printable(value)[:_WORDS]
+
+
+def without_budget(arguments: Sequence[str]) -> tuple[str, ...]:
+    """Flags of a trainer without those that say how long to train."""
+    kept: list[str] = []
+    skip = False
+    for argument in arguments:
+        name, equals, _ = argument.partition("=")
+        if skip or name in _BUDGET:
+            skip = not skip and not equals
+            continue
+        kept.append(argument)
+    return tuple(kept)

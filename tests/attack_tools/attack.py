@@ -17,6 +17,8 @@ import zstandard
 from attack_tools.defences import DEFENCES
 from attack_tools.texts import TEXTS, documents
 
+from conftest import ALL
+
 FOLDER = Path(__file__).parent.parent / "attacks"
 MEMBERS = Path(__file__).parent / "members"
 TEMPLATE = Path(__file__).parent / "template"
@@ -93,6 +95,15 @@ def discover(folder: Path = FOLDER) -> dict[str, Attack]:
     return {
         place.name: Attack(place, **fields) for place, fields in described.items() if fields.get("side") != "training"
     }
+
+
+def sampled(attacks: Mapping[str, Any]) -> list[str]:
+    """Names of those with a defence that can be taken away; unless all are to run, of each defence the first two."""
+    found: dict[str, list[str]] = {}
+    for name, attack in attacks.items():
+        if attack.without:
+            found.setdefault(attack.without, []).append(name)
+    return [name for names in found.values() for name in (names if ALL else names[:2])]
 
 
 def archive(members: Mapping[str, bytes]) -> bytes:

@@ -190,17 +190,17 @@ def claimed(output: str) -> float:
 @contextmanager
 def read_later(out: Path) -> Iterator[None]:
     """A harness that is told that a file is finished, and reads it a little later."""
-    real = Worker.receive
+    real = Worker.receive_one_of
 
-    def receive(self: Worker, expected: Kind, most: int) -> bytes:
-        sent = real(self, expected, most)
-        if expected is not Kind.ARTIFACT:
-            return sent
+    def receive(self: Worker, most: Mapping[Kind, int]) -> tuple[Kind, bytes]:
+        kind, sent = real(self, most)
+        if kind is not Kind.ARTIFACT:
+            return kind, sent
         time.sleep(LATER)
-        return out.read_bytes()
+        return kind, out.read_bytes()
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(Worker, "receive", receive)
+        patch.setattr(Worker, "receive_one_of", receive)
         yield
 
 

@@ -14,7 +14,7 @@ NAIVE, GOLF = ROOT / "baselines" / "naive", ROOT / "baselines" / "golf"
 SHAPE = {"vocab_size": 96, "context": 16, "layers": 5, "dim": 48, "heads": 4, "kv_heads": 2, "mlp_ratio": 2}
 
 
-SWITCHES = {"rope_dims": 4, "xsa": 3, "loops": 1, "loop_start": 1, "loop_stop": 3, "ngram": 4}
+SWITCHES = {"rope_dims": 4, "xsa": 3}
 
 
 @pytest.fixture
@@ -24,7 +24,7 @@ def naive() -> Iterator[Any]:
 
 @pytest.fixture
 def golf() -> Iterator[Any]:
-    yield from load(("ngram", "coder", "model", "cache", "predict"), GOLF, NAIVE)
+    yield from load(("mixer_cpp", "mixer", "coder", "model", "cache", "predict"), GOLF, NAIVE)
 
 
 def moved(model: Any) -> Any:
@@ -41,12 +41,7 @@ def naive_model(naive: Any, **changes: Any) -> Any:
 
 
 def golf_model(golf: Any, **changes: Any) -> Any:
-    """With experts that have counted some text of 24 tokens."""
-    model = moved(golf.model.GPT(golf.model.GPTConfig(**SHAPE | SWITCHES | changes)))
-    if model.config.ngram:
-        tables = golf.ngram.count(ids_of(9, 4000).numpy() % 24, 96, model.config.ngram)
-        model.experts = golf.ngram.Experts(96, golf.ngram.prune(tables, [0] + [2] * (model.config.ngram - 1)))
-    return model
+    return moved(golf.model.GPT(golf.model.GPTConfig(**SHAPE | SWITCHES | changes)))
 
 
 def ids_of(seed: int, *shape: int) -> Tensor:
@@ -112,7 +107,7 @@ def test_steps_in_bf16(naive: Any) -> None:
     assert (rounded - exact).abs().mean() < 0.1 < exact.std()
 
 
-OFF = [{}, {"ngram": 0}, {"xsa": 0}, {"leak": 0.0}, {"gate": False}, {"loops": 0}, {"smear": False}, {"rope_dims": 0}]
+OFF = [{}, {"xsa": 0}, {"leak": 0.0}, {"gate": False}, {"smear": False}, {"rope_dims": 0}]
 
 
 @pytest.mark.parametrize("change", [*OFF, {"softcap": 0.0, "kv_heads": 1}])
@@ -120,16 +115,16 @@ def test_golf_steps_equal_a_window(golf: Any, change: dict[str, Any]) -> None:
     """With every switch, and without each."""
     model = golf_model(golf, **change)
     ids = ids_of(6, 3, 16) % 24
-    close(stepped(golf.predict.Predictor(model, 3), ids), in_windows(model, ids))
+    close(stepped(golf.predict.Network(model, 3), ids), in_windows(model, ids))
 
 
-def test_golf_cache_and_experts_roll(golf: Any) -> None:
+def test_golf_cache_rolls(golf: Any) -> None:
     """As in a window of the last tokens; without smear, for which the window's first token has none before it."""
-    model = golf_model(golf, layers=2, loops=0, loop_start=0, loop_stop=1, smear=False)
+    model = golf_model(golf, layers=2, smear=False)
     with torch.no_grad():
         model.blocks[0].attn_scale.zero_()
     ids = ids_of(7, 2, 40) % 24
-    found = stepped(golf.predict.Predictor(model, 2), ids)
+    found = stepped(golf.predict.Network(model, 2), ids)
     for end in range(16, 41):
         close(found[:, end - 1], in_windows(model, ids[:, end - 16 : end])[:, -1])
 
@@ -137,7 +132,7 @@ def test_golf_cache_and_experts_roll(golf: Any) -> None:
 def test_golf_lanes_are_independent(golf: Any) -> None:
     model, lane = golf_model(golf), torch.tensor([0, 2, 3])
     ids = ids_of(8, 4, 24) % 24
-    predictor, alone = golf.predict.Predictor(model, 4), golf.predict.Predictor(model, 1)
+    predictor, alone = golf.predict.Network(model, 4), golf.predict.Network(model, 1)
     expected = stepped(alone, ids[2:3])[0]
     found = []
     for at in range(24):
@@ -149,8 +144,8 @@ def test_golf_lanes_are_independent(golf: Any) -> None:
 def test_golf_steps_in_bf16(golf: Any) -> None:
     model = golf_model(golf)
     ids = ids_of(5, 2, 40) % 24
-    exact = stepped(golf.predict.Predictor(model, 2), ids)
+    exact = stepped(golf.predict.Network(model, 2), ids)
     model.dtype = torch.bfloat16
-    rounded = stepped(golf.predict.Predictor(model, 2), ids)
+    rounded = stepped(golf.predict.Network(model, 2), ids)
     assert rounded.isfinite().all()
     assert (rounded - exact).abs().mean() < 0.1 < exact.std()

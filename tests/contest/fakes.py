@@ -17,7 +17,7 @@ from conftest import DOCUMENTS, write_dataset
 from pgolf import artifact, rules
 from pgolf.contest import rerun
 from pgolf.contest.rerun_record import Calibration
-from pgolf.data.dataset import INDEX, open_dataset
+from pgolf.data.dataset import INDEX, Dataset, open_dataset
 from pgolf.data.shards import write_shard
 from pgolf.sandbox.training import Job, Limits, Trained
 from pgolf.score import score as scorer
@@ -96,17 +96,19 @@ class Trainer:
     error: Exception | None = None
     """Raised once, by the next training."""
     jobs: list[Job] = field(default_factory=list)
+    limits: Limits | None = None
     seconds: float = 0.0
 
     def __call__(self, job: Job, limits: Limits, *, isolated: bool = True) -> Trained:
         self.jobs.append(job)
+        self.limits = limits
         time.sleep(self.seconds)
         if self.error:
             error, self.error = self.error, None
             raise error
         seed = int(job.arguments[job.arguments.index("--seed") + 1])
         content = packed(self.change(self.members | {"weights.bin": self.weights(seed)}))
-        return Trained(content, {"sandbox": 1.0, "prepare": 2.0, "train": 3.0}, "hello\n")
+        return Trained(content, {"sandbox": 1.0, "prepare": 2.0, "train": 3.0}, "hello\n", b'{"step": 1}\n')
 
 
 @dataclass
@@ -116,25 +118,27 @@ class Scorer:
     noise: float = 0.0001
     status: str = "ok"
     reason: str | None = None
+    error: Exception | None = None
     shift: dict[str, float] = field(default_factory=dict)
     """Added for the text in a folder of this name."""
     calls: list[tuple[str, Path]] = field(default_factory=list)
     seconds: float = 0.0
 
-    def __call__(self, path: Path, data: Path, options: scorer.Options, keep: Callable[[Losses], object]) -> Record:
+    def __call__(self, path: Path, data: Dataset, options: scorer.Options, keep: Callable[[Losses], object]) -> Record:
         time.sleep(self.seconds)
+        if self.error:
+            raise self.error
         found = artifact.read(path, rules.ARTIFACT_BYTES)
-        self.calls.append((found.sha256, data))
-        dataset = open_dataset(data)
-        text = dataset.canonical_text()
-        bpb = 2.0 + self.noise * found.members["weights.bin"][-1] / 255 + self.shift.get(data.name, 0.0)
+        self.calls.append((found.sha256, data.root))
+        text = data.canonical_text()
+        bpb = 2.0 + self.noise * found.members["weights.bin"][-1] / 255 + self.shift.get(data.root.name, 0.0)
         sizes = np.array([len(document) for document in text.documents], dtype=np.int64)
         started = new(path, None, "cpu")
         values = vars(started) | {
             "status": self.status,
             "reason": self.reason,
             "artifact": Packed(found.sha256, found.size),
-            "data": Text(dataset.name, text.sha256),
+            "data": Text(data.name, text.sha256),
             "seconds": {"predict": 1.0, "total": 2.0},
         }
         if self.status == "ok":

@@ -10,9 +10,12 @@ from pathlib import Path
 import pytest
 from inside import ask, traces, worker
 
+from conftest import ALL
 from pgolf.errors import EnvironmentBroken, Refused
 from pgolf.sandbox import place
 from trainers import default_signals
+
+pytestmark = pytest.mark.xdist_group("ends")  # what one of these kills is no trace of another's
 
 SCORER = """
 import signal, sys, time
@@ -74,8 +77,11 @@ def test_nothing_is_left(body: str) -> None:
     assert traces(os.getpid()) == []
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGKILL])
-@pytest.mark.parametrize("moment", ["starting", "started"])
+SIGNALS = signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGKILL
+MOMENTS = [(number, moment) for number in SIGNALS for moment in ("starting", "started")]
+
+
+@pytest.mark.parametrize(("number", "moment"), MOMENTS if ALL else MOMENTS[::3])
 def test_ended_scorer_leaves_nothing(number: signal.Signals, moment: str) -> None:
     """A signal during the start or the run; after SIGKILL no process is left, and the next scorer removes the rest."""
     path = os.pathsep.join([str(Path(__file__).parent), os.environ.get("PYTHONPATH", "")])

@@ -1,7 +1,6 @@
 """Trainers in the sandbox: when the data is there, what is handed over, and what ends a run."""
 
 import re
-from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -12,7 +11,7 @@ from conftest import ROOT
 from pgolf import artifact
 from pgolf.data.dataset import open_dataset, training_files
 from pgolf.errors import EnvironmentBroken, Refused
-from pgolf.sandbox import training
+from pgolf.sandbox import place, training
 from pgolf.sandbox.training import Job, Limits, Trained
 
 # The example of the protocol, without pgolf and torch.
@@ -83,20 +82,24 @@ hand_over(mine.encode())
         ("open_data()\nraise SystemExit(3)", "train.py ended with exit status 3 before"),
         ("open_data()\nos.kill(os.getpid(), 9)", "train.py ended with exit status -9 before"),
         ("hand_over(b'early')", "a frame of kind 12 where OPEN was due"),
-        ("open_data()\nsend(10)\ntime.sleep(600)", "a frame of kind 10 where ARTIFACT was due"),
+        ("open_data()\nsend(10)\ntime.sleep(600)", "a frame of kind 10 where ARTIFACT or LOG was due"),
+        (
+            "open_data()\nsend(13, b'log')\nsend(13, b'log')\ntime.sleep(600)",
+            "a frame of kind 13 where ARTIFACT was due",
+        ),
         ("open_data()\nhand_over(bytes(1001))", "sent 1,001 bytes of ARTIFACT where at most 1,000 are allowed"),
         ("open_data()\nharness.sendall(struct.pack('<BI', 12, 2**32 - 1))\ntime.sleep(600)", "4,294,967,295 bytes"),
         ("open_data()\nsend(2, b'machine\\x1b[2J broken')\ntime.sleep(600)", "machine [2J broken"),
-        ("harness.close()\ntime.sleep(600)", "did not ask for the data within 5 s"),
-        ("time.sleep(600)", "did not ask for the data within 5 s"),
-        ("open_data()\ntime.sleep(600)", "did not hand over its artifact within 5 s"),
+        ("harness.close()\ntime.sleep(600)", "did not ask for the data within 1 s"),
+        ("time.sleep(600)", "did not ask for the data within 1 s"),
+        ("open_data()\ntime.sleep(600)", "did not hand over its artifact within 1 s"),
     ],
 )
 def test_what_hands_over_no_artifact_is_refused(body: str, reason: str) -> None:
     """Never as a fault of the machine, whatever exit status or words it chooses."""
-    hurry = 5.0 if "5 s" in reason else 60.0
+    prepare, train = (1.0 if f"{phase} within 1 s" in reason else 60.0 for phase in ("the data", "its artifact"))
     with pytest.raises(Refused) as error:
-        run(body, Limits(hurry, hurry, 1000))
+        run(body, Limits(prepare, train, 1000))
     assert reason in str(error.value)
     assert str(error.value).isprintable()
 
@@ -106,19 +109,19 @@ def test_a_missing_shard_is_the_machines_fault(tmp_path: Path) -> None:
         run("open_data()", isolated=True, shards={"train_0.bin": tmp_path / "none.bin"})
 
 
-def test_a_baseline_trains_in_the_sandbox(dataset: Path) -> None:
-    """Two ranks; the artifact says how it was trained, and its own sources give the same manifest."""
+def test_a_baseline_trains_in_the_sandbox(dataset: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two ranks; the artifact says how it was trained, and the log comes with it."""
+    monkeypatch.setattr(place, "PORTS_SECONDS", 0.0)  # the pause is tested by an attack
     data = open_dataset(dataset)
     files, shards = training_files(data)
     assert data.canonical_text().documents[0] not in b"".join(files.values())
     tiny = ("--context=16", "--layers=2", "--dim=16", "--batch_tokens=256", "--warmup_steps=1", "--compile=0")
     arguments = ("--out", "/tmp/artifact.zst", "--track", "laptop", "--seed", "5", "--steps=2", *tiny)
 
-    def train(sources: Mapping[str, bytes]) -> artifact.Artifact:
-        done = training.train(Job(sources, files, shards, arguments, processes=2), Limits(300.0, 300.0, 1_000_000))
-        return artifact.parse(done.artifact, 1_000_000)
-
-    first = train({path.name: path.read_bytes() for path in NAIVE.glob("*.py")})
+    sources = {path.name: path.read_bytes() for path in NAIVE.glob("*.py")}
+    done = training.train(Job(sources, files, shards, arguments, processes=2), Limits(300.0, 300.0, 1_000_000))
+    assert done.log and b'"steps": 2' in done.log.splitlines()[-1]
+    first = artifact.parse(done.artifact, 1_000_000)
     declared = first.manifest.training
     assert declared and (declared.steps, declared.tokens) == (2, 512)
     assert set(declared.arguments) == {"--steps=2", *tiny}

@@ -5,7 +5,6 @@ asks for the data and right after its last byte, which /proc/PID/stat shows. PGO
 prints how far the two differ.
 """
 
-import os
 import random
 import threading
 import time
@@ -16,11 +15,11 @@ from pathlib import Path
 import psutil
 import pytest
 
+from conftest import ALL
 from pgolf.errors import Refused
 from pgolf.sandbox import environment, training
 from pgolf.sandbox.training import Job, Limits
 
-ALL = os.environ.get("PGOLF_TEST_ALL") == "1"
 MOST = 1.0  # seconds between harness and observer, on a loaded machine
 TRAINER = """
 import ctypes, os, socket, struct, sys, time

@@ -3,6 +3,7 @@
 import argparse
 import hashlib
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,8 +12,10 @@ import pytest
 
 from conftest import ROOT
 from pgolf.cli.main import command_line, main
+from pgolf.score import record
+from pgolf.score.score import Options
 from pgolf.stats import row
-from pgolf.submission import ablate
+from pgolf.submission import ablate, trial
 
 
 def result(bpb: float) -> dict[str, Any]:
@@ -42,3 +45,22 @@ def test_finished_runs_are_not_repeated(tmp_path: Path, capsys: Any, monkeypatch
     assert (tmp_path / "ablation.png").read_bytes().startswith(b"\x89PNG")
     assert main([*args, "--trainer", "nowhere.py"]) == 2
     assert "no such trainer" in capsys.readouterr().err
+
+
+def test_choices_can_be_made_on_the_development_text(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Which is another run than one on the validation text; and a variant runs before the base does."""
+    ran: list[tuple[str, bool]] = []
+
+    def fake(command: list[str], out: Path, data: Path, options: Options) -> trial.Trial:
+        ran.append((command[-1], options.development))
+        log = {"parameters": 1, "artifact_bytes": 2, "tokens": 3, "train_seconds": 4.0}
+        return trial.Trial(log, replace(record.new(tmp_path / "a.zst", None, "cpu"), bpb=2.0))
+
+    monkeypatch.setattr(trial, "train_and_score", fake)
+    (tmp_path / "a.zst").write_bytes(b"")
+    (tmp_path / "train.py").write_text("")
+    args = ["ablate", "dim=8", "--data", "data", "--steps", "5", "--seeds", "1", "--out", str(tmp_path)]
+    args += ["--trainer", str(tmp_path / "train.py")]
+    for more in ([], ["--development"], ["--development"]):
+        ablate.table(command_line().parse_args([*args, *more]))
+    assert ran == [("--dim=8", False), ("5", False), ("--dim=8", True), ("5", True)]

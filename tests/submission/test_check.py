@@ -85,6 +85,7 @@ def test_code_that_raises_is_told_from_a_broken_rule(
     reasons = {
         "predict: your code raised KeyError: 'x' (part/more.py, line 12)": ("code-raised", "part/more.py", 12),
         "predict: your code raised SyntaxError: invalid syntax": ("code-raised", None, None),
+        "the evaluation took longer than its 120 s (ended during predict)": ("too-slow", "predict.py", None),
         "predict: ValueError: logits are torch.int64 (a, line 1) allowed": ("score", None, None),
     }
     for reason, expected in reasons.items():

@@ -14,10 +14,11 @@ from pgolf import artifact
 from pgolf.artifact import MANIFEST, Artifact
 from pgolf.data.dataset import open_dataset
 from pgolf.errors import Refused
+from pgolf.repeat import without_budget
 from pgolf.rules import ARTIFACT_BYTES
 from pgolf.sandbox import training
 from pgolf.sandbox.training import Job, Limits, Trained
-from pgolf.submission.retrain import differences, retrain, with_steps
+from pgolf.submission.retrain import differences, retrain
 
 EXAMPLE = re.search(r"^```py\n(.*?)^```", (ROOT / "docs" / "artifact.md").read_text(), re.MULTILINE | re.DOTALL)
 assert EXAMPLE
@@ -126,6 +127,9 @@ def test_shards_of_another_tokenizer_are_no_ground_for_a_verdict(
         ({}, {"vocab_size": 1000}, {"training-manifest": MANIFEST, "training-sources": "predict.py"}),
         ({}, {"name": "other"}, {}),
         ({}, {"training": DECLARED | {"steps": 3}}, {}),
+        ({}, {"training": DECLARED | {"arguments": ["--dim", "8", "--steps", "3"]}}, {}),
+        ({}, {"training": DECLARED | {"arguments": ["--dim=9"]}}, {"training-settings": MANIFEST}),
+        ({}, {"training": DECLARED | {"parameters": 1}}, {"training-settings": MANIFEST}),
         ({}, {"training": DECLARED | {"settings": {"dim": 9}}}, {"training-settings": MANIFEST}),
         ({}, {"training": DECLARED | {"settings": {"dim": 8, "x": 1}}}, {"training-settings": MANIFEST}),
         ({}, {"training": None}, {"training-settings": MANIFEST}),
@@ -155,7 +159,7 @@ def test_each_difference_has_its_rule_and_file(
     ],
 )
 def test_only_the_budget_is_replaced(before: str, after: str) -> None:
-    assert with_steps(before.split(), 3) == (*after.split(), "--steps", "3")
+    assert without_budget(before.split()) == tuple(after.split())
 
 
 def test_settings_of_strangers_are_shown_short(make_artifact: MakeArtifact) -> None:

@@ -65,6 +65,13 @@ def add_rerun(commands: Commands) -> None:
     parser.add_argument("--nproc", type=positive, default=1, metavar="K", help="ranks (default: %(default)s)")
     parser.add_argument("--claim", type=_bpb, metavar="BPB", help="the claimed score, of an artifact without folder")
     parser.add_argument("--out", type=Path, metavar="DIR", help="the re-run's folder (default: runs/rerun/DIGEST)")
+    parser.add_argument(
+        "--max-hours",
+        type=_hours,
+        default=24.0,
+        metavar="H",
+        help="end a training of a track without a limit after this (default: %(default)g)",
+    )
     add_device(parser)
     parser.add_argument(
         "--fresh-machine",
@@ -75,12 +82,20 @@ def add_rerun(commands: Commands) -> None:
 
 
 def _bpb(text: str) -> float:
+    return _above_zero(text, "a score in bits per byte")
+
+
+def _hours(text: str) -> float:
+    return _above_zero(text, "a number of hours")
+
+
+def _above_zero(text: str, what: str) -> float:
     try:
         value = float(text)
     except ValueError:
         value = 0.0
     if not 0 < value < math.inf:
-        raise argparse.ArgumentTypeError(f"{text!r} is not a score in bits per byte")
+        raise argparse.ArgumentTypeError(f"{text!r} is not {what}")
     return value
 
 
@@ -93,6 +108,7 @@ def _rerun(args: argparse.Namespace) -> int:
         processes=args.nproc,
         device=args.device,
         out=args.out,
+        max_hours=args.max_hours,
         claimed=args.claim,
         fresh_machine=args.fresh_machine,
     )

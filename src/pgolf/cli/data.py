@@ -1,20 +1,27 @@
 """`pgolf data`: make dataset folders."""
 
 import argparse
+import contextlib
 import json
 import sys
+import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 from time import monotonic
 from typing import Any
 
+import zstandard
+
+from pgolf import artifact, rules
 from pgolf.cli.command import Commands, add_command
+from pgolf.cli.fetch import add_fetch
 from pgolf.data.build import demo
 from pgolf.data.build.build import SHARD_TOKENS, Settings, build, finished
 from pgolf.data.build.sources import resolve
 from pgolf.data.build.tokenize import NORMALIZATIONS
 from pgolf.data.transforms import TRANSFORMS
 from pgolf.errors import UsageError
-from pgolf.files import printable
+from pgolf.files import open_regular, printable
 from pgolf.machine import cores
 
 
@@ -25,9 +32,11 @@ def add_data(commands: Commands) -> None:
         "data",
         "make datasets",
         "Make a dataset folder: a tokenizer, training shards, validation shards and the text that is scored.",
-        "pgolf data demo\n  pgolf data build corpus.jsonl.zst --val-documents 1000 --out data/corpus",
+        "pgolf data fetch\n  pgolf data demo\n"
+        "  pgolf data build corpus.jsonl.zst --val-documents 1000 --out data/corpus",
     )
     data = parser.add_subparsers(metavar="command", required=True).add_parser
+    add_fetch(data)
     _add_build(data)
     _add_demo(data)
 
@@ -60,7 +69,12 @@ def _add_build(commands: Commands) -> None:
     parser.add_argument("--config", help="configuration of a hub dataset")
     parser.add_argument("--split", default="train", help="its split (default: %(default)s)")
     parser.add_argument("--val-split", default="validation", help="split of --val datasets (default: %(default)s)")
-    parser.add_argument("--tokenizer", type=Path, metavar="FILE", help="use this SentencePiece model")
+    parser.add_argument(
+        "--tokenizer",
+        type=Path,
+        metavar="FILE|ARTIFACT",
+        help="use this SentencePiece model, or tokenizer and transform of this artifact, to train it again",
+    )
     parser.add_argument(
         "--vocab-size", type=int, metavar="N", help="train a tokenizer of N pieces on the training text (default: 1024)"
     )
@@ -132,23 +146,51 @@ def _build(args: argparse.Namespace) -> int:
     sources = resolve(args.sources, config=args.config, split=args.split, lines=args.lines, note=_note)
     if args.val:
         validation = resolve(args.val, config=args.config, split=args.val_split, lines=args.lines, note=_note)
-    settings = Settings(
-        name=args.name or args.out.resolve().name,
-        sources=sources,
-        validation=validation,
-        development=args.dev_documents,
-        field=args.field,
-        tokenizer=args.tokenizer,
-        vocab_size=1024 if args.vocab_size is None else args.vocab_size,
-        normalization=args.normalization or "identity",
-        shard_tokens=args.shard_tokens,
-        transform=args.transform,
-        skip_bad=args.skip_bad,
-    )
     there = finished(args.out) is not None
-    index = build(settings, args.out, _workers(args.workers))
+    with _tokenizer(args.tokenizer, args.transform) as (tokenizer, transform):
+        settings = Settings(
+            name=args.name or args.out.resolve().name,
+            sources=sources,
+            validation=validation,
+            development=args.dev_documents,
+            field=args.field,
+            tokenizer=tokenizer,
+            vocab_size=1024 if args.vocab_size is None else args.vocab_size,
+            normalization=args.normalization or "identity",
+            shard_tokens=args.shard_tokens,
+            transform=transform,
+            skip_bad=args.skip_bad,
+        )
+        index = build(settings, args.out, _workers(args.workers))
     _report(args, index, there, monotonic() - start)
     return 0
+
+
+@contextlib.contextmanager
+def _tokenizer(given: Path | None, transform: str | None) -> Iterator[tuple[Path | None, str | None]]:
+    """The SentencePiece model and the transform before it: as given, or those of the artifact `given`.
+
+    Raises UsageError for an artifact with another kind of tokenizer or another transform, Refused for a broken one.
+    """
+    if given is None or not _is_compressed(given):
+        yield given, transform
+        return
+    found = artifact.read(given, rules.ARTIFACT_BYTES)
+    name, own = found.manifest.tokenizer, found.manifest.transform
+    if not name.endswith(".model"):
+        raise UsageError(f"{given}: its tokenizer is {printable(name)}; only a SentencePiece model makes shards")
+    if transform not in (None, own):
+        raise UsageError(f"--transform {transform}: the artifact has {own or 'none'}; leave --transform out")
+    with tempfile.TemporaryDirectory(prefix="pgolf-") as folder:
+        model = Path(folder) / "tokenizer.model"
+        model.write_bytes(found.members[name])
+        yield model, own
+
+
+def _is_compressed(path: Path) -> bool:
+    with contextlib.suppress(OSError), open_regular(path) as file:
+        return file.read(len(zstandard.FRAME_HEADER)) == zstandard.FRAME_HEADER
+    return False
 
 
 def _demo(args: argparse.Namespace) -> int:

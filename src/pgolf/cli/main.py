@@ -7,7 +7,7 @@ import sys
 from collections.abc import Sequence
 
 from pgolf import __version__
-from pgolf.cli import contest, data, proof, score, submission
+from pgolf.cli import contest, data, proof, score, submission, tokenizer
 from pgolf.errors import EnvironmentBroken, PgolfError
 from pgolf.files import printable
 from pgolf.machine import exit_on_signals
@@ -47,9 +47,13 @@ def command_line() -> argparse.ArgumentParser:
     )
     commands = parser.add_subparsers(metavar="command", required=True).add_parser
     data.add_data(commands)
+    tokenizer.add_tokenizer(commands)
     submission.add_new(commands)
+    submission.add_import(commands)
     submission.add_pack(commands)
     submission.add_check(commands)
+    submission.add_inspect(commands)
+    submission.add_plot(commands)
     submission.add_ablate(commands)
     submission.add_try(commands)
     contest.add_diff(commands)

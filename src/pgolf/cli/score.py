@@ -2,10 +2,11 @@
 
 import argparse
 import json
+import sys
 from dataclasses import asdict
 from pathlib import Path
 
-from pgolf import rules
+from pgolf import artifact, rules
 from pgolf.cli.command import (
     Commands,
     add_command,
@@ -19,13 +20,14 @@ from pgolf.cli.command import (
     shown_output,
 )
 from pgolf.data.dataset import default_dataset, open_dataset
-from pgolf.errors import EnvironmentBroken, UsageError
-from pgolf.files import beside, check_replaceable
+from pgolf.errors import EnvironmentBroken, Refused, UsageError
+from pgolf.files import beside, check_replaceable, printable
 from pgolf.sandbox import lock, probe
-from pgolf.score import losses, record
-from pgolf.score.devices import find_device
+from pgolf.score import losses, record, tokens
+from pgolf.score.devices import Runtime, find_device
 from pgolf.score.losses import Losses
 from pgolf.score.score import Options, score
+from pgolf.score.tokens import TokenLosses
 
 
 def add_score(commands: Commands) -> None:
@@ -50,6 +52,9 @@ def add_score(commands: Commands) -> None:
         action="store_true",
         help="your word that this virtual machine was made for this score and runs nothing else",
     )
+    parser.add_argument(
+        "--per-token", action="store_true", help="keep the log-loss of each token beside the record, for `pgolf plot`"
+    )
     parser.add_argument("--out", type=Path, help="the record (default: artifact.score.json beside the artifact)")
     parser.add_argument("--json", action="store_true", help="print the record to standard output")
 
@@ -62,18 +67,31 @@ def _score(args: argparse.Namespace) -> int:
         raise UsageError(f"{out}: the record would overwrite the artifact")
     if not out.parent.is_dir():
         raise UsageError(f"{out.parent}: no such folder for the record")
-    open_dataset(data)
+    dataset = open_dataset(data)
     check_replaceable(out)
     check_replaceable(losses.path(out))
+    check_replaceable(tokens.path(out))
     options = Options(args.track, args.device, args.documents, not args.no_sandbox, args.fresh_machine)
     kept: list[Losses] = []
     with shown_output(args.verbose):
-        result = score(args.artifact, data, options, kept.append)
+        result = score(args.artifact, dataset, options, kept.append)
     record.write(result, out)
     for found in kept:
         losses.write(found, losses.path(out))
+        if args.per_token:
+            _keep_tokens(found, args, out)
     print_record(record.as_json(result), record.table(result), args.json)
     return exit_code(result.status)
+
+
+def _keep_tokens(found: Losses, args: argparse.Namespace, out: Path) -> None:
+    """Write the log-loss of each token. The score stands, so a tokenizer that fails here only loses this file."""
+    runtime = Runtime(find_device(args.device), not args.no_sandbox)
+    try:
+        packed = artifact.read(args.artifact, rules.ARTIFACT_BYTES)
+        tokens.write(TokenLosses.of(found, packed, runtime), tokens.path(out))
+    except Refused as error:
+        print(f"pgolf: no log-losses by token: {printable(error)}", file=sys.stderr)
 
 
 def add_doctor(commands: Commands) -> None:

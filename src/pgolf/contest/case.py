@@ -34,6 +34,8 @@ class Options:
     """The folder. None: runs/rerun/<first 16 digits of the artifact's sha256>."""
     claimed: float | None = None
     """Claimed score of an artifact that comes without a submission's folder."""
+    max_hours: float = 24.0
+    """A training of a track without a limit ends after this."""
     fresh_machine: bool = False
     isolated: bool = True
 
@@ -42,7 +44,8 @@ class Options:
 class ScoredText:
     """A validation text to score on."""
 
-    root: Path
+    dataset: Dataset
+    """Open, so that its text is read once."""
     shown: SliceText
     bytes: int
 
@@ -77,7 +80,7 @@ class Case:
     def limits(self) -> Limits:
         track = self.track
         return Limits(
-            track.prepare_seconds, track.train_seconds, track.eval_seconds, track.artifact_bytes, rules.SOURCE_BYTES
+            track.prepare_seconds, track.train_seconds, track.eval_seconds, track.artifact_bytes, track.source_bytes
         )
 
 
@@ -90,7 +93,7 @@ def prepare(found: Claim, received: Artifact, options: Options, device: str, say
     if not repeat.is_in_tokens_of(received, dataset):
         raise UsageError(
             f"{options.data}: is in other tokens than the artifact's tokenizer {printable(manifest.tokenizer)} makes; "
-            "build a dataset with it: pgolf data build SOURCE --tokenizer FILE"
+            "build a dataset with it: pgolf data build SOURCE --tokenizer ARTIFACT"
         )
     opened = [dataset, *map(open_dataset, options.score_data)]
     texts = tuple(_text(each, None if number else each.name) for number, each in enumerate(opened))
@@ -104,7 +107,7 @@ def _text(dataset: Dataset, name: str | None) -> ScoredText:
     text = dataset.canonical_text()
     if not text.bytes:
         raise EnvironmentBroken(f"{dataset.root}: the validation text is empty")
-    return ScoredText(dataset.root, SliceText(name, text.sha256), text.bytes)
+    return ScoredText(dataset, SliceText(name, text.sha256), text.bytes)
 
 
 def _training_digest(dataset: Dataset) -> str:
@@ -120,9 +123,10 @@ def check(case: Case, folder: Folder) -> None:
         case.say(case.claim.note)
     if (track := case.claim.track) not in (None, case.track.name):
         raise Refused(f"the submission is for track {track}, its artifact for {case.track.name}")
-    if (size := sum(map(len, case.sources.values()))) > rules.SOURCE_BYTES:
+    if (size := sum(map(len, case.sources.values()))) > (most := case.track.source_bytes):
         raise Refused(
-            f"the sources (*.py and submission.json) have {size:,} bytes; the limit is {rules.SOURCE_BYTES:,}"
+            f"the sources (*.py and submission.json) have {size:,} bytes; the limit of track {case.track.name} is "
+            f"{most:,}"
         )
     check_installed(case.artifact.manifest.packages)
     if case.options.isolated:
@@ -136,11 +140,11 @@ def check(case: Case, folder: Folder) -> None:
 def _check_text(case: Case, text: ScoredText) -> None:
     """Raises EnvironmentBroken for a text that the submission could read, or that is trained on."""
     if case.options.isolated:
-        check_hidden(text.root, case.artifact.manifest.packages)
+        check_hidden(text.dataset.root, case.artifact.manifest.packages)
     case.say(f"comparing the training text with {text}")
-    if count := overlap(case.dataset, open_dataset(text.root)):
+    if count := overlap(case.dataset, text.dataset):
         raise EnvironmentBroken(
-            f"{case.dataset.root}: {count:,} training documents are validation documents of {text.root}; "
+            f"{case.dataset.root}: {count:,} training documents are validation documents of {text.dataset.root}; "
             "build the data again so that they are apart"
         )
 

@@ -7,6 +7,7 @@ a folder (see `state`): a re-run that was killed goes on where it was.
 """
 
 import hashlib
+import os
 import shutil
 from collections.abc import Callable, Iterator
 from dataclasses import replace
@@ -22,8 +23,8 @@ from pgolf.contest.rerun_record import Calibration, Claimed, Declared, Rerun, Se
 from pgolf.contest.state import Folder
 from pgolf.contest.verdict import judge
 from pgolf.errors import EnvironmentBroken, Refused, UsageError
-from pgolf.files import printable
-from pgolf.sandbox import training
+from pgolf.machine import cores
+from pgolf.sandbox import box, training
 from pgolf.score import losses
 from pgolf.score import record as score_record
 from pgolf.score import score as scorer
@@ -53,12 +54,13 @@ def rerun(path: Path, options: Options, say: Callable[[str], None] = lambda line
     case = prepare(found, received, options, device, say)
     with state.opened(options.out or _FOLDERS / received.sha256[:16]) as folder:
         latest = _described(begun, case)
+        folder.check(identity(latest, case))
         try:
             for record in _stages(latest, case, folder):
                 latest = record  # which knows more than the one before
         except Refused as error:
             latest = _refused(latest, str(error))
-        except EnvironmentBroken as error:
+        except (EnvironmentBroken, UsageError) as error:  # wrong usage later on: something has gone since the start
             latest = replace(latest, status="failed", reason=str(error))
         except OSError as error:
             reason = f"{error.filename or 'input or output'}: {error.strerror or error}"
@@ -103,7 +105,7 @@ def _stages(record: Rerun, case: Case, folder: Folder) -> Iterator[Rerun]:
     yield (record := replace(record, calibration=calibration))
     for number, seed in enumerate(seeds, 1):
         where = f"seed {number} of {len(seeds)}"
-        run = folder.run(number) or _train(case, folder, number, seed, where)
+        run = folder.run(number) or _train(case, folder, number, seed, calibration, where)
         for text in case.texts if run.status == "ok" else ():
             run = _scored(run, text, _score(case, folder, number, run, text, where))
             if run.status != "ok":
@@ -125,7 +127,7 @@ def _with(record: Rerun, run: SeedRun) -> Rerun:
     return replace(record, seeds=seeds, seconds={**seconds, "total": sum(seconds.values())})
 
 
-def _train(case: Case, folder: Folder, number: int, seed: int, where: str) -> SeedRun:
+def _train(case: Case, folder: Folder, number: int, seed: int, calibration: Calibration, where: str) -> SeedRun:
     """Train in a fresh sandbox and keep the result. A refusal is one; a machine that fails leaves none."""
     told, track = case.artifact.manifest.training, case.track
     declared = told.arguments if told else ()
@@ -134,18 +136,36 @@ def _train(case: Case, folder: Folder, number: int, seed: int, where: str) -> Se
     job = repeat.job(
         case.artifact, case.dataset, seed, declared, device=case.device, compiler=compiler, processes=processes
     )
-    limits = training.Limits(track.prepare_seconds, track.train_seconds, track.artifact_bytes)
+    most = track.train_seconds or 3600 * case.options.max_hours
+    limits = training.Limits(track.prepare_seconds, most, track.artifact_bytes)
     case.say(f"{where}: training" + (f", {track.train_seconds:g} s" if track.train_seconds else ""))
-    content = None
-    try:
-        done = training.train(job, limits, isolated=case.options.isolated)
-        content, seconds = done.artifact, done.seconds
-        run = _compared(SeedRun(seed, "ok", None, dict(seconds), _packed(content), None), case.artifact, content)
-    except Refused as error:
-        run = SeedRun(seed, "refused", str(error), {}, None, None)
-    folder.finish(number, run, content)
+    given: dict[str, bytes | None] = {}
+    with box.listening() as printed:
+        try:
+            done = training.train(job, limits, isolated=case.options.isolated)
+            content, given = done.artifact, {state.ARTIFACT: done.artifact, state.LOG: done.log}
+            run = SeedRun(seed, "ok", None, dict(done.seconds), _packed(content), None)
+            run = _compared(run, case.artifact, content)
+        except Refused as error:
+            reason = str(error)
+            if isinstance(error, training.Late):
+                reason += f"; {_busy(calibration)}"
+                if error.phase == "train" and track.train_seconds is None:
+                    reason += "; --max-hours allows more, for the track does"
+            run = SeedRun(seed, "refused", reason, {}, None, None)
+    folder.finish(number, run, {**given, state.OUTPUT: "".join(printed[:1]).encode("utf-8", "replace")})
     case.say(f"{where}: {run.reason}" if run.reason else f"{where}: trained in {run.seconds['train']:.1f} s")
     return run
+
+
+def _busy(calibration: Calibration) -> str:
+    """What tells a slow submission from a busy machine."""
+    load = os.getloadavg()[0]
+    naive = f", naive took {calibration.naive_ms:.0f} ms a step at calibration" if calibration.naive_ms else ""
+    return (
+        f"the machine's load average was {load:.1f} on {cores()} cores{naive}; if other programs ran, remove "
+        "the folder of this seed and start again"
+    )
 
 
 def _packed(content: bytes) -> Packed:
@@ -160,23 +180,10 @@ def _compared(run: SeedRun, submitted: Artifact, content: bytes) -> SeedRun:
         return replace(run, status="refused", reason=f"what its train.py wrote is no artifact: {error}")
     if told := written.manifest.training:
         run = replace(run, declared=Declared(told.steps, told.tokens, told.parameters, dict(told.settings)))
-    if differing := differences(submitted, written):
-        named = ", ".join(map(printable, differing[:5]))
+    if differing := list(repeat.differences(submitted, written)):
+        named = ", ".join(map(str, differing[:5]))
         return replace(run, status="refused", reason=f"its train.py does not write what was submitted: {named} differ")
     return run
-
-
-def differences(submitted: Artifact, written: Artifact) -> list[str]:
-    """What should be the same in two artifacts of one train.py and is not: code, tokenizer, manifest, settings."""
-    a, b = submitted.manifest, written.manifest
-    found = repeat.changed_code(submitted, written)
-    if a.tokenizer not in found and submitted.members.get(a.tokenizer) != written.members.get(a.tokenizer):
-        found.append(a.tokenizer)
-    found += [f"{artifact.MANIFEST}: {name}" for name in repeat.changed_fields(submitted, written)]
-    for name in ("arguments", "settings", "parameters") if a.training else ():
-        if getattr(a.training, name) != getattr(b.training, name, None):
-            found.append(f"{artifact.MANIFEST}: training.{name}")
-    return found
 
 
 def _score(case: Case, folder: Folder, number: int, run: SeedRun, text: ScoredText, where: str) -> Record:
@@ -191,7 +198,7 @@ def _score(case: Case, folder: Folder, number: int, run: SeedRun, text: ScoredTe
     )
     kept: list[Losses] = []
     with unnamed(text, case.say):
-        result = scorer.score(folder.artifact(number), text.root, options, kept.append)
+        result = scorer.score(folder.artifact(number), text.dataset, options, kept.append)
         if result.status == "failed":
             raise EnvironmentBroken(f"{where}: {result.reason}")
     for each in kept:

@@ -2,7 +2,8 @@
 
     state.json                       what is run again, where, and the seeds; written before the first training
     calibration.json
-    seed-1/artifact.zst, run.json    the second is written last: where it is, the training is finished
+    seed-1/artifact.zst, log.jsonl, output.txt, run.json     the last is written last: where it is, the training is
+                                     finished; log and output are what train.py handed over and printed last
     seed-1/score-DIGEST.losses.npz, score-DIGEST.score.json      likewise, for the score on the text of that digest
     record.json                      the published record
 
@@ -27,7 +28,8 @@ from pgolf.score.record import typed
 
 FORMAT = "pgolf-rerun-state-1"
 RECORD = "record.json"
-_STATE, _LOCK, _RUN, _ARTIFACT = "state.json", "lock", "run.json", "artifact.zst"
+ARTIFACT, LOG, OUTPUT = "artifact.zst", "log.jsonl", "output.txt"
+_STATE, _LOCK, _RUN = "state.json", "lock", "run.json"
 _MOST_BYTES = 1 << 24
 _SEEDS = 1 << 32  # numpy takes no larger ones
 
@@ -51,14 +53,10 @@ class Folder:
     def __init__(self, root: Path) -> None:
         self.root = root
 
-    def prepare(self, identity: Mapping[str, Any], count: int) -> tuple[int, ...]:
-        """The seeds: at least `count`, the missing ones drawn now.
-
-        Raises UsageError when the folder belongs to another re-run.
-        """
-        state = self.read(_STATE, State)
-        if state is None:
-            state = State(FORMAT, identity, ())
+    def check(self, identity: Mapping[str, Any]) -> None:
+        """Raises UsageError when the folder belongs to another re-run, EnvironmentBroken when it was changed."""
+        if (state := self.read(_STATE, State)) is None:
+            return
         if state.format != FORMAT:
             raise UsageError(f"{self.root}: of another version of pgolf; choose another --out, or remove the folder")
         for name, value in identity.items():
@@ -67,6 +65,10 @@ class Folder:
                     f"{self.root}: begun with another {name} ({printable(before):.80}, now {printable(value):.80}); "
                     "choose another --out, or remove the folder"
                 )
+
+    def prepare(self, identity: Mapping[str, Any], count: int) -> tuple[int, ...]:
+        """The seeds: at least `count`, the missing ones drawn now."""
+        state = self.read(_STATE, State) or State(FORMAT, identity, ())
         seeds = list(state.seeds)
         while len(seeds) < count:
             if (seed := secrets.randbelow(_SEEDS)) not in seeds:
@@ -86,7 +88,7 @@ class Folder:
         return folder
 
     def artifact(self, number: int) -> Path:
-        return self.seed(number) / _ARTIFACT
+        return self.seed(number) / ARTIFACT
 
     def score(self, number: int, text: str) -> Path:
         """The record of a seed's score on the text of that digest."""
@@ -105,10 +107,11 @@ class Folder:
                 raise EnvironmentBroken(f"{path}: was changed after the training; remove {path.parent}")
         return run
 
-    def finish(self, number: int, run: SeedRun, artifact: bytes | None) -> None:
-        """Keep a training."""
-        if artifact is not None:
-            write_atomically(self.artifact(number), artifact)
+    def finish(self, number: int, run: SeedRun, given: Mapping[str, bytes | None]) -> None:
+        """Keep a training and the files that came of it, by their names."""
+        for name, content in given.items():
+            if content is not None:
+                write_atomically(self.seed(number) / name, content)
         self.write(f"{self.seed(number).name}/{_RUN}", run)
 
     def read(self, name: str | Path, kind: type[T]) -> T | None:

@@ -22,7 +22,7 @@ from typing import Any
 import numpy as np
 import sentencepiece as spm
 
-from pgolf.data.shards import Shard, read_shard, split_documents, token_count
+from pgolf.data.shards import Shard, read_documents, read_shard, token_count
 from pgolf.data.transforms import TRANSFORMS
 from pgolf.errors import EnvironmentBroken, UsageError
 from pgolf.files import open_regular, read_regular
@@ -345,11 +345,11 @@ def _decoded_text(dataset: Dataset) -> CanonicalText:
     A wrong tokenizer decodes to nonsense without any error; encoding that again gives other tokens.
     """
     processor = load_tokenizer(dataset.tokenizer)
-    shards = [(shard.path, shard.read(dataset.vocab_size)) for shard in dataset.val_shards]
+    shards = [shard.read(dataset.vocab_size) for shard in dataset.val_shards]
     piece_bytes = np.array([len(processor.id_to_piece(i).encode()) for i in range(dataset.vocab_size)])
-    if sum(int(np.bincount(shard, minlength=len(piece_bytes)) @ piece_bytes) for _, shard in shards) > TEXT_BYTES:
+    if sum(int(np.bincount(shard, minlength=len(piece_bytes)) @ piece_bytes) for shard in shards) > TEXT_BYTES:
         raise EnvironmentBroken(f"{dataset.root}: the validation shards hold over {TEXT_BYTES:,} bytes of text")
-    tokens = [ids for path, shard in shards for ids in split_documents(path, shard, dataset.bos)]
+    tokens = list(read_documents(dataset.val_shards, dataset.vocab_size, dataset.bos))
     documents: list[bytes] = []
     step = max(1, len(tokens) // _SAMPLE)
     for number, ids in enumerate(tokens):
@@ -389,8 +389,7 @@ def _end_of_training(dataset: Dataset) -> CanonicalText:
 
 def document_digests(shards: Iterable[Shard], vocab_size: int, bos: int) -> Iterator[bytes]:
     """Digest (16 bytes) of each document's tokens. Raises EnvironmentBroken for an unsound shard."""
-    for shard in shards:
-        yield from map(document_digest, split_documents(shard.path, shard.read(vocab_size), bos))
+    return map(document_digest, read_documents(shards, vocab_size, bos))
 
 
 def document_digest(ids: Any) -> bytes:

@@ -5,8 +5,9 @@ little-endian uint16. Documents follow each other; each begins with the tokenize
 """
 
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -136,9 +137,31 @@ def split_documents(path: Path, tokens: Tokens, bos: int) -> Iterator[Tokens]:
 
     Raises EnvironmentBroken when the shard does not begin with a document.
     """
-    starts = np.flatnonzero(tokens == bos)
-    if len(starts) == 0 or starts[0] != 0:
-        raise EnvironmentBroken(f"{path}: offset {HEADER_BYTES}: the first token is not BOS ({bos})")
-    ends = np.append(starts[1:], len(tokens))
-    for start, end in zip(starts, ends, strict=True):
-        yield tokens[start + 1 : end]
+    return _split([(path, tokens)], bos)
+
+
+def read_documents(shards: Iterable[Shard], vocab_size: int, bos: int) -> Iterator[Tokens]:
+    """The documents of shards that follow each other, each without its leading BOS.
+
+    In the contest's export a document may begin in one shard and end in the next. Raises EnvironmentBroken as
+    `Shard.read` does, and when the first shard does not begin with a document.
+    """
+    return _split(((shard.path, shard.read(vocab_size)) for shard in shards), bos)
+
+
+def _split(parts: Iterable[tuple[Path, Tokens]], bos: int) -> Iterator[Tokens]:
+    begun: Tokens | None = None  # the last document so far, which may go on
+    for path, tokens in parts:
+        starts = np.flatnonzero(tokens == bos)
+        if begun is None and (len(starts) == 0 or starts[0] != 0):
+            raise EnvironmentBroken(f"{path}: offset {HEADER_BYTES}: the first token is not BOS ({bos})")
+        if begun is not None:
+            begun = np.concatenate([begun, tokens[: starts[0] if len(starts) else None]])
+        if len(starts):
+            if begun is not None:
+                yield begun
+            for start, end in pairwise(starts):
+                yield tokens[start + 1 : end]
+            begun = tokens[starts[-1] + 1 :]
+    if begun is not None:
+        yield begun

@@ -17,7 +17,7 @@ import sys
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextvars import ContextVar
 from importlib.util import find_spec
 from pathlib import Path
@@ -49,6 +49,22 @@ _GONE = "the other side is gone"  # as `wire` says it
 
 show_output: ContextVar[Callable[[str, str], object]] = ContextVar("show_output", default=lambda role, output: None)
 """Gets role and `Worker.output` of each sandbox at its end: hostile, and it may hold text that has been scored."""
+
+
+@contextlib.contextmanager
+def listening() -> Iterator[list[str]]:
+    """A list that gets what each sandbox printed, besides what is done with it already."""
+    before, printed = show_output.get(), list[str]()
+
+    def keep(role: str, output: str) -> None:
+        printed.append(output)
+        before(role, output)
+
+    previous = show_output.set(keep)
+    try:
+        yield printed
+    finally:
+        show_output.reset(previous)
 
 
 class Worker:
@@ -144,8 +160,12 @@ class Worker:
 
     def receive(self, expected: Kind, most: int) -> bytes:
         """Payload of the next frame from the sandbox (see `Channel.receive`); errors as in `send`."""
+        return self.receive_one_of({expected: most})[1]
+
+    def receive_one_of(self, most: Mapping[Kind, int]) -> tuple[Kind, bytes]:
+        """Kind and payload of the next frame (see `Channel.receive_one_of`); errors as in `send`."""
         try:
-            return self.channel.receive(expected, most)
+            return self.channel.receive_one_of(most)
         except WireError as error:
             raise self._blame(error) from None
         except TimeoutError:

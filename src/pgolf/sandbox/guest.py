@@ -97,7 +97,9 @@ def _train(channel: Channel, root: Path, config: dict[str, Any]) -> None:
     status = next((status for status in itertools.islice(statuses, world) if status), 0)
     for process in ranks:
         process.kill()
-    raise ChildProcessError(f"train.py ended with exit status {status} before it handed over an artifact")
+    hint = {0: "; it has to send it", 2: "; does it accept the flags of a re-run?"}.get(status, "")
+    where = " (docs/artifact.md, training again)" if hint else ""
+    raise ChildProcessError(f"train.py ended with exit status {status} before it handed over an artifact{hint}{where}")
 
 
 def _encode(channel: Channel, root: Path, config: dict[str, Any]) -> None:

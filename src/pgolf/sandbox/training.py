@@ -3,8 +3,8 @@
     start train.py -> it asks for the data: the clock starts -> it sends the artifact: the clock stops
 
 The artifact travels as bytes over the socket, so nothing in the sandbox can change it after the clock. Then everything
-in the sandbox is killed. Each run has fresh copies of all files that it reads, shards included, and shares nothing
-with the run before.
+in the sandbox is killed. Before the artifact it may send its log. Each run has fresh copies of all files that it reads,
+shards included, and shares nothing with the run before.
 """
 
 import time
@@ -12,9 +12,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+from pgolf import rules
 from pgolf.errors import Refused
 from pgolf.sandbox import lock
-from pgolf.sandbox.box import Worker
+from pgolf.sandbox.box import Worker, show_output
 from pgolf.sandbox.place import Training
 from pgolf.sandbox.wire import Kind
 
@@ -58,14 +59,25 @@ class Trained:
     seconds: Mapping[str, float]
     """"sandbox": to make the sandbox, not charged; "prepare" and "train", which have limits."""
     output: str
-    """The end of what it printed: a stranger's words."""
+    """The end of what it printed: a stranger's words, like the log."""
+    log: bytes | None = None
+    """None: it sent none."""
+
+
+class Late(Refused):
+    """A limit of time has passed, which may be a busy machine's fault."""
+
+    def __init__(self, phase: str, sentence: str) -> None:
+        super().__init__(sentence)
+        self.phase = phase
+        """"prepare" or "train"."""
 
 
 def train(job: Job, limits: Limits, *, isolated: bool = True) -> Trained:
     """Run a train.py and take its artifact.
 
-    Raises Refused when it does not hand over an artifact in time, within the limit of bytes or at all, and
-    EnvironmentBroken when the sandbox cannot be made here.
+    Raises Refused when it does not hand over an artifact in time (then `Late`), within the limit of bytes or at all,
+    and EnvironmentBroken when the sandbox cannot be made here. What it printed and its log go to `box.show_output`.
     """
     with lock.hold():
         called = time.monotonic()
@@ -80,29 +92,32 @@ def train(job: Job, limits: Limits, *, isolated: bool = True) -> Trained:
             compiler=job.compiler,
             training=training,
         ) as worker:
-            artifact, seconds = _timed(worker, limits, called)
-        return Trained(artifact, seconds, worker.output())  # now that it has ended, all of what it printed is read
+            artifact, log, seconds = _timed(worker, limits, called)
+        if log is not None:
+            show_output.get()("log", log.decode("utf-8", "replace"))
+        return Trained(artifact, seconds, worker.output(), log)  # now that it has ended, all that it printed is read
 
 
-def _timed(worker: Worker, limits: Limits, called: float) -> tuple[bytes, dict[str, float]]:
-    """The artifact, and the seconds as in Trained."""
+def _timed(worker: Worker, limits: Limits, called: float) -> tuple[bytes, bytes | None, dict[str, float]]:
+    """Artifact, log and seconds as in Trained."""
     started = time.monotonic()
     worker.channel.deadline = started + limits.prepare_seconds
     try:
         worker.receive(Kind.OPEN, 0)
     except TimeoutError:
-        raise Refused(
-            f"train.py did not ask for the data within {limits.prepare_seconds:g} s; compile and warm up less"
-        ) from None
+        sentence = f"train.py did not ask for the data within {limits.prepare_seconds:g} s; compile and warm up less"
+        raise Late("prepare", sentence) from None
     opened = time.monotonic()
     worker.channel.deadline = None if limits.train_seconds is None else opened + limits.train_seconds
+    log = None
     try:
         worker.reveal()
         worker.send(Kind.OPENED)
-        artifact = worker.receive(Kind.ARTIFACT, limits.artifact_bytes)
+        kind, sent = worker.receive_one_of({Kind.ARTIFACT: limits.artifact_bytes, Kind.LOG: rules.TRAIN_LOG_BYTES})
+        if kind is Kind.LOG:
+            log, sent = sent, worker.receive(Kind.ARTIFACT, limits.artifact_bytes)
     except TimeoutError:
-        raise Refused(
-            f"train.py did not hand over its artifact within {limits.train_seconds:g} s; stop training earlier"
-        ) from None
+        sentence = f"train.py did not hand over its artifact within {limits.train_seconds:g} s; stop training earlier"
+        raise Late("train", sentence) from None
     finished = time.monotonic()
-    return artifact, {"sandbox": started - called, "prepare": opened - started, "train": finished - opened}
+    return sent, log, {"sandbox": started - called, "prepare": opened - started, "train": finished - opened}

@@ -17,6 +17,7 @@ import socket
 import struct
 import tempfile
 import time
+from collections.abc import Mapping
 from dataclasses import dataclass
 from enum import IntEnum
 
@@ -57,6 +58,7 @@ class Kind(IntEnum):
     OPEN = 10  # trainer: ready for the training data; the clock starts
     OPENED = 11  # harness: the shards are there
     ARTIFACT = 12  # trainer: the finished artifact; the clock stops with its last byte
+    LOG = 13  # trainer: its log, at most once and before the artifact
 
 
 class Dtype(IntEnum):
@@ -160,7 +162,11 @@ class Channel:
             raise WireError("the other side is gone") from None
 
     def receive(self, expected: Kind, most: int) -> bytes:
-        """Payload of the next frame, which must be `expected` with at most `most` bytes.
+        """Payload of the next frame, which must be `expected` with at most `most` bytes; errors as below."""
+        return self.receive_one_of({expected: most})[1]
+
+    def receive_one_of(self, most: Mapping[Kind, int]) -> tuple[Kind, bytes]:
+        """Kind and payload of the next frame, which must be of one of these kinds with at most so many bytes.
 
         Raises WireError (with the other side's own words if it sent FAILED), TimeoutError past the deadline.
         """
@@ -168,11 +174,13 @@ class Channel:
         if kind == Kind.FAILED:
             words = self._exactly(min(length, MESSAGE_BYTES)).decode("utf-8", "replace")
             raise WireError(words or "failed without a word")
-        if kind != expected:
-            raise WireError(f"sent a frame of kind {kind} where {expected.name} was due")
-        if length > most:
-            raise WireError(f"sent {length:,} bytes of {expected.name} where at most {most:,} are allowed")
-        return self._exactly(length)
+        if kind not in most:
+            due = " or ".join(expected.name for expected in most)
+            raise WireError(f"sent a frame of kind {kind} where {due} was due")
+        kind = Kind(kind)
+        if length > most[kind]:
+            raise WireError(f"sent {length:,} bytes of {kind.name} where at most {most[kind]:,} are allowed")
+        return kind, self._exactly(length)
 
     def _exactly(self, count: int) -> bytes:
         data = bytearray()

@@ -6,6 +6,7 @@ import zipfile
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -17,6 +18,9 @@ from pgolf.sandbox.wire import Ids
 from pgolf.score.likelihood import Floats
 
 _SUFFIX = ".losses.npz"
+UNSOUND = (OSError, ValueError, KeyError, EOFError, MemoryError, NotImplementedError, zipfile.BadZipFile)
+"""What `read_arrays` raises for a file that is none of ours."""
+
 _LARGEST = 1 << 26  # bytes: ten times what the contest's 50,000 documents take
 
 
@@ -32,6 +36,9 @@ class Losses:
     """(D,) log-loss of each document and of the BOS that ends it."""
     sizes: npt.NDArray[np.int64]
     """(D,) UTF-8 bytes."""
+    tokens: tuple[Floats, Sequence[Ids]] | None = None
+    """Of a score that was just made, not of a file: log-loss (N,) of each token, and the documents' ids (n,); the
+    token after each document is BOS."""
 
     @property
     def bits(self) -> Floats:
@@ -44,7 +51,7 @@ class Losses:
         ends = np.cumsum([len(ids) + 1 for ids in encoded])
         nats = np.add.reduceat(nll, np.concatenate([[0], ends[:-1]]))
         sizes = np.array([len(document) for document in text.documents], dtype=np.int64)
-        return Losses(artifact, text.sha256, nats, sizes)
+        return Losses(artifact, text.sha256, nats, sizes, (nll, encoded))
 
 
 def path(record: Path) -> Path:
@@ -55,24 +62,29 @@ def path(record: Path) -> Path:
 def write(losses: Losses, path: Path) -> None:
     """Write atomically."""
     file = io.BytesIO()
-    np.savez_compressed(file, **vars(losses))
+    np.savez_compressed(file, **{name: getattr(losses, name) for name in ("artifact", "data", "nats", "sizes")})
     write_atomically(path, file.getvalue())
 
 
 def read(path: Path) -> Losses:
     """Read what `write` wrote. Raises UsageError for anything else."""
     try:
-        data = io.BytesIO(read_regular(path, _LARGEST))
-        with zipfile.ZipFile(data) as members:
-            if sum(member.file_size for member in members.infolist()) > _LARGEST:
-                raise ValueError(f"unpacks to more than {_LARGEST:,} bytes")
-        with np.load(data, allow_pickle=False) as file:
-            losses = Losses(str(file["artifact"]), str(file["data"]), file["nats"], file["sizes"])
+        file = read_arrays(read_regular(path, _LARGEST), _LARGEST)
+        losses = Losses(str(file["artifact"]), str(file["data"]), file["nats"], file["sizes"])
     except FileNotFoundError:
         raise UsageError(f"{path}: no such file; `pgolf score` writes it beside the record") from None
-    except (OSError, ValueError, KeyError, EOFError, MemoryError, NotImplementedError, zipfile.BadZipFile) as error:
+    except UNSOUND as error:
         raise UsageError(f"{path}: not a file of log-losses ({error})") from None
     shapes = losses.nats.shape, losses.sizes.shape
     if shapes != 2 * ((len(losses.nats),),) or losses.nats.dtype != float or losses.sizes.dtype != np.int64:
         raise UsageError(f"{path}: not a file of log-losses (shapes {shapes[0]} and {shapes[1]})")
     return losses
+
+
+def read_arrays(data: bytes, limit: int) -> dict[str, npt.NDArray[Any]]:
+    """The arrays of an .npz file that unpacks to at most `limit` bytes. Raises what `UNSOUND` lists."""
+    with zipfile.ZipFile(io.BytesIO(data)) as members:
+        if sum(member.file_size for member in members.infolist()) > limit:
+            raise ValueError(f"unpacks to more than {limit:,} bytes")
+    with np.load(io.BytesIO(data), allow_pickle=False) as file:
+        return dict(file)

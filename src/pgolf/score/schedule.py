@@ -43,15 +43,16 @@ def steps(manifest: Manifest, count: int) -> Walk:
     waiting = count if parts else len(lane)  # the next document that no lane has begun
     while len(lane):
         following = yield Step(lane.astype(np.int32), shown, segment, offset)
-        offset = offset + 1
+        offset, shown = offset + 1, following
         ended = offset == sizes[segment] if parts else following == manifest.bos
-        refilled = np.flatnonzero(ended)[: max(0, count - waiting)]
-        segment = segment.copy()
-        segment[refilled] = waiting + np.arange(len(refilled))
-        waiting += len(refilled)
-        offset[refilled] = 0
-        ended[refilled] = False  # a lane that takes the next document shows BOS, which has just ended the last one
-        lane, segment, offset, shown = (array[~ended] for array in (lane, segment, offset, following))
+        if ended.any():
+            refilled = np.flatnonzero(ended)[: max(0, count - waiting)]
+            segment = segment.copy()
+            segment[refilled] = waiting + np.arange(len(refilled))
+            waiting += len(refilled)
+            offset[refilled] = 0
+            ended[refilled] = False  # a lane that takes the next document shows BOS, which has just ended the last one
+            lane, segment, offset, shown = (array[~ended] for array in (lane, segment, offset, shown))
 
 
 def begin(walk: Walk) -> Step | None:

@@ -16,6 +16,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from pgolf import rules
 from pgolf.artifact import Artifact, Manifest, read
@@ -33,7 +34,9 @@ from pgolf.score.likelihood import Floats, log_losses
 from pgolf.score.losses import Losses
 from pgolf.score.predictors import Predictor, progress
 from pgolf.score.record import CodeLength, Packed, Record, Submission, Text, new
-from pgolf.score.schedule import Targets
+from pgolf.score.schedule import Index, Targets
+
+_TOGETHER = 1 << 20  # logits: one after the other, the predictor's work empties the cache in between
 
 
 @dataclass(frozen=True)
@@ -192,13 +195,15 @@ def step_through(
 ) -> tuple[Floats, int, list[float]]:
     """The step form: log-loss in nats (N,), the number of steps, and the bits spent after each `rules.CODE_EVERY`.
 
-    What follows is shown only when the logits are here: `receive` returns a private copy of all of them.
+    What follows is shown only when the logits are here: `receive` returns a private copy of all of them. The log-loss
+    of several steps is taken at once, while the predictor computes.
     """
     targets = Targets.of(manifest, encoded)
     nll = np.full(len(targets.tokens), np.nan)
     bits: list[float] = []
     spent = 0.0
     number = 0
+    waiting: list[tuple[Tensor, Index]] = []  # logits, and where the tokens are that they predict
     walk = schedule.steps(manifest, count)
     step = schedule.begin(walk)
     if step is not None:
@@ -209,10 +214,15 @@ def step_through(
         step = schedule.advance(walk, targets.tokens[at])
         if step is not None:
             predictor.submit(step)  # from here on the predictor computes, while this process scores
-        nll[at] = losses = log_losses(logits, targets.tokens, at)
-        spent += float(losses.sum()) / math.log(2)
+        waiting.append((logits, at))
         number += 1
+        full = len(waiting) * logits.numel() >= _TOGETHER
+        if full or step is None or number % rules.CODE_EVERY == 0:
+            for logits, at in waiting:
+                nll[at] = losses = log_losses(logits, targets.tokens, at)
+                spent += float(losses.sum()) / math.log(2)
+                done(len(at))
+            waiting.clear()
         if number % rules.CODE_EVERY == 0:
             bits.append(round(spent, 2))
-        done(len(at))
     return nll, number, bits

@@ -17,6 +17,7 @@ import numpy as np
 import pgolf.train
 from pgolf.errors import UsageError
 from pgolf.files import write_atomically
+from pgolf.score.score import Options
 from pgolf.stats import row
 from pgolf.submission import trial
 
@@ -29,7 +30,7 @@ def table(args: argparse.Namespace) -> list[dict[str, Any]]:
     variants = {"base": []} | {text: text.split(",") for text in args.variants}
     results: dict[str, list[dict[str, Any]]] = {name: [] for name in variants}
     for seed in args.seeds:  # seed by seed, so that a table cut short compares like with like
-        for name, changes in variants.items():
+        for name, changes in reversed(variants.items()):  # a slip in a variant shows before the base is trained
             results[name].append(one_run(args, [*args.base, *changes], seed))
     base = np.array([run["bpb"] for run in results["base"]])
     return [row(name, runs, base) for name, runs in results.items()]
@@ -41,15 +42,15 @@ def one_run(args: argparse.Namespace, settings: Sequence[str], seed: int) -> dic
     command = [str(args.trainer), "--track", args.track, "--seed", str(seed), *budget]
     command += ["--preset", args.preset] if args.preset else []
     command += [f"--{setting}" for setting in settings]
-    key = hashlib.sha256(
-        json.dumps([*command, str(args.data), args.documents, source(args.trainer)]).encode()
-    ).hexdigest()[:16]
+    parts = [*command, str(args.data), args.documents, source(args.trainer), *["development"] * args.development]
+    key = hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:16]
     record = args.out / f"{key}.json"
     if record.is_file():
         return dict(json.loads(record.read_text(encoding="utf-8")))
     name = " ".join(settings) or "base"
     print(f"pgolf: {name}, seed {seed}", file=sys.stderr)
-    done = trial.train_and_score(command, args.out / f"{key}.zst", args.data, args.documents, not args.no_sandbox)
+    options = Options(documents=args.documents, isolated=not args.no_sandbox, development=args.development)
+    done = trial.train_and_score(command, args.out / f"{key}.zst", args.data, options)
     result = {
         "command": command,
         "bpb": done.record.bpb,

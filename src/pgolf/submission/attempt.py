@@ -17,6 +17,7 @@ import numpy as np
 
 from pgolf import artifact, rules
 from pgolf.artifact import MANIFEST
+from pgolf.data.dataset import Dataset, open_dataset
 from pgolf.errors import EnvironmentBroken, Refused, UsageError
 from pgolf.files import printable
 from pgolf.score import losses
@@ -64,10 +65,11 @@ def attempt(
     found = artifact.read(path, rules.ARTIFACT_BYTES)
     members = _changed(found.members, code, changes)
     options = replace(options, development=True)
+    dataset = open_dataset(data)
     with tempfile.TemporaryDirectory() as folder:
         file = Path(folder) / "artifact.zst"
         size = _pack(members, file)
-        record, scored = _score(file, data, options)
+        record, scored = _score(file, dataset, options)
     base, fault = None, None
     if members != found.members:
         name = f"{found.sha256[:16]}-{scored.data[:16]}-{find_device(options.device).replace(':', '')}.npz"
@@ -75,7 +77,7 @@ def attempt(
         if base is None:
             note("scoring the unchanged artifact too, once for these documents")
             try:
-                base = _score(path, data, options)[1]
+                base = _score(path, dataset, options)[1]
             except Refused as error:
                 fault = str(error)
             else:
@@ -115,7 +117,7 @@ def _pack(members: Mapping[str, bytes], path: Path) -> int | None:
         return None
 
 
-def _score(path: Path, data: Path, options: Options) -> tuple[Record, Losses]:
+def _score(path: Path, data: Dataset, options: Options) -> tuple[Record, Losses]:
     kept: list[Losses] = []
     record = score(path, data, options, kept.append)
     if record.status != "ok":

@@ -22,9 +22,10 @@ from pgolf.score.score import Options, score
 from pgolf.submission import claims
 from pgolf.submission.findings import ERROR, LATE, WARNING, Finding
 from pgolf.submission.folder import folder_members
-from pgolf.submission.members import look, sizes
+from pgolf.submission.members import by_role, compressed, left, look
 from pgolf.submission.retrain import retrain
 
+_FASTER = "check on a quiet machine; use more lanes or a smaller model"
 SAMPLE_BYTES = 100_000  # of the validation text: some seconds of scoring on two cores
 
 
@@ -34,7 +35,7 @@ class Report:
 
     findings: tuple[Finding, ...]
     sizes: dict[str, int] = field(default_factory=dict)
-    """Bytes of the members, compressed alone, by kind; "total" and "left" are of the artifact."""
+    """Bytes that the members of each role add to the file, estimated; "total" and "left" are of the artifact."""
     sample: dict[str, Any] | None = None
     """The sample's score: documents, bytes, bpb, seconds, and the seconds projected for the whole text."""
     training: dict[str, float] | None = None
@@ -100,7 +101,8 @@ def _artifact(path: Path, data: Dataset, options: Options, train: bool) -> tuple
     training, trained = None, list[Finding]()
     if train:
         training, trained = retrain(found, data, find_device(options.device), options.isolated)
-    return Report((*look(found), *scored, *trained), sizes(found), sample, training), found
+    sizes = by_role(found, compressed(found)) | {"total": found.size, "left": left(found)}
+    return Report((*look(found), *scored, *trained), sizes, sample, training), found
 
 
 def _unreadable(error: Refused) -> Finding:
@@ -136,8 +138,7 @@ def _sample(
     findings = []
     if projected > LATE * limit:
         what = f"the whole text would take about {projected:.0f} of {limit:g} s on this machine"
-        remedy = "check on a quiet machine; use more lanes or a smaller model"
-        findings.append(Finding("too-slow", WARNING, "predict.py", None, what, remedy))
+        findings.append(Finding("too-slow", WARNING, "predict.py", None, what, _FASTER))
     if found.manifest.form != "step":
         what = "scores in the window form do not count"
         findings.append(
@@ -154,6 +155,8 @@ def _refusal(found: Artifact, record: Record) -> Finding:
         file, line = (place[1], int(place[2])) if place else (None, None)
         remedy = "mend the code; `pgolf check --verbose` shows its traceback and what it printed"
         return Finding("code-raised", ERROR, file, line, reason, remedy)
+    if reason.startswith("the evaluation took longer "):
+        return Finding("too-slow", ERROR, "predict.py", None, reason, _FASTER)
     if "encode" in record.seconds and "load" not in record.seconds:
         remedy = "the ids have to decode to the exact text: docs/artifact.md, tokenizers"
         return Finding("tokenizer", ERROR, found.manifest.tokenizer, None, reason, remedy)

@@ -3,16 +3,19 @@
 import ast
 import importlib.util
 import sys
+import tarfile
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 import zstandard
 
-from pgolf import noise, rules
+from pgolf import artifact, noise, rules
 from pgolf.artifact import MANIFEST, Artifact, sources
 from pgolf.files import printable
 from pgolf.sandbox import environment
 from pgolf.submission.findings import ERROR, WARNING, Finding
+
+CODE, TOKENIZER, OTHER = ROLES = ("code", "tokenizer", "weights and other")
 
 
 def look(found: Artifact) -> Iterator[Finding]:
@@ -22,17 +25,45 @@ def look(found: Artifact) -> Iterator[Finding]:
     yield from _sources(found)
 
 
-def sizes(found: Artifact) -> dict[str, int]:
-    """Members of a kind are compressed together, as they are in the artifact, so the kinds nearly add up."""
-    kinds: dict[str, list[bytes]] = {"code": [], "tokenizer": [], "weights and other": []}
+def role(found: Artifact, name: str) -> str:
+    """What a member is for, as far as the harness can know: which of the other files are weights is their author's."""
+    if name == found.manifest.tokenizer:
+        return TOKENIZER
+    return CODE if name.endswith(".py") or name == MANIFEST else OTHER
+
+
+def compressed(found: Artifact) -> dict[str, int]:
+    """Bytes that each member adds to the file, in the order in which they lie there: an estimate.
+
+    The members are packed again as `artifact.pack` does, but the compressor finishes a block at the end of each. So a
+    member pays for its tar header, and what it repeats of those before it is cheap. All together are a little larger
+    than the file: by 0.06 % and 0.19 % for the two baselines.
+    """
+    raw = sum(_tar_size(content) for content in found.members.values())
+    parameters = zstandard.ZstdCompressionParameters.from_level(artifact.LEVEL, source_size=raw)
+    stream = zstandard.ZstdCompressor(compression_params=parameters).compressobj(size=raw)
+    sizes = {}
     for name, content in sorted(found.members.items()):
-        is_code = name.endswith(".py") or name == MANIFEST
-        kind = "tokenizer" if name == found.manifest.tokenizer else "code" if is_code else "weights and other"
-        kinds[kind].append(content)
-    compressor = zstandard.ZstdCompressor(level=19)
-    each = {kind: len(compressor.compress(b"".join(parts))) if parts else 0 for kind, parts in kinds.items()}
-    limit = rules.track(found.manifest.track).artifact_bytes
-    return each | {"total": found.size, "left": limit - found.size}
+        header = tarfile.TarInfo(name)
+        header.size = len(content)
+        block = header.tobuf(tarfile.USTAR_FORMAT) + content
+        written = stream.compress(block.ljust(_tar_size(content), b"\0"))
+        sizes[name] = len(written) + len(stream.flush(zstandard.COMPRESSOBJ_FLUSH_BLOCK))
+    return sizes
+
+
+def _tar_size(content: bytes) -> int:
+    return tarfile.BLOCKSIZE * (1 + -(-len(content) // tarfile.BLOCKSIZE))
+
+
+def by_role(found: Artifact, sizes: Mapping[str, int]) -> dict[str, int]:
+    """The bytes of members, added up by role."""
+    return {kind: sum(size for name, size in sizes.items() if role(found, name) == kind) for kind in ROLES}
+
+
+def left(found: Artifact) -> int:
+    """Bytes of the track's limit that the file does not need."""
+    return rules.track(found.manifest.track).artifact_bytes - found.size
 
 
 def _imports(found: Artifact) -> Iterator[Finding]:
@@ -92,10 +123,10 @@ def _unused(found: Artifact) -> Iterator[Finding]:
 
 def _sources(found: Artifact) -> Iterator[Finding]:
     """Of what an organizer gets to train again: its size, and data that may hide in it."""
-    code = sources(found.members)
-    if (total := sum(map(len, code.values()))) > rules.SOURCE_BYTES:
+    code, limit = sources(found.members), rules.track(found.manifest.track).source_bytes
+    if (total := sum(map(len, code.values()))) > limit:
         largest = max(code, key=lambda name: len(code[name]))
-        what = f"the Python files and {MANIFEST} have {total:,} bytes; the limit is {rules.SOURCE_BYTES:,}"
+        what = f"the Python files and {MANIFEST} have {total:,} bytes; the track's limit is {limit:,}"
         yield Finding("source-bytes", ERROR, largest, None, what, "move data out of the code")
     for name, rate in noise.noisy(code):
         what = f"{rules.NOISE_WINDOW_BYTES:,} bytes of it compress to {rate:.0%}, code to under {rules.NOISE_RATE:.0%}"

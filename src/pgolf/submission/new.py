@@ -33,7 +33,7 @@ def new(name: str, source: str, track: str, author: str | None = None, out: Path
     out = out or Path("submissions") / f"{today}_{slug(name)}"
     if os.path.lexists(out):
         raise UsageError(f"{out}: exists already; choose another name or --out")
-    author = author or _login_name()
+    author = author or login_name()
     blank = Entry(entry.FORMAT, name, author, track, today, "", Packed(None, None, None), None)
     try:
         encoded = entry.encode(blank)
@@ -50,7 +50,7 @@ def new(name: str, source: str, track: str, author: str | None = None, out: Path
         "PREPARE_SECONDS": f"{limits.prepare_seconds:g} s",
         "TRAIN_SECONDS": f"{limits.train_seconds:g} s on {limits.hardware}" if limits.train_seconds else "no limit",
         "EVAL_SECONDS": f"{limits.eval_seconds:g} s",
-        "SOURCE_BYTES": f"{rules.SOURCE_BYTES:,}",
+        "SOURCE_BYTES": f"{limits.source_bytes:,}",
     }
     files = {f"{entry.CODE}/{member}": data for member, data in code.items()}
     files |= {page: _filled((_TEMPLATES / page).read_text(encoding="utf-8"), words) for page in _PAGES}
@@ -71,7 +71,8 @@ def new(name: str, source: str, track: str, author: str | None = None, out: Path
     return out
 
 
-def _login_name() -> str:
+def login_name() -> str:
+    """The user's login name. Raises UsageError when there is none."""
     try:
         return getpass.getuser()
     except (KeyError, OSError):  # a user without a name, as in some containers

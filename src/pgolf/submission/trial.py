@@ -25,9 +25,7 @@ class Trial:
     """The score."""
 
 
-def train_and_score(
-    command: Sequence[str], out: Path, data: Path, documents: int | None, isolated: bool, processes: int = 1
-) -> Trial:
+def train_and_score(command: Sequence[str], out: Path, data: Path, options: Options, processes: int = 1) -> Trial:
     """Run a trainer's command line so that it writes `out`, and score that.
 
     An artifact that was late is scored too. Raises what `launch` does, and EnvironmentBroken if the
@@ -40,7 +38,7 @@ def train_and_score(
         if not out.is_file():
             raise
     first, *_, last = map(json.loads, beside(out, ".jsonl").read_text(encoding="utf-8").splitlines())
-    record = score(out, data, Options(documents=documents, isolated=isolated))
+    record = score(out, data, options)
     if record.status != "ok":
         raise EnvironmentBroken(f"{out}: {record.reason}")
     return Trial(first | last, record)

@@ -10,6 +10,7 @@ import socket
 from functools import cache
 from pathlib import Path
 
+from pgolf import rules
 from pgolf.errors import EnvironmentBroken
 from pgolf.sandbox.wire import Channel, Kind, WireError
 from pgolf.train.clock import Clock
@@ -39,8 +40,10 @@ def open_data(seconds: float, ranks: Ranks) -> Clock:
     return clock
 
 
-def hand_over(artifact: Path) -> None:
-    """Send the finished artifact, which stops the clock; under a harness this process ends here."""
+def hand_over(artifact: Path, log: Path | None = None) -> None:
+    """Send the log and the finished artifact, which stops the clock; under a harness this process ends here."""
     if harness := _harness():
+        if log is not None and log.is_file():
+            harness.send(Kind.LOG, log.read_bytes()[-rules.TRAIN_LOG_BYTES :])
         harness.send(Kind.ARTIFACT, artifact.read_bytes())
         harness.socket.recv(1)  # the harness kills everything

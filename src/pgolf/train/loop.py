@@ -201,9 +201,9 @@ def train_and_pack(
         trained = clock.elapsed()
         facts, sentence = trainer.save(options.out, feed, declared(run, arguments, steps))
         seconds = clock.elapsed()
-        hand_over(options.out)
         times = {"seconds": round(seconds, 3), "train_seconds": round(trained, 3), "stopped": stop.is_set()}
         log.write(steps=steps, tokens=steps * s.batch_tokens, **times, **facts)
+        hand_over(options.out, log_path(options))
         log.close()
         say(f"{steps:,} steps, {steps * s.batch_tokens:,} tokens{', stopped by a signal' if stop.is_set() else ''}")
         say(f"{sentence}; {seconds:.1f} seconds of {limit:g}")

@@ -423,7 +423,7 @@ def test_two_builds_do_not_share_a_folder(run: Run, corpus: Path, tmp_path: Path
     with claimed(tmp_path / "d", {}):
         code, _, err = run(corpus, *args)
     assert code == 2
-    assert "another build is at work there" in err
+    assert "another build or fetch is at work there" in err
 
 
 @needs_fineweb

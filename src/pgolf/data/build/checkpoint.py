@@ -57,7 +57,7 @@ def claimed(out: Path, identity: Json) -> Iterator[Checkpoint]:
     made = not out.exists()
     try:
         out.mkdir(parents=True, exist_ok=True)
-        with _locked(out):
+        with locked(out):
             state = _load(out, identity)
             for path in filter(is_temporary, out.iterdir()):
                 path.unlink()
@@ -80,13 +80,13 @@ def claimed(out: Path, identity: Json) -> Iterator[Checkpoint]:
 
 
 @contextlib.contextmanager
-def _locked(out: Path) -> Iterator[None]:
+def locked(out: Path) -> Iterator[None]:
     lock = os.open(out, os.O_RDONLY)
     try:
         fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         yield
     except BlockingIOError:
-        raise UsageError(f"{out}: another build is at work there") from None
+        raise UsageError(f"{out}: another build or fetch is at work there") from None
     finally:
         os.close(lock)
 

@@ -1,0 +1,139 @@
+"""golf's context mixer: a distribution, causal, the same from run to run, and better for what it has learned."""
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pytest
+
+from conftest import ROOT
+from trainers import load
+
+Array = npt.NDArray[Any]
+BOS, LANES = 1, 3
+
+
+@pytest.fixture(scope="module")
+def mixer() -> Iterator[Any]:
+    for modules in load(("mixer_cpp", "mixer"), ROOT / "baselines" / "golf"):
+        modules.mixer.BUCKET_BITS = 12
+        yield modules.mixer
+
+
+@pytest.fixture(scope="module")
+def tokenizer(tokenizer_model: Path) -> Path:
+    return tokenizer_model
+
+
+def made(mixer: Any, tokenizer: Path, off: tuple[str, ...] = ()) -> Any:
+    return mixer.Mixer(tokenizer, BOS, LANES, off)
+
+
+def text_of(seed: int, steps: int, vocab_size: int) -> Array:
+    """Tokens (steps, LANES): a few sentences again and again, in each lane in another order."""
+    generator = np.random.default_rng(seed)
+    sentences = generator.integers(2, vocab_size, (4, 9))
+    lanes = [sentences[generator.integers(4, size=steps // 9 + 1)].ravel()[:steps] for _ in range(LANES)]
+    return np.stack(lanes, 1)
+
+
+def stepped(mixer: Any, tokens: Array, threads: int = 1, threshold: float = 0.01) -> Array:
+    """The mixture's probabilities (T, LANES, V) when tokens (T, LANES) are shown; the network knows nothing."""
+    lanes, out = np.arange(LANES), []
+    for ids in tokens:
+        p = np.full((LANES, mixer.vocab_size), 1 / mixer.vocab_size, np.float32)
+        mixer.step(np.ascontiguousarray(ids), lanes, p, threshold, threads)
+        out.append(p)
+    return np.stack(out)
+
+
+def losses(p: Array, tokens: Array) -> Array:
+    """Bits (T - 1,) a token of each step after the first."""
+    return -np.log2(np.take_along_axis(p[:-1], tokens[1:, :, None], 2)).mean((1, 2))
+
+
+def test_every_prediction_is_a_distribution(mixer: Any, tokenizer: Path) -> None:
+    one = made(mixer, tokenizer)
+    p = stepped(one, text_of(1, 60, one.vocab_size))
+    assert (p > 0).all()
+    np.testing.assert_allclose(p.sum(2), 1, atol=1e-4)
+
+
+def test_later_tokens_change_nothing(mixer: Any, tokenizer: Path) -> None:
+    one, two = made(mixer, tokenizer), made(mixer, tokenizer)
+    tokens = text_of(2, 60, one.vocab_size)
+    changed = tokens.copy()
+    changed[40:] = BOS
+    before, after = stepped(one, tokens), stepped(two, changed)
+    assert np.array_equal(before[:40], after[:40])
+    assert not np.array_equal(before[40:], after[40:])
+
+
+def test_neither_threads_nor_runs_change_a_bit(mixer: Any, tokenizer: Path) -> None:
+    runs = [stepped(one := made(mixer, tokenizer), text_of(3, 60, one.vocab_size), threads) for threads in (1, 1, 2, 3)]
+    assert all(np.array_equal(runs[0], run) for run in runs[1:])
+
+
+def test_it_learns_from_what_all_lanes_have_shown(mixer: Any, tokenizer: Path) -> None:
+    one = made(mixer, tokenizer)
+    tokens = text_of(4, 200, one.vocab_size)
+    bits = losses(stepped(one, tokens), tokens)
+    assert bits[-50:].mean() < 0.3 * bits[:9].mean()
+    # A sentence that only another lane has shown is known, too.
+    fresh, alone = made(mixer, tokenizer), tokens.copy()
+    alone[:100, 1:] = np.random.default_rng(5).integers(2, fresh.vocab_size, (100, LANES - 1))
+    p = stepped(fresh, alone)[:, 1:]
+    late = -np.log2(np.take_along_axis(p[100:-1], alone[101:, 1:, None], 2)).mean()
+    assert late < 0.5 * bits[:9].mean()
+
+
+def test_coded_text_is_decoded_and_known(mixer: Any, tokenizer: Path) -> None:
+    coder, decoder, fresh = (made(mixer, tokenizer) for _ in range(3))
+    tokens = text_of(6, 300, coder.vocab_size)
+    text = tokens[:, 0]
+    code = coder.encode(text, 10_000)
+    assert len(code) < len(text)  # under 8 bits a token
+    decoder.decode(code)
+    seen = tokens[:50]
+    p = stepped(coder, seen)
+    assert np.array_equal(p, stepped(decoder, seen))  # the same text has been learned
+    assert losses(p, seen).mean() < 0.6 * losses(stepped(fresh, seen), seen).mean()
+
+
+def test_code_does_not_depend_on_the_lanes(mixer: Any, tokenizer: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The trainer has none. Tables so small that contexts collide would show what differs."""
+    monkeypatch.setattr(mixer, "BUCKET_BITS", 6)
+    one, none = made(mixer, tokenizer), mixer.Mixer(tokenizer, BOS, 0)
+    text = text_of(11, 400, one.vocab_size)[:, 0]
+    text[::50] = BOS
+    assert one.encode(text, 10_000) == none.encode(text, 10_000)
+
+
+def test_code_fits_its_limit(mixer: Any, tokenizer: Path) -> None:
+    one = made(mixer, tokenizer)
+    text = np.random.default_rng(7).integers(2, one.vocab_size, 3000)
+    assert 450 < len(one.encode(text, 500)) <= 500
+
+
+def test_damaged_code_ends(mixer: Any, tokenizer: Path) -> None:
+    made(mixer, tokenizer).decode(np.random.default_rng(8).bytes(300)[:2] + b"\0\0" + bytes(range(256)))
+
+
+def test_each_context_can_be_switched_off(mixer: Any, tokenizer: Path) -> None:
+    whole = made(mixer, tokenizer)
+    tokens = text_of(9, 40, whole.vocab_size)
+    p = stepped(whole, tokens, threshold=0.1)
+    for name in whole.names:
+        assert not np.array_equal(p, stepped(made(mixer, tokenizer, (name,)), tokens, threshold=0.1)), name
+    with pytest.raises(ValueError, match="no context is called 'order 77'"):
+        made(mixer, tokenizer, ("order 77",))
+
+
+def test_what_is_improbable_keeps_the_networks_shares(mixer: Any, tokenizer: Path) -> None:
+    one = made(mixer, tokenizer)
+    p = np.random.default_rng(10).dirichlet(np.ones(one.vocab_size), LANES).astype(np.float32)
+    mixed = p.copy()
+    one.step(np.full(LANES, BOS), np.arange(LANES), mixed, 2.0, 1)  # no node is that probable
+    np.testing.assert_allclose(mixed, p, rtol=1e-3, atol=1e-8)
