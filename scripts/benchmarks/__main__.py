@@ -10,6 +10,7 @@ from pathlib import Path
 import codes
 import density
 import early
+import gpu
 import numpy as np
 import quantise
 import speed
@@ -41,6 +42,7 @@ def main() -> None:
     command.add_argument("artifact", type=Path)
     command.add_argument("--data", type=Path, required=True)
     command.add_argument("--tokens", type=int, nargs="+", default=[100_000, 300_000, 1_000_000])
+    command.add_argument("--device", default="cpu", help="cpu, cuda or cuda:N (default: %(default)s)")
     command.set_defaults(run=bench_score)
     command = commands.add_parser("data", help="the dataset build against sentencepiece alone")
     command.add_argument("source", type=Path, help="a .jsonl.zst file")
@@ -65,6 +67,19 @@ def main() -> None:
     command = commands.add_parser("early", help="what work before the clock gains", description=early.__doc__)
     early.add_arguments(command)
     command.set_defaults(run=early.bench_early)
+    command = commands.add_parser(
+        "gpu",
+        help="every figure of the main track, on a machine with a GPU",
+        description=gpu.__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    command.add_argument("--text", type=Path, required=True, help="a .jsonl.zst file to train on and to score")
+    command.add_argument("--out", type=Path, required=True, help="folder of figures and logs")
+    command.add_argument("--minutes", type=float, default=60, help="begin no stage after these (default: %(default)s)")
+    command.add_argument("--contest", type=Path, metavar="FILE", help="the contest's train_gpt.py")
+    command.add_argument("--full", action="store_true", help="also train each of ours for 600 s")
+    command.add_argument("--rehearse", action="store_true", help="the stages in small, on a CPU")
+    command.set_defaults(run=gpu.bench_gpu)
     command = commands.add_parser("quantise", help="what coarser weights cost", description=quantise.__doc__)
     command.add_argument("artifact", type=Path, help="an artifact of baselines/naive or baselines/golf")
     command.add_argument("--data", type=Path, required=True)
@@ -104,14 +119,14 @@ def bench_score(args: argparse.Namespace) -> None:
     print("    tokens    steps   sandbox   in-process   ratio   predictor   wire + scorer   difference of the loss")
     for tokens in args.tokens:
         count = int(np.searchsorted(ends, tokens)) + 1
-        record = score(args.artifact, args.data, Options(device="cpu", documents=count))
+        record = score(args.artifact, args.data, Options(device=args.device, documents=count))
         if record.status != "ok":
             sys.exit(f"bench: {record.reason}")
         assert record.tokens and record.steps and record.nats_per_token  # a score of the step form has them
         seconds = record.seconds
         sandboxed = seconds["predictor"] + seconds["wire"] + seconds["scorer"]
         start = time.perf_counter()
-        loss = plain_loop(artifact, encoded[:count])
+        loss = plain_loop(artifact, encoded[:count], args.device)
         plain = time.perf_counter() - start
         difference = abs(loss / record.nats_per_token - 1)
         print(
@@ -128,19 +143,21 @@ def lift_time_limits() -> None:
         rules.TRACKS[name] = dataclasses.replace(track, eval_seconds=1e6)
 
 
-def plain_loop(artifact: Artifact, encoded: list[np.ndarray]) -> float:
+def plain_loop(artifact: Artifact, encoded: list[np.ndarray], device: str) -> float:
     """nats per token, computed in this process over the same schedule as the scorer's."""
     manifest = artifact.manifest
     targets = Targets.of(manifest, encoded)
     count = schedule.count(manifest, len(encoded), len(targets.tokens))
     with unpacked(artifact.members) as folder, loaded(folder) as own:
-        predictor = own.predict.load(folder, torch.device("cpu"), manifest.lanes, count)
+        predictor = own.predict.load(folder, torch.device(device), manifest.lanes, count)
     walk, total = schedule.steps(manifest, count), 0.0
     step = schedule.begin(walk)
     while step is not None:
-        logits = predictor.step(torch.from_numpy(step.shown.astype(np.int64)), torch.from_numpy(step.lane).long())
+        shown, lane = (torch.from_numpy(ids.astype(np.int64)).to(device) for ids in (step.shown, step.lane))
+        logits = predictor.step(shown, lane)
         following = targets.tokens[targets.at(step)]
-        total += float(torch.nn.functional.cross_entropy(logits, torch.from_numpy(following).long(), reduction="sum"))
+        wanted = torch.from_numpy(following).long().to(device)
+        total += float(torch.nn.functional.cross_entropy(logits, wanted, reduction="sum"))
         step = schedule.advance(walk, following)
     return total / len(targets.tokens)
 
