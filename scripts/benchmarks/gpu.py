@@ -203,7 +203,8 @@ def steps(baseline: str, bench: Bench) -> Figures:
     watch, out = bench.out / f"{baseline}-steps.watch.json", bench.artifact(f"{baseline}-steps")
     trainer = ROOT / "baselines" / baseline / "train.py"
     bench.python(ROOT / "scripts/benchmarks/watch.py", watch, trainer, *flags(bench, baseline, out, "--steps=30"))
-    return trained(bench, out) | json.loads(watch.read_text())
+    watched: Figures = json.loads(watch.read_text())
+    return trained(bench, out) | watched
 
 
 def torchrun(baseline: str, bench: Bench) -> Figures:
