@@ -73,11 +73,6 @@ class Mixer:
         self.library.mixer_step(self.handle, address(ids), address(lane), len(ids), address(p), threshold, threads)
 
 
-def pack(tokens: npt.NDArray[Any], tokenizer: Path, bos: int, limit: int) -> bytes:
-    """Training tokens (N,), as many of the first as fit `limit` bytes, for `Mixer.decode`."""
-    return Mixer(tokenizer, bos, 0).encode(tokens, limit)
-
-
 def pieces(tokenizer: Path) -> list[bytes]:
     """The text of each token."""
     model = sentencepiece.SentencePieceProcessor(model_file=str(tokenizer))

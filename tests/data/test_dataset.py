@@ -94,7 +94,7 @@ def test_shard_that_begins_inside_a_document(tmp_path: Path) -> None:
     """Documents are told apart by BOS, so a shard without one at its start belongs to something else."""
     path = shard(tmp_path / "val_000000.bin", [5, 1, 6])
     with pytest.raises(EnvironmentBroken, match="the first token is not BOS"):
-        list(split_documents(path, read_shard(path, 64), 1))
+        list(split_documents([(path, read_shard(path, 64))], 1))
 
 
 @pytest.fixture

@@ -25,7 +25,9 @@ VOCAB = 2**16
 
 def training_texts(data: Dataset) -> set[bytes]:
     processor = load_tokenizer(data.tokenizer)
-    documents = (ids for shard in data.train_shards for ids in split_documents(shard.path, shard.read(VOCAB), data.bos))
+    documents = (
+        ids for shard in data.train_shards for ids in split_documents([(shard.path, shard.read(VOCAB))], data.bos)
+    )
     return {processor.decode(ids.tolist()).encode() for ids in documents}
 
 

@@ -46,6 +46,19 @@ def positive(text: str) -> int:
     return int(text)
 
 
+def note(sentence: str) -> None:
+    """Say something beside the result."""
+    print(f"pgolf: {sentence}", file=sys.stderr)
+
+
+def add_text(parser: argparse.ArgumentParser) -> None:
+    """How the text is found in a source of documents."""
+    parser.add_argument("--field", default="text", help="where a row or JSON line has its text (default: %(default)s)")
+    parser.add_argument("--lines", action="store_true", help="a text file holds a document per line, not just one")
+    parser.add_argument("--config", help="configuration of a hub dataset")
+    parser.add_argument("--split", default="train", help="its split (default: %(default)s)")
+
+
 def add_data(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--data", type=Path, help="dataset folder (default: the only one in ./data)")
 

@@ -6,7 +6,7 @@ import math
 import sys
 from pathlib import Path
 
-from pgolf.cli.command import Commands, add_command, add_data, add_device, positive
+from pgolf.cli.command import Commands, add_command, add_data, add_device, note, positive
 from pgolf.contest import compare, rerun_record, verdict
 from pgolf.contest.case import Options
 from pgolf.contest.rerun import rerun
@@ -35,7 +35,7 @@ def _diff(args: argparse.Namespace) -> int:
     result = compare.compare(args.a, args.b)
     print(json.dumps(compare.as_json(result), indent=2) if args.json else compare.table(result))
     if args.plot and (fault := compare.plot(result, args.plot)):
-        print(f"pgolf: {fault}", file=sys.stderr)
+        note(fault)
     return 0
 
 

@@ -3,7 +3,6 @@
 import argparse
 import contextlib
 import json
-import sys
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -13,7 +12,7 @@ from typing import Any
 import zstandard
 
 from pgolf import artifact, rules
-from pgolf.cli.command import Commands, add_command
+from pgolf.cli.command import Commands, add_command, add_text, note
 from pgolf.cli.fetch import add_fetch
 from pgolf.data.build import demo
 from pgolf.data.build.build import SHARD_TOKENS, Settings, build, finished
@@ -64,10 +63,7 @@ def _add_build(commands: Commands) -> None:
     held_out.add_argument("--val", nargs="+", metavar="SOURCE", help="sources of the validation text")
     held_out.add_argument("--val-documents", type=int, metavar="N", help="hold out the first N documents instead")
     _add_development(parser)
-    parser.add_argument("--field", default="text", help="where a row or JSON line has its text (default: %(default)s)")
-    parser.add_argument("--lines", action="store_true", help="a text file holds a document per line, not just one")
-    parser.add_argument("--config", help="configuration of a hub dataset")
-    parser.add_argument("--split", default="train", help="its split (default: %(default)s)")
+    add_text(parser)
     parser.add_argument("--val-split", default="validation", help="split of --val datasets (default: %(default)s)")
     parser.add_argument(
         "--tokenizer",
@@ -134,18 +130,14 @@ def _folder(text: str) -> Path:
     return Path(text)
 
 
-def _note(sentence: str) -> None:
-    print(f"pgolf: {sentence}", file=sys.stderr)
-
-
 def _build(args: argparse.Namespace) -> int:
     start = monotonic()
     if args.tokenizer and (args.vocab_size or args.normalization):
         raise UsageError("--tokenizer takes a finished model; leave out --vocab-size and --normalization")
     validation: Any = args.val_documents
-    sources = resolve(args.sources, config=args.config, split=args.split, lines=args.lines, note=_note)
+    sources = resolve(args.sources, config=args.config, split=args.split, lines=args.lines, note=note)
     if args.val:
-        validation = resolve(args.val, config=args.config, split=args.val_split, lines=args.lines, note=_note)
+        validation = resolve(args.val, config=args.config, split=args.val_split, lines=args.lines, note=note)
     there = finished(args.out) is not None
     with _tokenizer(args.tokenizer, args.transform) as (tokenizer, transform):
         settings = Settings(

@@ -2,12 +2,11 @@
 
 import argparse
 import json
-import sys
 from pathlib import Path
 from time import monotonic
 from typing import Any
 
-from pgolf.cli.command import Commands, add_command, positive
+from pgolf.cli.command import Commands, add_command, note, positive
 from pgolf.data.build import fetch
 from pgolf.data.build.export import dataset_name
 from pgolf.files import printable
@@ -45,7 +44,7 @@ def _fetch(args: argparse.Namespace) -> int:
     start = monotonic()
     wanted = fetch.Wanted(args.repo, args.folder, args.revision, args.variant, args.shards, args.documents)
     out = args.out or Path("data") / dataset_name(args.variant)
-    state = fetch.fetch(wanted, out, lambda sentence: print(f"pgolf: {sentence}", file=sys.stderr))
+    state = fetch.fetch(wanted, out, note)
     summary = {"data": str(out), **{k: v for k, v in state.items() if k != "files"}}
     summary["seconds"] = round(monotonic() - start, 1)
     print(json.dumps(summary) if args.json else _table(out, summary))

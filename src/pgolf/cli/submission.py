@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from pgolf import artifact, plots, rules
-from pgolf.cli.command import Commands, add_command, add_data, add_sandbox, add_verbose, positive, shown_output
+from pgolf.cli.command import Commands, add_command, add_data, add_sandbox, add_verbose, note, positive, shown_output
 from pgolf.data.dataset import default_dataset
 from pgolf.errors import EnvironmentBroken, Refused, UsageError
 from pgolf.files import printable, write_atomically
@@ -198,7 +198,7 @@ def _ablate(args: argparse.Namespace) -> int:
     (args.out / "ablation.md").write_text(ablate.markdown(rows) + "\n", encoding="utf-8")
     print(json.dumps(rows, indent=1) if args.json else ablate.markdown(rows))
     if fault := plots.draw_effects(rows, args.out / "ablation.png"):
-        print(f"pgolf: {fault}", file=sys.stderr)
+        note(fault)
     return 0
 
 
@@ -262,7 +262,7 @@ def _inspect(args: argparse.Namespace) -> int:
     found = inspect.inspect(args.artifact, args.tensors)
     print(json.dumps(inspect.as_json(found), indent=2) if args.json else inspect.table(found))
     if args.plot and (fault := inspect.plot(found, args.plot)):
-        print(f"pgolf: {fault}", file=sys.stderr)
+        note(fault)
         return EnvironmentBroken.exit_code
     return 0
 
@@ -315,7 +315,7 @@ def _plot(args: argparse.Namespace) -> int:
         print(json.dumps(costs.as_json(all_costs), indent=1) if args.json else costs.table(all_costs))
         fault = costs.plot(all_costs, args.out) if args.out else None
     if fault:
-        print(f"pgolf: {fault}", file=sys.stderr)
+        note(fault)
         return EnvironmentBroken.exit_code
     return 0
 
@@ -366,10 +366,6 @@ def _try(args: argparse.Namespace) -> int:
     options = Options(device=args.device, documents=args.documents, isolated=not args.no_sandbox)
     data = args.data or default_dataset()
     with shown_output(args.verbose):
-        result = attempt.attempt(args.artifact, args.code, dict(args.set), data, options, _note)
+        result = attempt.attempt(args.artifact, args.code, dict(args.set), data, options, note)
     print(json.dumps(attempt.as_json(result), indent=2) if args.json else attempt.table(result))
     return 0
-
-
-def _note(sentence: str) -> None:
-    print(f"pgolf: {sentence}", file=sys.stderr)

@@ -2,13 +2,12 @@
 
 import argparse
 import json
-import sys
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 
 from pgolf import plots
-from pgolf.cli.command import Commands, add_command, positive
+from pgolf.cli.command import Commands, add_command, add_text, note, positive
 from pgolf.data.build import workbench
 from pgolf.data.build.build import SAMPLE_CHARACTERS
 from pgolf.data.build.sources import resolve
@@ -48,7 +47,7 @@ def _add_train(commands: Commands) -> None:
     parser.add_argument("--vocab-size", type=positive, required=True, metavar="N", help="pieces, up to 65,536")
     parser.add_argument("--normalization", choices=NORMALIZATIONS, default="identity", help="default: %(default)s")
     parser.add_argument("--out", type=Path, required=True, metavar="FILE", help="the model, which ends in .model")
-    _add_text(parser, SAMPLE_CHARACTERS)
+    _add_sample(parser, SAMPLE_CHARACTERS)
 
 
 def _add_compare(commands: Commands) -> None:
@@ -65,14 +64,11 @@ def _add_compare(commands: Commands) -> None:
     parser.add_argument("tokenizers", nargs="+", metavar="TOKENIZER", help="a .model, a tokenizer.json, or bytes")
     parser.add_argument("--text", nargs="+", required=True, metavar="SOURCE", help="files, folders or a hub dataset")
     parser.add_argument("--plot", type=Path, metavar="FILE", help="draw bytes per token over vocabulary as a PNG")
-    _add_text(parser, 4_000_000)
+    _add_sample(parser, 4_000_000)
 
 
-def _add_text(parser: argparse.ArgumentParser, characters: int) -> None:
-    parser.add_argument("--field", default="text", help="where a row or JSON line has its text (default: %(default)s)")
-    parser.add_argument("--lines", action="store_true", help="a text file holds a document per line, not just one")
-    parser.add_argument("--config", help="configuration of a hub dataset")
-    parser.add_argument("--split", default="train", help="its split (default: %(default)s)")
+def _add_sample(parser: argparse.ArgumentParser, characters: int) -> None:
+    add_text(parser)
     parser.add_argument("--transform", choices=TRANSFORMS, help="a reversible transform before the tokenizer")
     parser.add_argument(
         "--sample", type=positive, default=characters, metavar="N", help="characters of text (default: %(default)s)"
@@ -81,12 +77,8 @@ def _add_text(parser: argparse.ArgumentParser, characters: int) -> None:
 
 
 def _sample(args: argparse.Namespace) -> list[str]:
-    sources = resolve(args.text, config=args.config, split=args.split, lines=args.lines, note=_note)
+    sources = resolve(args.text, config=args.config, split=args.split, lines=args.lines, note=note)
     return workbench.sample(sources, args.field, args.sample)
-
-
-def _note(sentence: str) -> None:
-    print(f"pgolf: {sentence}", file=sys.stderr)
 
 
 def _train(args: argparse.Namespace) -> int:
@@ -113,7 +105,7 @@ def _compare(args: argparse.Namespace) -> int:
     rows = workbench.compare(args.tokenizers, texts, args.transform)
     print(json.dumps([asdict(row) for row in rows]) if args.json else _table(rows, texts))
     if args.plot and (problem := plots.draw_vocabularies([asdict(row) for row in rows], args.plot)):
-        _note(problem)
+        note(problem)
     return 0
 
 

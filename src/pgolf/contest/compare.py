@@ -56,14 +56,8 @@ def compare(a: Path, b: Path) -> Comparison:
 
 
 def _read(path: Path) -> Side:
-    try:
-        found_record = record.read(path)
-    except FileNotFoundError:
-        raise UsageError(f"{path}: no such record; `pgolf score` writes one") from None
-    except (OSError, ValueError):
-        raise UsageError(f"{path}: not a record of `pgolf score`") from None
-    if found_record.bpb is None:
-        raise UsageError(f"{path}: the record of a score that was {printable(found_record.status)}")
+    missing, other = "no such record; `pgolf score` writes one", "not a record of `pgolf score`"
+    found_record = record.read_scored(path, missing, other)
     found = losses.read(losses.path(path))
     if found.artifact != found_record.artifact.sha256:
         raise UsageError(f"{losses.path(path)}: of another artifact than {path}; score it again")

@@ -22,7 +22,7 @@ from typing import Any
 import numpy as np
 import sentencepiece as spm
 
-from pgolf.data.shards import Shard, read_documents, read_shard, token_count
+from pgolf.data.shards import Shard, read_documents, read_shard, split_documents, token_count
 from pgolf.data.transforms import TRANSFORMS
 from pgolf.errors import EnvironmentBroken, UsageError
 from pgolf.files import open_regular, read_regular
@@ -345,11 +345,11 @@ def _decoded_text(dataset: Dataset) -> CanonicalText:
     A wrong tokenizer decodes to nonsense without any error; encoding that again gives other tokens.
     """
     processor = load_tokenizer(dataset.tokenizer)
-    shards = [shard.read(dataset.vocab_size) for shard in dataset.val_shards]
+    shards = [(shard.path, shard.read(dataset.vocab_size)) for shard in dataset.val_shards]
     piece_bytes = np.array([len(processor.id_to_piece(i).encode()) for i in range(dataset.vocab_size)])
-    if sum(int(np.bincount(shard, minlength=len(piece_bytes)) @ piece_bytes) for shard in shards) > TEXT_BYTES:
+    if sum(int(np.bincount(shard, minlength=len(piece_bytes)) @ piece_bytes) for _, shard in shards) > TEXT_BYTES:
         raise EnvironmentBroken(f"{dataset.root}: the validation shards hold over {TEXT_BYTES:,} bytes of text")
-    tokens = list(read_documents(dataset.val_shards, dataset.vocab_size, dataset.bos))
+    tokens = list(split_documents(shards, dataset.bos))
     documents: list[bytes] = []
     step = max(1, len(tokens) // _SAMPLE)
     for number, ids in enumerate(tokens):

@@ -132,24 +132,17 @@ def token_count(path: Path) -> int:
         raise EnvironmentBroken(f"{error.filename}: cannot be read ({error.strerror})") from None
 
 
-def split_documents(path: Path, tokens: Tokens, bos: int) -> Iterator[Tokens]:
-    """The documents of a shard, each without its leading BOS.
-
-    Raises EnvironmentBroken when the shard does not begin with a document.
-    """
-    return _split([(path, tokens)], bos)
-
-
 def read_documents(shards: Iterable[Shard], vocab_size: int, bos: int) -> Iterator[Tokens]:
-    """The documents of shards that follow each other, each without its leading BOS.
+    """The documents of shards that follow each other; raises what `Shard.read` and `split_documents` do."""
+    return split_documents(((shard.path, shard.read(vocab_size)) for shard in shards), bos)
 
-    In the contest's export a document may begin in one shard and end in the next. Raises EnvironmentBroken as
-    `Shard.read` does, and when the first shard does not begin with a document.
+
+def split_documents(parts: Iterable[tuple[Path, Tokens]], bos: int) -> Iterator[Tokens]:
+    """The documents of shards that follow each other, paths and tokens (N,), each without its leading BOS.
+
+    In the contest's export a document may begin in one shard and end in the next. Raises EnvironmentBroken when the
+    first shard does not begin with a document.
     """
-    return _split(((shard.path, shard.read(vocab_size)) for shard in shards), bos)
-
-
-def _split(parts: Iterable[tuple[Path, Tokens]], bos: int) -> Iterator[Tokens]:
     begun: Tokens | None = None  # the last document so far, which may go on
     for path, tokens in parts:
         starts = np.flatnonzero(tokens == bos)

@@ -13,6 +13,7 @@ import torch
 
 import pgolf
 from pgolf import rules
+from pgolf.errors import UsageError
 from pgolf.files import printable, read_regular, write_atomically
 from pgolf.machine import cores
 
@@ -181,6 +182,19 @@ def read(path: Path) -> Record:
     except (TypeError, RecursionError):
         raise ValueError(f"{path}: is no record of a score") from None
     return record
+
+
+def read_scored(path: Path, missing: str, other: str) -> Record:
+    """The record of a score that was made; UsageError, in the words given, when there is no file or no record."""
+    try:
+        found = read(path)
+    except FileNotFoundError:
+        raise UsageError(f"{path}: {missing}") from None
+    except (OSError, ValueError):
+        raise UsageError(f"{path}: {other}") from None
+    if found.bpb is None:
+        raise UsageError(f"{path}: the record of a score that was {printable(found.status)}")
+    return found
 
 
 def typed(kind: Any, value: Any) -> Any:

@@ -78,14 +78,8 @@ def read(paths: Sequence[Path]) -> list[TokenLosses]:
 
 
 def _read(path: Path) -> TokenLosses:
-    try:
-        scored = record.read(path)
-    except FileNotFoundError:
-        raise UsageError(f"{path}: no such record or log") from None
-    except (OSError, ValueError):
-        raise UsageError(f"{path}: neither a record of `pgolf score` nor a log of training") from None
-    if scored.bpb is None:
-        raise UsageError(f"{path}: the record of a score that was {printable(scored.status)}")
+    other = "neither a record of `pgolf score` nor a log of training"
+    scored = record.read_scored(path, "no such record or log", other)
     found = tokens.read(tokens.path(path))
     if found.artifact != scored.artifact.sha256:
         raise UsageError(f"{tokens.path(path)}: of another artifact than {path}; score it again")

@@ -94,7 +94,7 @@ def training_texts(dataset: Dataset) -> list[str]:
     return [
         processor.decode(ids.tolist())
         for shard in dataset.train_shards
-        for ids in split_documents(shard.path, shard.read(dataset.vocab_size), dataset.bos)
+        for ids in split_documents([(shard.path, shard.read(dataset.vocab_size))], dataset.bos)
     ]
 
 
@@ -184,7 +184,7 @@ def test_nasty_text_comes_back_byte_for_byte(run: Run, corpus: Path, tmp_path: P
     assert dataset.index["text"]["changed_by_tokenizer"] == 0
     processor = spm.SentencePieceProcessor(model_file=str(dataset.tokenizer))
     path = dataset.val_shards[0].path
-    ids = split_documents(path, read_shard(path, 400), dataset.bos)
+    ids = split_documents([(path, read_shard(path, 400))], dataset.bos)
     assert [processor.decode(document.tolist()) for document in ids] == list(NASTY)
 
 
@@ -441,7 +441,7 @@ def test_a_normalising_tokenizer_makes_the_text_that_it_gives_back(run: Run, tmp
     changed = json.loads(out)["validation"]["changed_by_tokenizer"]
     assert changed == sum(a != b for a, b in zip(texts, expected, strict=True)) > 0
     path = dataset.val_shards[0].path
-    ids = list(split_documents(path, read_shard(path, 1024), dataset.bos))
+    ids = list(split_documents([(path, read_shard(path, 1024))], dataset.bos))
     assert all(np.array_equal(processor.encode(text), d) for text, d in zip(expected, ids, strict=True))
 
 
@@ -694,7 +694,7 @@ def test_a_transform_leaves_the_canonical_text_alone(run: Run, tmp_path: Path, n
     transform = TRANSFORMS["case-1"]
     processor = load_tokenizer(cased.tokenizer)
     path = cased.val_shards[0].path
-    ids = list(split_documents(path, read_shard(path, 500), cased.bos))
+    ids = list(split_documents([(path, read_shard(path, 500))], cased.bos))
     assert [processor.decode(i.tolist()) for i in ids] == [transform.apply(d.decode()) for d in text.documents]
     assert [transform.invert(t) for t in training_texts(cased)] == training_texts(plain)
     assert cased.index is not None and plain.index is not None
