@@ -15,8 +15,8 @@ import numpy as np
 import numpy.typing as npt
 import sentencepiece
 
-BUCKET_BITS = 21
-"""Each context has up to 2^21 buckets of 64 bytes, 1.7 GB for all; less is taken while there is less text."""
+BUCKET_BITS = 22
+"""Most contexts have up to 2^22 buckets of 64 bytes, 1.8 GB for all; less is taken while there is less text."""
 # No contraction and no -ffast-math: another machine has to decode the text that this one codes.
 FLAGS = ["-O3", "-march=native", "-mprefer-vector-width=512", "-ffp-contract=off", "-std=c++17"]
 FLAGS += ["-shared", "-fPIC", "-pthread"]
@@ -55,22 +55,22 @@ class Mixer:
 
     def decode(self, data: bytes) -> float:
         """Learn from what `encode` returned. Returns how many seconds each token took."""
-        code, (count,), begun = (
-            np.frombuffer(data, np.uint8, offset=HEADER.size),
-            HEADER.unpack_from(data),
-            time.monotonic(),
-        )
+        begun, (count,) = time.monotonic(), HEADER.unpack_from(data)
+        code = np.frombuffer(data, np.uint8, offset=HEADER.size)
         self.library.mixer_decode(self.handle, address(code), len(code), count)
         return (time.monotonic() - begun) / max(1, int(count))
 
-    def step(self, ids: Ids, lane: Ids, p: npt.NDArray[np.float32], threshold: float, threads: int) -> None:
-        """Learn from the tokens ids (B,) that the lanes (B,) show, and turn the network's probabilities p (B, V) of the
-        next ones, in place, into the mixture's.
+    def learn(self, ids: Ids, lane: Ids) -> None:
+        """Learn from the tokens ids (B,) that the lanes (B,) show."""
+        self.library.mixer_learn(self.handle, address(ids), address(lane), len(ids))
+
+    def predict(self, lane: Ids, p: npt.NDArray[np.float32], threshold: float, threads: int) -> None:
+        """Turn the network's probabilities p (B, V) of the next token of each lane, in place, into the mixture's.
 
         Subtrees less probable than `threshold` keep the network's shares. The number of threads changes nothing.
         """
-        assert p.flags.c_contiguous and p.shape == (len(ids), self.vocab_size) and p.dtype == np.float32
-        self.library.mixer_step(self.handle, address(ids), address(lane), len(ids), address(p), threshold, threads)
+        assert p.flags.c_contiguous and p.shape == (len(lane), self.vocab_size) and p.dtype == np.float32
+        self.library.mixer_predict(self.handle, address(lane), len(lane), address(p), threshold, threads)
 
 
 def pieces(tokenizer: Path) -> list[bytes]:
@@ -99,7 +99,8 @@ def compiled() -> ctypes.CDLL:
         ("mixer_free", None, pointer),
         ("mixer_encode", size, pointer, pointer, size, size, pointer, pointer),
         ("mixer_decode", None, pointer, pointer, size, size),
-        ("mixer_step", None, pointer, pointer, pointer, number, pointer, ctypes.c_float, number),
+        ("mixer_learn", None, pointer, pointer, pointer, number),
+        ("mixer_predict", None, pointer, pointer, number, pointer, ctypes.c_float, number),
     ):
         function = getattr(loaded, name)
         function.restype, function.argtypes = result, arguments

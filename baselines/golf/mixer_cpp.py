@@ -17,6 +17,7 @@ SOURCE = r"""
 #include <sys/mman.h>
 
 #include <algorithm>
+#include <atomic>
 #include <cstdint>
 #include <cstring>
 #include <string>
@@ -37,7 +38,7 @@ float natural_log(float x) {  // of positive normal numbers: exponent, and the s
     std::memcpy(&x, &bits, 4);  // 1 <= x < 2
     if (x > 1.41421356f) x *= 0.5f, exponent++;
     const float z = (x - 1) / (x + 1), q = z * z;
-    return exponent * LN2 + 2 * z * (1 + q * (1 / 3.f + q * (1 / 5.f + q * (1 / 7.f + q / 9.f))));
+    return exponent * LN2 + 2 * z * (1 + q * (1 / 3.f + q / 5.f));
 }
 
 float exponential(float x) {  // of -80 to 80
@@ -53,6 +54,23 @@ float exponential(float x) {  // of -80 to 80
 float clamp(float x, float low, float high) { return std::max(low, std::min(high, x)); }
 float squash(float x) { return 1 / (1 + exponential(-x)); }
 float stretch(float p) { return natural_log(p / (1 - p)); }  // the inverse of squash
+
+// Tables of both, for speed.
+constexpr int STEPS = 4096;
+struct Tables {
+    float stretch_of[STEPS], squash_of[STEPS + 1], rate_of[256];
+    Tables() {
+        for (int i = 0; i < STEPS; i++) stretch_of[i] = stretch((i + 0.5f) / STEPS);
+        for (int i = 0; i <= STEPS; i++) squash_of[i] = squash(i * (24.f / (STEPS - 1)) - 12);
+        for (int i = 0; i < 256; i++) rate_of[i] = 1 / (i + 1.5f);
+    }
+};
+const Tables TABLES;
+float squash_at(float x) {  // of -12 to 12
+    const float place = (x + 12) * ((STEPS - 1) / 24.f);
+    const int i = int(place);
+    return TABLES.squash_of[i] + (place - i) * (TABLES.squash_of[i + 1] - TABLES.squash_of[i]);
+}
 
 uint64_t hash(uint64_t a, uint64_t b) {
     uint64_t h = (a ^ (b * 0x9E3779B97F4A7C15)) * 0xD6E8FEB86659FD93;
@@ -70,10 +88,11 @@ struct Match {  // a place in some lane's text whose last tokens are those of th
 
 struct Lane {
     vector<uint16_t> text;
-    uint64_t document = 0;             // its number, hashed
-    uint64_t word = 0, words[3] = {};  // hash of the word that has begun, or of the character between words; and before
-    vector<uint64_t> contexts;         // hashes
-    vector<float> network;             // the network's probability of each node's leaves; leaves from the V-th on
+    uint64_t document = 0;      // its number, hashed
+    uint64_t word = 0;          // hash of the word that has begun, or of the character between words
+    uint64_t word_before = 0;   // hash of the last whole one
+    vector<uint64_t> contexts;  // hashes
+    vector<float> network;      // the network's probability of each node's leaves; leaves from the V-th on
     Match longest, newest;
     bool begun = false;
 
@@ -89,32 +108,30 @@ struct Lane {
 struct Context {
     const char* name;
     uint64_t (*of)(const Lane&);
+    int halved = 0;  // how often its table is, against the others: it takes few values
 };
 
 const Context CONTEXTS[] = {
-    {"order 0", [](const Lane&) { return uint64_t(0); }},
-    {"order 1", [](const Lane& l) { return l.order(1); }},
+    {"order 0", [](const Lane&) { return uint64_t(0); }, 12},
+    {"order 1", [](const Lane& l) { return l.order(1); }, 3},
     {"order 2", [](const Lane& l) { return l.order(2); }},
     {"order 3", [](const Lane& l) { return l.order(3); }},
-    {"order 4", [](const Lane& l) { return l.order(4); }},
-    {"word", [](const Lane& l) { return l.word; }},
-    {"word and 1 before", [](const Lane& l) { return hash(l.word, l.words[0]); }},
-    {"word and 2 before", [](const Lane& l) { return hash(hash(l.word, l.words[0]), l.words[1]); }},
-    {"word and second before", [](const Lane& l) { return hash(l.word, l.words[1]); }},
-    {"document", [](const Lane& l) { return l.document; }},
+    {"word", [](const Lane& l) { return l.word; }, 2},
+    {"word and 1 before", [](const Lane& l) { return hash(l.word, l.word_before); }},
+    {"document", [](const Lane& l) { return l.document; }, 3},
     {"document, order 1", [](const Lane& l) { return hash(l.document, l.order(1)); }},
     {"document, order 2", [](const Lane& l) { return hash(l.document, l.order(2)); }},
     {"document, word", [](const Lane& l) { return hash(l.document, l.word); }},
 };
 constexpr int C = sizeof CONTEXTS / sizeof *CONTEXTS;
-constexpr int ORDERS = 5, DOCUMENTS = 9;  // orders 0 to 4 come first; four of the document begin at DOCUMENTS
+constexpr int ORDERS = 4, DOCUMENTS = 6;  // orders 0 to 3 come first; four of the document begin at DOCUMENTS
 
 // ----------------------------------------------------------------------------------------------- what is learned
 
 struct Slot {  // what one context knows of one node
-    uint16_t p;       // probability of a 1, of 2^16
-    uint8_t n;        // how many bits it has seen, up to LIMIT
-    uint8_t history;  // these bits behind a leading 1, up to 7; then the first one stays
+    uint16_t p = 1 << 15;  // probability of a 1, of 2^16
+    uint8_t n = 0;         // how many bits it has seen, up to LIMIT
+    uint8_t history = 1;   // these bits behind a leading 1, up to 7; then the first one stays
 };
 constexpr int LIMIT = 250;
 constexpr int DEPTH = 4;  // levels of the tree in one bucket: its nodes lie in one cache line
@@ -142,43 +159,40 @@ class Table {  // hashed buckets of one context; the less used of two gives way
         if (buckets) munmap(buckets, bytes);
     }
     void prefetch(uint64_t h) const { __builtin_prefetch(at(h, 0)); }
-    Bucket* find(uint64_t h) const {
+    Bucket* find(uint64_t h, Bucket* otherwise) const {
         for (int i = 0; i < 2; i++)
             if (at(h, i)->check == (uint32_t(h) | 1)) return at(h, i);
-        return nullptr;
+        return otherwise;
     }
     Bucket* find_or_make(uint64_t h) {
-        if (Bucket* found = find(h)) return found;
+        if (Bucket* found = find(h, nullptr)) return found;
         Bucket *a = at(h, 0), *b = at(h, 1);
         Bucket* bucket = !a->check || (b->check && a->slots[0].n <= b->slots[0].n) ? a : b;
         Bucket* other = bucket == a ? b : a;
         if (bucket->check && other->slots[0].n > 1) other->slots[0].n--;  // nothing stays for ever
         bucket->check = uint32_t(h) | 1;
-        std::fill(std::begin(bucket->slots), std::end(bucket->slots), Slot{1 << 15, 0, 1});
+        std::fill(std::begin(bucket->slots), std::end(bucket->slots), Slot());
         return bucket;
     }
 };
 
 struct Estimate {  // an adaptive probability
-    float p, n, stretched;
-    explicit Estimate(float p = 0.5f) : p(p), n(0), stretched(stretch(p)) {}
-    void learn(bool bit, float limit) {
-        n = std::min(n + 1, limit);
-        p = clamp(p + (bit - p) / (n + 1.5f), 0.0005f, 0.9998f);
-        stretched = stretch(p);
+    float p;
+    int n = 0;
+    explicit Estimate(float p = 0.5f) : p(p) {}
+    float stretched() const { return TABLES.stretch_of[int(p * STEPS)]; }
+    void learn(bool bit) {
+        n = std::min(n + 1, LIMIT);
+        p = clamp(p + (bit - p) * TABLES.rate_of[n], 0.0005f, 0.9998f);
     }
 };
 
 // The history of a slot as a number: the bits themselves while there are few, else count and probability.
 constexpr int EXACT = 128, STATES = EXACT + 8 * 32;
-int state_of(const Slot& slot) {
-    if (slot.history < EXACT) return slot.history;
-    const int n = slot.n, size = (n > 9) + (n > 15) + (n > 23) + (n > 39) + (n > 79) + (n > 159);
-    return EXACT + size * 32 + (slot.p >> 11);
-}
 
-struct Curve {  // secondary estimation: a corrected probability for 33 probabilities, linear between them (lpaq's APM)
+struct alignas(64) Curve {  // secondary estimation: a probability for each of 33, linear between them (lpaq's APM)
     float p[33];
+    void prefetch() const { __builtin_prefetch(p), __builtin_prefetch(p + 16), __builtin_prefetch(p + 32); }
     Curve() {
         for (int i = 0; i < 33; i++) p[i] = squash((i - 16) * 0.5f);
     }
@@ -197,7 +211,7 @@ struct Curve {  // secondary estimation: a corrected probability for 33 probabil
 };
 
 typedef float Vec __attribute__((vector_size(64)));  // the order of its sums is fixed, whatever the machine
-constexpr int VECS = (2 * C + 4 + 15) / 16;
+constexpr int VECS = 2;
 
 struct Vector {
     Vec v[VECS];
@@ -206,17 +220,20 @@ struct Vector {
     float dot(const Vector& other) const {
         Vec sum = v[0] * other.v[0];
         for (int i = 1; i < VECS; i++) sum += v[i] * other.v[i];
-        float total = 0;
-        for (int i = 0; i < 16; i++) total += sum[i];
-        return total;
+        float half[16];
+        std::memcpy(half, &sum, sizeof half);
+        for (int width = 8; width; width /= 2)
+            for (int i = 0; i < width; i++) half[i] += half[i + width];
+        return half[0];
     }
     void add(const Vector& other, float scale) {
         for (int i = 0; i < VECS; i++) v[i] += scale * other.v[i];
     }
 };
 
-// The inputs of the mixing: two for each context, and these.
-enum Input { NETWORK = 2 * C, LONGEST, NEWEST, BIAS };
+// The inputs of the mixing: of each context the probability, from HISTORY on what its history deserves, and these.
+enum Input { NETWORK = C, LONGEST, NEWEST, HISTORY = 16, BIAS = HISTORY + C };
+static_assert(NEWEST < HISTORY && BIAS < 2 * HISTORY);
 constexpr float START_DIRECT = 0.05f, START_HISTORY = 0.1f, START_NETWORK = 0.5f, START_MATCH = 0.15f;
 constexpr int SETS = 7;  // of weights; one vector of each is chosen by a context, and their results are mixed again
 
@@ -256,10 +273,11 @@ struct Decoder {
 struct Node {  // what a prediction at one node was made of
     Vector inputs;
     Slot* slots[C];
-    Estimate *histories[C], *longest, *newest;  // null: said nothing
-    bool longest_bit, newest_bit;               // what they expect
+    Estimate* histories[C];
+    Estimate *longest, *newest;  // null: said nothing
+    bool longest_bit, newest_bit;  // what they expect
     Vector* weights[SETS];
-    float results[SETS], mixed, p_mixed, p;
+    float mixed, p_mixed, p;
     float* outer;
     Curve *of_node, *of_token;
 };
@@ -271,12 +289,13 @@ class Mixer {
     vector<std::string> pieces;  // each token's text
     vector<Lane> lanes;          // the last one is the training text's
     vector<Table> tables;
+    Bucket nothing{};            // where there is none
     vector<Estimate> histories, longest, newest;
     vector<Vector> weights[SETS];
     vector<float> outer;
     vector<Curve> of_node, of_token;
     vector<uint64_t> seen_long, seen_short;  // place of the newest repetition of 5 and of 2 tokens, by hash
-    static constexpr int LONG = 5, SHORT = 2, PLACE_BITS = 22, TOKEN_CURVES = 1 << 16;
+    static constexpr int LONG = 5, SHORT = 2, PLACE_BITS = 22, TOKEN_CURVES = 1 << 13;
 
   public:
     Mixer(int tokens, int lanes, const int* leaf, const char* const* texts, const int* lengths, int bos, int bits,
@@ -287,7 +306,7 @@ class Mixer {
           seen_short(1 << PLACE_BITS) {
         for (int i = 0; i < tokens; i++) token_at[leaf_of[i]] = i, pieces.emplace_back(texts[i], lengths[i]);
         for (Lane& lane : this->lanes) lane.contexts.resize(C), lane.network.assign(2 * leaves, 1);
-        for (int i = 0; i < C; i++) tables.emplace_back(off >> i & 1 ? 1 : bits);
+        for (int i = 0; i < C; i++) tables.emplace_back(off >> i & 1 ? 1 : std::max(1, bits - CONTEXTS[i].halved));
         for (size_t i = 0; i < histories.size(); i++) histories[i] = Estimate(expected(i % STATES));
         start();
     }
@@ -326,10 +345,8 @@ class Mixer {
         start();
     }
 
-    // Learn from the tokens that the lanes show, then turn the network's probabilities (count, V) of the next ones into
-    // the mixture's. Subtrees less probable than `threshold` keep the network's shares. Threads change nothing: while
-    // they predict, nothing learns.
-    void step(const int64_t* ids, const int64_t* lane, int count, float* p, float threshold, int threads) {
+    // Learn from the tokens that the lanes show.
+    void learn(const int64_t* ids, const int64_t* lane, int count) {
         for (int i = 0; i < count; i++) {
             Lane& l = lanes[lane[i]];
             const int leaf = leaf_of[ids[i]];
@@ -337,12 +354,18 @@ class Mixer {
             l.begun = true;
             show(lane[i], ids[i]);
         }
-        auto part = [&](int first) {
-            for (int i = first; i < count; i += threads) predict(lanes[lane[i]], p + size_t(i) * tokens, threshold);
+    }
+
+    // Turn the network's probabilities (count, V) of the lanes' next tokens into the mixture's. Subtrees less probable
+    // than `threshold` keep the network's shares. Nothing learns meanwhile, so threads change nothing.
+    void predict(const int64_t* lane, int count, float* p, float threshold, int threads) {
+        std::atomic<int> next = 0;
+        auto work = [&]() {
+            for (int i; (i = next++) < count;) predict(lanes[lane[i]], p + size_t(i) * tokens, threshold);
         };
         vector<std::thread> others;
-        for (int i = 1; i < threads; i++) others.emplace_back(part, i);
-        part(0);
+        for (int i = 1; i < threads; i++) others.emplace_back(work);
+        work();
         for (auto& thread : others) thread.join();
     }
 
@@ -363,7 +386,7 @@ class Mixer {
     // Begin mixing: the network has not been heard while the training text was coded.
     void start() {
         Vector first{};
-        for (int i = 0; i < C; i++) first[2 * i] = START_DIRECT, first[2 * i + 1] = START_HISTORY;
+        for (int i = 0; i < C; i++) first[i] = START_DIRECT, first[HISTORY + i] = START_HISTORY;
         first[NETWORK] = START_NETWORK, first[LONGEST] = first[NEWEST] = START_MATCH;
         const int sizes[SETS] = {depth * 8, 33, std::min(leaves, 512), 16 * 8, tokens, depth * 16, 16 * 8};
         for (int i = 0; i < SETS; i++) weights[i].assign(sizes[i], first);
@@ -379,13 +402,16 @@ class Mixer {
         if (token == bos) {
             // The training text is number 0, however many lanes there are: a decoder's hashes must not differ.
             lane.document = hash(number + 1 == lanes.size() ? 0 : number + 1, lane.text.size());
-            lane.word = lane.words[0] = lane.words[1] = lane.words[2] = 0;
+            lane.word = lane.word_before = 0;
         } else {
             for (uint8_t c : pieces[token]) read(lane, c);
         }
+        uint64_t &long_before = seen_long[lane.order(LONG) >> (64 - PLACE_BITS)];
+        uint64_t &short_before = seen_short[lane.order(SHORT) >> (64 - PLACE_BITS)];
+        __builtin_prefetch(&long_before), __builtin_prefetch(&short_before);
         for (int i = 0; i < C; i++) lane.contexts[i] = hash(CONTEXTS[i].of(lane), i + 1);
-        follow(number, lane.longest, seen_long, LONG);
-        follow(number, lane.newest, seen_short, SHORT);
+        follow(number, lane.longest, long_before, LONG);
+        follow(number, lane.newest, short_before, SHORT);
     }
 
     static void read(Lane& lane, uint8_t c) {
@@ -394,15 +420,12 @@ class Mixer {
             lane.word = hash(lane.word + 1, c);
             return;
         }
-        if (lane.word > 255) {  // a word has ended
-            std::copy_backward(lane.words, lane.words + 2, lane.words + 3);
-            lane.words[0] = lane.word;
-        }
+        if (lane.word > 255) lane.word_before = lane.word;  // it has ended
         lane.word = c;
     }
 
     // Keep the match while it comes true, else look for a new one of `least` tokens or more.
-    void follow(size_t number, Match& match, vector<uint64_t>& seen, int least) {
+    void follow(size_t number, Match& match, uint64_t& newest, int least) {
         const auto& text = lanes[number].text;
         const size_t n = text.size();
         auto other = [&]() -> const vector<uint16_t>& { return lanes[(match.place >> 32) - 1].text; };
@@ -412,7 +435,6 @@ class Mixer {
             match = Match();
         }
         if (n >= size_t(least)) {
-            uint64_t& newest = seen[lanes[number].order(least) >> (64 - PLACE_BITS)];
             if (!match.place && newest) {
                 match.place = newest;
                 const size_t at = uint32_t(match.place);
@@ -431,13 +453,13 @@ class Mixer {
     // Take the path from the root that `decide` (level, probability of a 1) chooses, learn from it, return its leaf.
     template <class Decide>
     int walk(Lane& lane, Decide decide) {
-        Bucket* buckets[C] = {};
+        Bucket* buckets[C];
         int node = 1;
         for (int level = 0; level < depth; level++) {
             if (level % DEPTH == 0) {
                 uint64_t h[C];
                 for (int i = 0; i < C; i++) tables[i].prefetch(h[i] = hash(lane.contexts[i], node));
-                for (int i = 0; i < C; i++) buckets[i] = off >> i & 1 ? nullptr : tables[i].find_or_make(h[i]);
+                for (int i = 0; i < C; i++) buckets[i] = off >> i & 1 ? &nothing : tables[i].find_or_make(h[i]);
             }
             Node at;
             evaluate(lane, level, node, buckets, at);
@@ -450,86 +472,98 @@ class Mixer {
 
     void predict(Lane& lane, float* p, float threshold) {
         float* q = lane.network.data();
-        for (int i = 0; i < leaves; i++) q[leaves + i] = token_at[i] < 0 ? 1e-12f : std::max(p[token_at[i]], 1e-9f);
-        for (int i = leaves - 1; i; i--) q[i] = q[2 * i] + q[2 * i + 1];
-        vector<float> mixture(leaves);
-        Bucket* none[C] = {};
-        expand(lane, 0, 1, 1, none, threshold, mixture.data());
-        for (int i = 0; i < leaves; i++)
-            if (token_at[i] >= 0) p[token_at[i]] = std::max(mixture[i], 1e-12f);
+        const int* token = token_at.data();
+        for (int i = 0; i < tokens; i++) q[leaves + i] = std::max(p[token[i]], 1e-9f);
+        std::fill(q + leaves + tokens, q + 2 * leaves, 1e-12f);
+        for (int width = leaves / 2; width; width /= 2) {
+#pragma GCC ivdep  // what is read lies beyond what is written
+            for (int i = width; i < 2 * width; i++) q[i] = q[2 * i] + q[2 * i + 1];
+        }
+        Bucket* none[C];
+        std::fill(none, none + C, &nothing);
+        expand(lane, 0, 1, 1, none, threshold);
+        for (int i = 0; i < tokens; i++) p[token[i]] = std::max(q[leaves + i], 1e-12f);
     }
 
-    // Probabilities of the leaves below a node, whose own is p.
-    void expand(const Lane& lane, int level, int node, float p, Bucket* const* above, float threshold, float* out) {
+    // Turn the network's probabilities of the leaves below a node, whose own is p, into the mixture's.
+    void expand(Lane& lane, int level, int node, float p, Bucket* const* above, float threshold) {
         if (p < threshold || level == depth) {
-            const int first = (node << (depth - level)) - leaves, last = first + (1 << (depth - level));
+            const int first = node << (depth - level), last = first + (1 << (depth - level));
             const float scale = p / lane.network[node];
-            for (int i = first; i < last; i++) out[i] = lane.network[leaves + i] * scale;
+            for (int i = first; i < last; i++) lane.network[i] *= scale;
             return;
         }
         Bucket* found[C];
         if (level % DEPTH == 0) {
             uint64_t h[C];
             // What is not there above is not here: a path is made from its root.
-            auto possible = [&](int i) { return (!level || above[i]) && !(off >> i & 1); };
+            auto possible = [&](int i) { return (!level || above[i] != &nothing) && !(off >> i & 1); };
             for (int i = 0; i < C; i++)
                 if (possible(i)) tables[i].prefetch(h[i] = hash(lane.contexts[i], node));
-            for (int i = 0; i < C; i++) found[i] = possible(i) ? tables[i].find(h[i]) : nullptr;
+            for (int i = 0; i < C; i++) found[i] = possible(i) ? tables[i].find(h[i], &nothing) : &nothing;
             above = found;
         }
         Node at;
         evaluate(lane, level, node, above, at);
-        expand(lane, level + 1, 2 * node, p * (1 - at.p), above, threshold, out);
-        expand(lane, level + 1, 2 * node + 1, p * at.p, above, threshold, out);
+        expand(lane, level + 1, 2 * node, p * (1 - at.p), above, threshold);
+        expand(lane, level + 1, 2 * node + 1, p * at.p, above, threshold);
     }
 
     // The prediction at a node.
     void evaluate(const Lane& lane, int level, int node, Bucket* const* buckets, Node& at) {
-        static const vector<float> stretches = table_of_stretches();
-        const int first = 1 << level % DEPTH, slot = first - 1 + (node & (first - 1));
-        int known = 0, local = 0;  // the longest order that has been here, and which of the document's contexts
-        at.inputs = Vector{};
-        for (int i = 0; i < C; i++) {
-            at.slots[i] = buckets[i] ? &buckets[i]->slots[slot] : nullptr;
-            at.histories[i] = nullptr;
-            if (!at.slots[i] || !at.slots[i]->n) continue;
-            at.histories[i] = &histories[(i * depth + level) * STATES + state_of(*at.slots[i])];
-            at.inputs[2 * i] = stretches[at.slots[i]->p >> 4];
-            at.inputs[2 * i + 1] = at.histories[i]->stretched;
-            if (i < ORDERS) known = i;
-            if (i >= DOCUMENTS) local |= 1 << (i - DOCUMENTS);
-        }
+        at.of_node = &of_node[node];
+        at.of_token = &of_token[hash(lane.contexts[1], node) % TOKEN_CURVES];
+        at.of_token->prefetch();
+        const uint32_t been = look(level, node, buckets, at);
         const float network = clamp(natural_log(lane.network[2 * node + 1] / lane.network[2 * node]), -12, 12);
         at.inputs[NETWORK] = network;
         at.inputs[BIAS] = 0.3f;
         at.longest = expect(lane.longest, longest, level, node, at.inputs[LONGEST], at.longest_bit);
         at.newest = expect(lane.newest, newest, level, node, at.inputs[NEWEST], at.newest_bit);
 
+        // The longest order that has been here, and which of the document's contexts.
+        const int known = 31 - __builtin_clz((been & ((1 << ORDERS) - 1)) | 1), local = been >> DOCUMENTS;
         const int network_bin = int(clamp(network + 8, 0, 15));
         const int match_bin = at.longest ? 1 + std::min(lane.longest.length, 15) + 16 * at.longest_bit : 0;
         const int chosen[SETS] = {level * 8 + known,        match_bin,        node < 512 ? node : 0,
                                   network_bin * 8 + known,  lane.text.back(), level * 16 + network_bin,
                                   local * 8 + known};
         at.outer = &outer[level * SETS];
-        float sum = 0;
-        for (int i = 0; i < SETS; i++) {
-            at.weights[i] = &weights[i][chosen[i]];
-            at.results[i] = clamp(at.inputs.dot(*at.weights[i]), -12, 12);
-            sum += at.outer[i] * at.results[i];
-        }
-        at.mixed = clamp(sum, -12, 12);
-        at.p_mixed = squash(at.mixed);
-        at.of_node = &of_node[node];
-        at.of_token = &of_token[hash(lane.contexts[1], node) % TOKEN_CURVES];
+        Vector sum{};
+        for (int i = 0; i < SETS; i++) sum.add(*(at.weights[i] = &weights[i][chosen[i]]), at.outer[i]);
+        at.mixed = clamp(at.inputs.dot(sum), -12, 12);
+        at.p_mixed = squash_at(at.mixed);
         const float corrected = 0.5f * (at.of_node->at(at.mixed) + at.of_token->at(at.mixed));
         at.p = clamp(0.35f * at.p_mixed + 0.65f * corrected, 1e-4f, 1 - 1e-4f);
         if (((2 * node + 1) << (depth - level - 1)) - leaves >= tokens) at.p = 0;  // no token there
     }
 
-    static vector<float> table_of_stretches() {
-        vector<float> table(4096);
-        for (int i = 0; i < 4096; i++) table[i] = stretch((i + 0.5f) / 4096);
-        return table;
+    // What the contexts know of a node, as inputs. Returns bits: which of them have been here. It has no branches, so
+    // the compiler takes all contexts at once.
+    uint32_t look(int level, int node, Bucket* const* buckets, Node& at) {
+        const int first = 1 << level % DEPTH, slot = first - 1 + (node & (first - 1));
+        uint32_t slots[HISTORY] = {};
+        for (int i = 0; i < C; i++) {
+            at.slots[i] = &buckets[i]->slots[slot];
+            std::memcpy(&slots[i], at.slots[i], sizeof(Slot));
+        }
+        float *direct = &at.inputs[0], *by_history = &at.inputs[HISTORY], seen[HISTORY];
+        int state[HISTORY];
+        for (int i = 0; i < HISTORY; i++) {
+            const int p = slots[i] & 0xFFFF, n = slots[i] >> 16 & 0xFF, history = slots[i] >> 24;
+            const int size = (n > 9) + (n > 15) + (n > 23) + (n > 39) + (n > 79) + (n > 159);
+            state[i] = history < EXACT ? history : EXACT + size * 32 + (p >> 11);
+            seen[i] = n ? 1 : 0;
+            direct[i] = seen[i] * TABLES.stretch_of[p >> 4];
+            by_history[i] = 0;
+        }
+        uint32_t been = 0;
+        for (int i = 0; i < C; i++) {
+            at.histories[i] = &histories[(i * depth + level) * STATES + state[i]];
+            by_history[i] = seen[i] * at.histories[i]->stretched();
+            been |= uint32_t(seen[i]) << i;
+        }
+        return been;
     }
 
     // What a match says at a node; null if the expected token is not below it.
@@ -538,7 +572,7 @@ class Mixer {
         const int length = match.length < 16 ? match.length : std::min(12 + match.length / 4, 31);
         Estimate* estimate = &estimates[length * depth + level];
         bit = match.leaf >> (depth - 1 - level) & 1;
-        input = bit ? estimate->stretched : -estimate->stretched;
+        input = bit ? estimate->stretched() : -estimate->stretched();
         return estimate;
     }
 
@@ -546,20 +580,22 @@ class Mixer {
         at.of_node->learn(at.mixed, bit);
         at.of_token->learn(at.mixed, bit);
         for (int i = 0; i < SETS; i++) {
-            at.outer[i] += (bit - at.p_mixed) * 0.001f * at.results[i];
+            const float result = clamp(at.inputs.dot(*at.weights[i]), -12, 12);
+            at.outer[i] += (bit - at.p_mixed) * 0.001f * result;
             const float rate = 0.003f + 0.04f / (1 + at.weights[i]->learned++ / 100);
-            at.weights[i]->add(at.inputs, (bit - squash(at.results[i])) * rate);
+            at.weights[i]->add(at.inputs, (bit - squash_at(result)) * rate);
         }
-        if (at.longest) at.longest->learn(at.longest_bit == bit, 500);
-        if (at.newest) at.newest->learn(at.newest_bit == bit, 500);
+        if (at.longest) at.longest->learn(at.longest_bit == bit);
+        if (at.newest) at.newest->learn(at.newest_bit == bit);
         for (int i = 0; i < C; i++) {
-            if (at.histories[i]) at.histories[i]->learn(bit, 255);
-            if (at.slots[i]) learn(*at.slots[i], bit);
+            if (off >> i & 1) continue;
+            if (at.slots[i]->n) at.histories[i]->learn(bit);
+            learn(*at.slots[i], bit);
         }
     }
 
     static void learn(Slot& slot, bool bit) {
-        const float p = slot.p + ((bit ? 65535.f : 0.f) - slot.p) / (slot.n + 1.6f);
+        const float p = slot.p + ((bit ? 65535.f : 0.f) - slot.p) * TABLES.rate_of[slot.n];
         slot.p = uint16_t(clamp(p, 32, 65503));
         slot.n = std::min(slot.n + 1, LIMIT);
         slot.history = (slot.history & EXACT) | ((slot.history << 1 | bit) & (slot.history & EXACT ? EXACT - 1 : 255));
@@ -584,9 +620,9 @@ long mixer_encode(Mixer* mixer, const uint16_t* text, long count, long limit, ui
     return done;
 }
 void mixer_decode(Mixer* mixer, const uint8_t* code, long size, long count) { mixer->decode(code, size, count); }
-void mixer_step(Mixer* mixer, const int64_t* ids, const int64_t* lane, int count, float* p, float threshold,
-                int threads) {
-    mixer->step(ids, lane, count, p, threshold, threads);
+void mixer_learn(Mixer* mixer, const int64_t* ids, const int64_t* lane, int count) { mixer->learn(ids, lane, count); }
+void mixer_predict(Mixer* mixer, const int64_t* lane, int count, float* p, float threshold, int threads) {
+    mixer->predict(lane, count, p, threshold, threads);
 }
 }
 """

@@ -6,7 +6,11 @@
 Command line, order of events, optimizer, log and processes come from `pgolf.train`.
 """
 
+import os
 import signal
+
+# Compiled code takes as many threads as torch has at the time: one less while the prior is encoded.
+os.environ.setdefault("TORCHINDUCTOR_CPP_DYNAMIC_THREADS", "1")
 
 if __name__ == "__main__" and signal.getsignal(signal.SIGINT) is signal.default_int_handler:
     signal.signal(signal.SIGINT, signal.SIG_DFL)  # Ctrl-C during the imports: an end without a traceback
@@ -41,7 +45,6 @@ from pgolf.train.settings import FromData, Options
 CALIBRATION_BATCHES = 16
 FRAMING = 1024
 """Bytes that the weights add beside themselves: the tar's padding, and the frame's block headers, 3 in 128 KiB."""
-LANES = loop.LANES | {"laptop": 512}
 PACKAGES = ["torch", "numpy", "constriction", "sentencepiece"]
 DIVERGED = "training diverged; lower the learning rates"
 DESCRIPTION = "Train the strong baseline under the clock and pack the artifact."
@@ -125,15 +128,15 @@ class Settings(GPTConfig):
 LAPTOP = Settings(
     vocab_size=2048,
     context=64,
-    layers=4,
+    layers=1,
     dim=128,
     heads=2,
     kv_heads=1,
     mlp_ratio=2,
     rope_dims=0,
     softcap=0.0,
-    xsa=4,
-    prior_bytes=560_000,
+    xsa=1,
+    prior_bytes=780_000,
     batch_tokens=2048,
     micro_tokens=2048,
     momentum=0.95,
@@ -178,17 +181,28 @@ class Trainer:
         self.mixer: Mixer | None = None
         if s.prior_bytes and run.ranks.rank == 0:  # compiled before the clock starts
             self.mixer = Mixer(run.data.tokenizer, run.data.bos, 0)
+        every = torch.get_num_threads()
+        # Threads wait for the slowest of them, so a core that encodes as well would hold up all.
+        fewer = max(1, every - 1) if self.mixer else every
+        self.threads = [fewer, every] if s.prior_bytes else [every]  # on all ranks: they warm up together
 
     def begin(self) -> None:
         if self.mixer:
             s, shards = self.settings, self.run.data.train_shards
             tokens = first_tokens(shards, s.vocab_size, 2 * s.prior_bytes)  # more than fit
             self.prior = ThreadPoolExecutor(1).submit(self.mixer.encode, tokens, s.prior_bytes)  # beside training
+            torch.set_num_threads(self.threads[0])
 
     def stages(self) -> Sequence[Callable[[Tensor], object]]:
-        return [lambda ids: self.take_step(0, 1.0, ids, ids)]
+        return [partial(self.warm_up, threads) for threads in self.threads]
+
+    def warm_up(self, threads: int, ids: Tensor) -> None:
+        torch.set_num_threads(threads)  # torch compiles once for each number
+        self.take_step(0, 1.0, ids, ids)
 
     def step(self, step: int, left: float, done: float, ids: Tensor, targets: Tensor) -> tuple[Tensor, float]:
+        if self.prior and self.prior.done():
+            torch.set_num_threads(self.threads[-1])
         scale = self.settings.lr_scale(done)
         return self.take_step(step, scale, ids, targets), scale
 
@@ -239,7 +253,7 @@ class Trainer:
     def members(self, training: dict[str, Any]) -> dict[str, bytes]:
         """The artifact without its weights."""
         run, track = self.run, self.run.options.track
-        changes = {"packages": PACKAGES, "compiler": True, "training": training, "lanes": LANES[track]}
+        changes = {"packages": PACKAGES, "compiler": True, "training": training}
         members = loop.members(run.data, track, SOURCE, "golf baseline", **changes)
         if self.settings.prior_bytes:  # in the warm-up: as large as it gets, and as hard to compress
             members["prior.bin"] = self.prior.result() if self.prior else np.random.bytes(self.settings.prior_bytes)

@@ -12,6 +12,7 @@ import density
 import early
 import gpu
 import numpy as np
+import peers
 import quantise
 import speed
 import throughput
@@ -80,6 +81,9 @@ def main() -> None:
     command.add_argument("--full", action="store_true", help="also train each of ours for 600 s")
     command.add_argument("--rehearse", action="store_true", help="the stages in small, on a CPU")
     command.set_defaults(run=gpu.bench_gpu)
+    command = commands.add_parser("peers", help="compressors beside scored artifacts", description=peers.__doc__)
+    peers.add_arguments(command)
+    command.set_defaults(run=peers.bench_peers)
     command = commands.add_parser("quantise", help="what coarser weights cost", description=quantise.__doc__)
     command.add_argument("artifact", type=Path, help="an artifact of baselines/naive or baselines/golf")
     command.add_argument("--data", type=Path, required=True)

@@ -44,7 +44,8 @@ def stepped(mixer: Any, tokens: Array, threads: int = 1, threshold: float = 0.01
     lanes, out = np.arange(LANES), []
     for ids in tokens:
         p = np.full((LANES, mixer.vocab_size), 1 / mixer.vocab_size, np.float32)
-        mixer.step(np.ascontiguousarray(ids), lanes, p, threshold, threads)
+        mixer.learn(np.ascontiguousarray(ids), lanes)
+        mixer.predict(lanes, p, threshold, threads)
         out.append(p)
     return np.stack(out)
 
@@ -135,5 +136,6 @@ def test_what_is_improbable_keeps_the_networks_shares(mixer: Any, tokenizer: Pat
     one = made(mixer, tokenizer)
     p = np.random.default_rng(10).dirichlet(np.ones(one.vocab_size), LANES).astype(np.float32)
     mixed = p.copy()
-    one.step(np.full(LANES, BOS), np.arange(LANES), mixed, 2.0, 1)  # no node is that probable
+    one.learn(np.full(LANES, BOS), np.arange(LANES))
+    one.predict(np.arange(LANES), mixed, 2.0, 1)  # no node is that probable
     np.testing.assert_allclose(mixed, p, rtol=1e-3, atol=1e-8)
