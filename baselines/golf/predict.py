@@ -58,7 +58,7 @@ def load(root: Path, device: torch.device, lanes: int, count: int) -> "Network |
 
 def network_seconds(model: GPT, lanes: int, count: int) -> float:
     """Seconds that the network will take for `count` tokens, timed on made-up ones."""
-    network, lane = Network(model, lanes), torch.arange(lanes)
+    network, lane = Network(model, lanes), torch.arange(lanes, device=model.embed.weight.device)
     network.cache.seen.fill_(model.config.context)  # full caches: what nearly all steps read
     for trial in range(-2, TRIAL_STEPS):
         if not trial:
@@ -85,6 +85,8 @@ class Predictor:
 
 def load_model(root: Path, device: torch.device) -> GPT:
     """The model of the artifact in `root`. fp32 on CPUs, bf16 on GPUs."""
+    if device.type == "cuda":
+        torch.backends.cuda.enable_cudnn_sdp(False)  # it would plan anew for each length of the cache
     config, tensors = coder.loads((root / "weights.bin").read_bytes())
     model = GPT(GPTConfig(**config), torch.bfloat16 if device.type == "cuda" else torch.float32)
     model.load_state_dict({name: torch.from_numpy(tensor) for name, tensor in tensors.items()})

@@ -10,7 +10,6 @@ import zlib
 from pathlib import Path
 from typing import Any
 
-import brotli
 import numpy as np
 import numpy.typing as npt
 import torch
@@ -57,6 +56,8 @@ def main_shape(golf: Any) -> bytes:
 
 def report(coder: Any, data: bytes) -> None:
     """Sizes on one line each, smallest first, and the time of decoding."""
+    import brotli  # a machine without network may lack it
+
     start = time.perf_counter()
     _, coded, plain = coder.parse(data)
     seconds = time.perf_counter() - start

@@ -15,7 +15,6 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-import brotli
 import zstandard
 
 from pgolf import plots
@@ -60,6 +59,8 @@ def zstd(data: bytes) -> int:
 
 
 def brotli_11(data: bytes) -> int:
+    import brotli  # a machine without network may lack it
+
     return len(brotli.compress(data, quality=11, lgwin=24))
 
 

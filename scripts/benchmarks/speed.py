@@ -90,7 +90,6 @@ def contest(args: argparse.Namespace) -> Result:
     """Run the contest's script, unchanged, in a temporary folder, and read what it printed."""
     data = open_dataset(args.data)
     settings = {
-        "DATA_PATH": str(data.root.resolve()),
         "TOKENIZER_PATH": str(data.tokenizer.resolve()),
         "VOCAB_SIZE": str(data.vocab_size),
         "MAX_WALLCLOCK_SECONDS": str(args.seconds),
@@ -98,6 +97,10 @@ def contest(args: argparse.Namespace) -> Result:
     }
     print("speed: contest", file=sys.stderr)
     with tempfile.TemporaryDirectory() as folder:
+        for shard in (*data.train_shards, *data.val_shards):  # under the names that the script knows
+            name = f"fineweb_{shard.path.name.removeprefix('fineweb_')}"
+            Path(folder, name).symlink_to(shard.path.resolve())
+        settings |= {"DATA_PATH": folder}
         printed = trial.launch([str(args.contest.resolve())], args.processes, settings, Path(folder))
     (args.out / "contest.log").write_text(printed, encoding="utf-8")
     steps, milliseconds = last_of(r"step:(\d+)/\d+ val_loss:\S+ val_bpb:\S+ train_time:(\d+)ms", printed)

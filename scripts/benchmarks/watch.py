@@ -22,7 +22,7 @@ from pgolf.train import loop
 FIRST, LAST = 5, 8
 """Steps to be profiled: after the first ones, which find caches empty."""
 TOP = 10
-WAITS = ("cudaStreamSynchronize", "cudaDeviceSynchronize", "aten::_local_scalar_dense")
+WAITS = ("cudaStreamSynchronize", "cudaDeviceSynchronize")
 """Calls in which the host waits for what it has queued. The loop reads each loss later, after an event."""
 
 
@@ -33,6 +33,7 @@ class Watched:
         self.trainer = trainer
         gpu = torch.cuda.is_available()
         self.profile = profile(activities=[ProfilerActivity.CPU, *([ProfilerActivity.CUDA] if gpu else [])])
+        self.gpu = gpu
         self.time = "self_device_time_total" if gpu else "self_cpu_time_total"
 
     def __getattr__(self, name: str) -> Any:
@@ -48,14 +49,17 @@ class Watched:
 
     def figures(self) -> dict[str, Any]:
         """Kernels by their share of the time of all, and how often the host waited, in the steps that were profiled."""
-        events = self.profile.key_averages()
+        every = self.profile.key_averages()
+        on_card = torch.autograd.DeviceType.CUDA  # an operator of the CPU repeats the time of its kernels
+        events = [e for e in every if not self.gpu or (e.device_type == on_card and not e.is_user_annotation)]
         total = sum(getattr(event, self.time) for event in events) or 1
         events.sort(key=lambda event: -getattr(event, self.time))
         kernels = [
             {"name": e.key[:80], "share": round(getattr(e, self.time) / total, 4), "calls": e.count}
             for e in events[:TOP]
         ]
-        return {"waits": sum(e.count for e in events if e.key in WAITS), "kernels": kernels}
+        waits = sum(e.count for e in every if e.key in WAITS) - self.gpu  # the profiler waits once when it stops
+        return {"waits": waits, "kernels": kernels}
 
 
 def watched(train: Callable[..., Any], figures: dict[str, Any]) -> Callable[..., Any]:

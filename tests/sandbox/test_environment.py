@@ -119,6 +119,18 @@ def test_scorer_and_sandbox_agree_on_what_is_installed(tmp_path: Path, monkeypat
         environment.check_installed(["numpy", "no-such-package"])
 
 
+def test_a_wheel_of_versioned_libraries_is_whole(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As those of CUDA are: no Python in it, and all names end in a version."""
+    library, info = tmp_path / "vendor" / "lib" / "libvendor.so.9", tmp_path / "vendor_libraries-1.dist-info"
+    for folder in (library.parent, info):
+        folder.mkdir(parents=True)
+    library.touch()
+    (info / "METADATA").write_text("Metadata-Version: 2.1\nName: vendor-libraries\nVersion: 1\n")
+    (info / "RECORD").write_text("vendor/lib/libvendor.so.9,,\n")
+    monkeypatch.syspath_prepend(str(tmp_path))
+    assert library in environment.listing("encode", ("vendor-libraries",)).files
+
+
 @pytest.mark.parametrize("init", [True, False])
 def test_a_folder_is_not_a_package(init: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The working directory, and folders that only have the name of a declared package, stay outside."""

@@ -115,6 +115,8 @@ def _proc(empty: Path, static: Mapping[str, int], cuda: bool) -> list[str]:
     if not cuda:
         return [part for name, fd in static.items() for part in ("--ro-bind-data", str(fd), f"/proc/{name}")]
     line: list[str] = ["--tmpfs", "/proc/1", "--remount-ro", "/proc/1"]  # bubblewrap's own
+    if Path("/proc/driver").is_dir():
+        line += ["--ro-bind", "/proc/driver", "/proc/driver"]
     for path in sorted(Path("/proc").iterdir()):
         name = path.name
         if name.isdecimal() or name in _OWN_PROC or name in _DRIVER_PROC:

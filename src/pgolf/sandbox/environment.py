@@ -5,6 +5,7 @@ the shared libraries that all of these load; a compiler where one is declared. `
 """
 
 import contextlib
+import ctypes
 import importlib.machinery
 import importlib.metadata
 import importlib.util
@@ -81,6 +82,8 @@ def listing(role: str, packages: tuple[str, ...] = (), compiler: bool = False, c
 @cache
 def driver_folder() -> Path | None:
     """Where libcuda lies: as this process loaded it, or as the linker finds it."""
+    with contextlib.suppress(OSError):
+        ctypes.CDLL("libcuda.so.1")  # however the linker finds it: then it is among the maps
     with contextlib.suppress(OSError):
         if loaded := re.search(r" (/.*)/libcuda\.so", Path("/proc/self/maps").read_text()):
             return Path(loaded[1])
@@ -193,7 +196,7 @@ def _package_files(name: str) -> tuple[Path | None, list[Path]]:
     if distribution := _distribution(name):
         folder = Path(str(distribution.locate_file("")))
         paths = [folder / file for file in distribution.files or ()]
-        if any(path.suffix in (".py", ".so") for path in paths):  # an editable package lists none
+        if any(path.suffix == ".py" or ".so" in path.suffixes for path in paths):  # an editable package lists none
             return folder, paths
         for top in (distribution.read_text("top_level.txt") or module).split():
             with contextlib.suppress(ImportError, ValueError):

@@ -40,6 +40,8 @@ def main() -> None:
     try:
         for name in config["imports"]:
             importlib.import_module(name)
+        if config["role"] == "predict" and config["device"] == "cuda":
+            importlib.import_module("torch").cuda.init()
         channel.send(Kind.STARTED)  # failures up to here are the machine's, not the submission's
         roles[config["role"]](channel, root, config)
     except wire.WireError:

@@ -17,6 +17,7 @@ from dataclasses import asdict, dataclass, fields, replace
 from functools import partial
 from itertools import chain, repeat
 from pathlib import Path
+from statistics import median_low
 from typing import Any, Protocol, TypeVar
 
 import torch
@@ -234,13 +235,15 @@ def warm_up(run: Run, trainer: Trainer, arguments: Sequence[str]) -> tuple[float
     generator, step_seconds = torch.Generator().manual_seed(0), 0.0
     shape = s.batch_tokens // s.context // ranks.world, s.context
     for stage in trainer.stages():
+        taken: list[float] = []
         for _ in range(s.warmup_steps):
             ids = torch.randint(s.vocab_size, shape, generator=generator).to(ranks.device)
             ranks.synchronize()
             start = time.monotonic()
             stage(ids)
             ranks.synchronize()
-        step_seconds = max(step_seconds, time.monotonic() - start)
+            taken.append(time.monotonic() - start)
+        step_seconds = max(step_seconds, median_low(taken[-5:]))  # the first ones compile
     start = time.monotonic()
     if ranks.rank == 0:
         out = run.options.out
