@@ -144,8 +144,8 @@ def plot(rows: list[Row], path: Path) -> str | None:
         axes.plot([], [], "o", color="tab:blue", label="knows the training text")
         axes.plot([], [], "o", color="tab:gray", label="does not")
         axes.set_xscale("log")
-        axes.margins(x=0.25)
+        axes.margins(x=0.4)  # for the names
         axes.set(xlabel="seconds to compress, or to evaluate", ylabel="bits per byte of the validation text")
-        axes.legend()
+        axes.legend(loc="center left")
 
     return plots.draw(path, (8, 5), fill)
