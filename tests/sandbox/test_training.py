@@ -61,6 +61,13 @@ def test_arguments_and_sources_reach_the_trainer() -> None:
     assert run("", sources=sources, arguments=("--seed", "7")).artifact == b"--seed 7"
 
 
+@pytest.mark.parametrize("eager", [True, False])
+def test_a_few_steps_need_no_compiler(eager: bool) -> None:
+    """torch's own switch: with it torch.compile returns what it was given."""
+    body = "open_data()\nhand_over(os.environ.get('TORCH_COMPILE_DISABLE', '0').encode())"
+    assert run("", sources={"train.py": (HARNESS + body).encode()}, eager=eager).artifact == str(int(eager)).encode()
+
+
 def test_ranks_have_the_variables_of_torchrun_and_one_speaks() -> None:
     body = """
 names = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE")

@@ -85,6 +85,8 @@ def _train(channel: Channel, root: Path, config: dict[str, Any]) -> None:
     world = config["processes"]
     command = [sys.executable, "train.py", "--data", config["data"], *config["arguments"]]
     variables = {**os.environ, "PYTHONPATH": os.pathsep.join([*config["harness"], *config["packages"]])}
+    if config["eager"]:
+        variables["TORCH_COMPILE_DISABLE"] = "1"
     if world > 1:
         variables |= {"WORLD_SIZE": str(world), "LOCAL_WORLD_SIZE": str(world), "GLOO_SOCKET_IFNAME": "lo"}
         variables |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(_MASTER_PORT)}

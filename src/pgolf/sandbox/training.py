@@ -38,6 +38,8 @@ class Job:
     device: str = "cpu"
     """"cpu" or "cuda" (all GPUs)."""
     processes: int = 1
+    eager: bool = False
+    """torch.compile does nothing: a few steps are taken sooner than they are compiled."""
 
 
 @dataclass(frozen=True)
@@ -87,7 +89,7 @@ def train(job: Job, limits: Limits, *, isolated: bool = True) -> Trained:
             job.sources,
             isolated=isolated,
             device=job.device,
-            config={"arguments": job.arguments, "processes": job.processes},
+            config={"arguments": job.arguments, "processes": job.processes, "eager": job.eager},
             packages=job.packages,
             compiler=job.compiler,
             training=training,

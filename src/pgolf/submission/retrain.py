@@ -2,6 +2,7 @@
 
 import re
 from collections.abc import Iterator
+from dataclasses import replace
 
 from pgolf import artifact, repeat, rules
 from pgolf.artifact import MANIFEST, Artifact
@@ -45,8 +46,8 @@ def retrain(
     arguments = (*repeat.without_budget(declared.arguments if declared else ()), "--steps", str(STEPS))
     track = rules.track(found.manifest.track)
     limits = Limits(max(SECONDS, track.prepare_seconds), SECONDS, track.artifact_bytes)
-    compiler = device.startswith("cuda")  # on a CPU a few steps are taken sooner than they are compiled
-    job = repeat.job(found, data, 1, arguments, device=device, compiler=compiler)
+    gpu = device.startswith("cuda")  # where eager mode would be too slow to be of use
+    job = replace(repeat.job(found, data, 1, arguments, device=device, compiler=gpu), eager=not gpu)
     with box.listening() as printed:
         try:
             trained = training.train(job, limits, isolated=isolated)

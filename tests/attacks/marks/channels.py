@@ -4,6 +4,7 @@ What is marked is a machine's memory, its kernel's tables, or a file that both c
 without one the channels that need it raise OSError.
 """
 
+import contextlib
 import ctypes
 import fcntl
 import mmap
@@ -20,6 +21,8 @@ PAGE = 4096 * 3
 KEY = 0x706F6C68
 NAME = "\0pgolf-attack-marks"
 PLACES = [Path(folder, "pgolf-attack-marks") for folder in ("/tmp", "/dev/shm", "/artifact", "/var/tmp", "/run")]
+STAYING = Path("/tmp/pgolf-attack-staying")  # the processes that stay, a line for each
+LIFE = 120  # seconds
 
 libc = ctypes.CDLL(None, use_errno=True)
 libc.syscall.restype = ctypes.c_long
@@ -40,7 +43,9 @@ def stay(work):
         try:
             os.setsid()
             os.closerange(0, 3)
-            signal.alarm(120)
+            signal.alarm(LIFE)
+            with contextlib.suppress(OSError), STAYING.open("a") as staying:
+                staying.write(f"{os.getpid()}\n")
             work()
         finally:
             os._exit(0)
@@ -189,11 +194,11 @@ def write_futexes(data, board):
         at = words(board)
         for place, bit in enumerate(bits(data)):
             if bit and os.fork() == 0:
-                signal.alarm(120)
+                signal.alarm(LIFE)
                 value = ctypes.c_uint32.from_address(at + 4 * place).value
                 libc.syscall(202, ctypes.c_void_p(at + 4 * place), 0, value, None, None, 0)
                 os._exit(0)
-        time.sleep(30)
+        time.sleep(LIFE)
 
     stay(wait)
     time.sleep(1)
@@ -284,7 +289,13 @@ CHANNELS = {
 
 
 def forget():
-    """Remove what a channel of this machine holds."""
+    """Remove what a channel of this machine holds, the processes that stay included: the next test would hear them."""
+    with contextlib.suppress(OSError):
+        if time.time() - STAYING.stat().st_mtime < LIFE:
+            for line in STAYING.read_text().split():
+                with contextlib.suppress(OSError):
+                    os.killpg(int(line), signal.SIGKILL)
+        STAYING.unlink()
     for place in PLACES:
         place.unlink(missing_ok=True)
     libc.shmctl(libc.shmget(KEY, 0, 0), 0, None)
