@@ -14,6 +14,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 import zstandard
+from peers import brotli_11
 
 from pgolf import rules
 from pgolf.artifact import read
@@ -56,8 +57,6 @@ def main_shape(golf: Any) -> bytes:
 
 def report(coder: Any, data: bytes) -> None:
     """Sizes on one line each, smallest first, and the time of decoding."""
-    import brotli  # a machine without network may lack it
-
     start = time.perf_counter()
     _, coded, plain = coder.parse(data)
     seconds = time.perf_counter() - start
@@ -69,7 +68,7 @@ def report(coder: Any, data: bytes) -> None:
         "entropy of each group": entropy,
         "coder.py, models and header included": own,
         "zstd 22": len(zstandard.ZstdCompressor(22).compress(raw)),
-        "brotli 11": len(brotli.compress(raw, quality=11, lgwin=24)),
+        "brotli 11": brotli_11(raw),
         "lzma 9e": len(lzma.compress(raw, preset=9 | lzma.PRESET_EXTREME)),
         "zlib 9": len(zlib.compress(raw, 9)),
     }

@@ -86,8 +86,9 @@ def bench_peers(args: argparse.Namespace) -> None:
     dataset = open_dataset(args.data)
     text = dataset.canonical_text()
     rows = [scored(argument, text.sha256) for argument in args.records]
+    joined, before = b"\n".join(text.documents), training_text(dataset)
     for name, size in COMPRESSORS.items():
-        rows += compressed(name, size, b"\n".join(text.documents), training_text(dataset), text.bytes)
+        rows += compressed(name, size, joined, before, text.bytes)
     rows.sort(key=lambda row: -row.bpb)
     print(f"{'':<{width(rows)}}  training text       bpb   seconds")
     for row in rows:
