@@ -93,7 +93,7 @@ def main() -> None:
     command = commands.add_parser("speed", help="the contest's trainer, naive and golf", description=speed.__doc__)
     command.add_argument("--data", type=Path, required=True)
     command.add_argument("--golf-data", type=Path, help="dataset with a tokenizer of golf's own (default: --data)")
-    command.add_argument("--contest", type=Path, metavar="FILE", help="the contest's train_gpt.py; needs CUDA")
+    command.add_argument("--contest", type=Path, metavar="FILE", help="the contest's train_gpt.py")
     command.add_argument("--seconds", type=float, default=600, help="for each (default: %(default)s)")
     command.add_argument("--processes", type=int, default=1, help="GPUs")
     command.add_argument("--track", default="main", choices=rules.TRACKS)

@@ -19,6 +19,7 @@ import zlib
 from collections.abc import Callable, Mapping
 from concurrent.futures import ProcessPoolExecutor
 from contextlib import redirect_stdout
+from inspect import signature
 from pathlib import Path
 from typing import Any
 
@@ -50,10 +51,10 @@ class Eyes(dict[str, torch.Tensor]):
 
 
 def randomise(model: torch.nn.Module) -> None:
-    """Matrices that are not zero, so that every layer counts."""
+    """Matrices whose products are about as large as what goes in, so that every layer counts."""
     for parameter in model.parameters():
         if parameter.ndim >= 2:
-            torch.nn.init.normal_(parameter, std=0.02)
+            torch.nn.init.normal_(parameter, std=parameter.shape[-1] ** -0.5)
 
 
 def save(read: Script, module: Any) -> None:
@@ -63,6 +64,8 @@ def save(read: Script, module: Any) -> None:
         model = module.GPT(h).to("cpu").bfloat16()
         module.restore_fp32_params(model)
         randomise(model)
+        module._logger_hparams = h
+        module._compressed_code_size = lambda code: (0, 0)  # of some, with a program to shorten the code
         module.collect_hessians = lambda *args, **kwargs: Eyes(model, module)
         for name in ("ShuffledSequenceLoader", "DistributedTokenLoader"):
             setattr(module, name, lambda *args, **kwargs: None)
@@ -76,11 +79,14 @@ def save(read: Script, module: Any) -> None:
     else:
         raise Refused("its quantiser is not found")
     target = paths[-1]
-    statements = [*slicer._before(function, target, script._loads(target.statement) - {"f"}), _file(target)]
+    writes = [s for s in target.blocks[-1][: target.indices[-1] + 1] if ast.unparse(s).startswith("f.write(")]
+    needed = {name for write in writes for name in script._loads(write)} - {"f"}
+    statements = [*slicer._before(function, target, needed), _file(writes)]
+    names = dict(vars(module))
     for statement in statements:
         code = ast.fix_missing_locations(ast.Module([statement], []))
-        exec(compile(code, read.name, "exec"), vars(module))
-        if (model := vars(module).get("base_model")) is not None and not hasattr(model, "_random"):
+        exec(compile(code, read.name, "exec"), names)
+        if (model := names.get("base_model")) is not None and not hasattr(model, "_random"):
             model._random = True
             randomise(model)
 
@@ -90,13 +96,17 @@ def _writes(node: ast.stmt) -> bool:
     return text.startswith("f.write(") and ("blob" in text or "compressed" in text)
 
 
-def _file(target: Any) -> ast.stmt:
-    return ast.parse(f"with open('weights.ptz', 'wb') as f:\n    {ast.unparse(target.statement)}").body[0]
+def _file(writes: list[ast.stmt]) -> ast.stmt:
+    file = ast.parse("with open('weights.ptz', 'wb') as f:\n    pass").body[0]
+    assert isinstance(file, ast.With)
+    file.body = writes
+    return file
 
 
 def own_loss(path: Path, env: Mapping[str, str], vocab: int, folder: Path) -> float:
     """Save random weights, load them as the script does, and compute its own loss of one window."""
     os.chdir(folder)
+    Path("logs").mkdir()  # where scripts expect it
     torch.manual_seed(0)
     with loaded(TEMPLATES) as modules:
         predict, device = modules.predict, torch.device("cpu")
@@ -111,11 +121,13 @@ def own_loss(path: Path, env: Mapping[str, str], vocab: int, folder: Path) -> fl
         written.rename(folder / "weights.ptz")
         loader = script.loader(read)
         predict.only_tensors(folder / "weights.ptz")
-        exec(compile(loader.source, "build.py", "exec"), vars(module))
-        model = vars(module)[loader.model].eval()
+        names = dict(vars(module))
+        exec(compile(loader.source, "build.py", "exec"), names)
+        model = names[loader.model].eval()
         ids = torch.from_numpy(importing.made_up(vocab, 1, CONTEXT)[None].astype(np.int64))
         with torch.inference_mode(), torch.autocast("cpu", torch.bfloat16, enabled="autocast(" in read.source):
-            return float(model(ids[:, :-1], ids[:, 1:]))
+            options = {"reduction": "none"} if "reduction" in signature(model.forward).parameters else {}
+            return float(model(ids[:, :-1], ids[:, 1:], **options).mean())  # its mean may hold more than log-loss
 
 
 def tried(found: Artifact, runtime: Runtime) -> float:

@@ -1,6 +1,7 @@
 """The contest's own trainer, naive and golf in turn, on the same machine for the same seconds: speed and score.
 
-The contest's train_gpt.py needs CUDA; without --contest only our two run. Utilisation is the arithmetic that the model
+Without CUDA, the contest's train_gpt.py runs in a copy whose calls of CUDA are replaced, in naive's shape of the track and
+with a step in one piece. Without --contest only our two run. Utilisation is the arithmetic that the model
 asks for (causal attention counted once), over the rate of a large bf16 matrix product measured here.
 """
 
@@ -10,7 +11,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -18,12 +19,22 @@ import numpy as np
 import torch
 
 from pgolf.data.dataset import open_dataset
-from pgolf.errors import EnvironmentBroken
+from pgolf.errors import EnvironmentBroken, UsageError
 from pgolf.score.score import Options
 from pgolf.submission import trial
+from pgolf.submission.modules import loaded
 
 BASELINES = Path(__file__).parents[2] / "baselines"
-CONTEST_BATCH = 524_288  # tokens per step
+ON_CPU = {
+    "import torch\n": "import torch\n\nclass NoCuda:\n    def __getattr__(self, name): return lambda *args: 0\n\n",
+    "if not torch.cuda.is_available()": "if False",
+    'torch.device("cuda", local_rank)': 'torch.device("cpu")',
+    'device_type="cuda"': 'device_type="cpu"',
+    "torch.cuda.": "NoCuda().",
+    '["nvidia-smi"]': '["true"]',
+    "grad_accum_steps = 8 // world_size": "grad_accum_steps = 1",
+}
+"""What is replaced in the contest's train_gpt.py where there is no CUDA."""
 
 
 @dataclass(frozen=True)
@@ -87,30 +98,49 @@ def ours(args: argparse.Namespace, name: str, data: Path, settings: Sequence[str
 
 
 def contest(args: argparse.Namespace) -> Result:
-    """Run the contest's script, unchanged, in a temporary folder, and read what it printed."""
+    """Run the contest's script in a temporary folder, and read what it printed."""
     data = open_dataset(args.data)
+    with loaded(BASELINES / "naive", names=("train", "model", "quant")) as naive:
+        shape = asdict(naive.train.PRESETS[args.track]) | {"vocab_size": data.vocab_size}
     settings = {
         "TOKENIZER_PATH": str(data.tokenizer.resolve()),
         "VOCAB_SIZE": str(data.vocab_size),
         "MAX_WALLCLOCK_SECONDS": str(args.seconds),
         "VAL_LOSS_EVERY": "0",
     }
+    names = {"layers": "NUM_LAYERS", "dim": "MODEL_DIM", "heads": "NUM_HEADS", "kv_heads": "NUM_KV_HEADS"}
+    names |= {"mlp_ratio": "MLP_MULT", "context": "TRAIN_SEQ_LEN", "batch_tokens": "TRAIN_BATCH_TOKENS"}
+    names |= {"warmdown_steps": "WARMDOWN_ITERS", "momentum_steps": "MUON_MOMENTUM_WARMUP_STEPS"}
+    settings |= {theirs: str(shape[ours]) for ours, theirs in names.items()}
     print("speed: contest", file=sys.stderr)
     with tempfile.TemporaryDirectory() as folder:
         for shard in (*data.train_shards, *data.val_shards):  # under the names that the script knows
             name = f"fineweb_{shard.path.name.removeprefix('fineweb_')}"
             Path(folder, name).symlink_to(shard.path.resolve())
-        settings |= {"DATA_PATH": folder}
-        printed = trial.launch([str(args.contest.resolve())], args.processes, settings, Path(folder))
+        script = Path(folder, "train_gpt.py")
+        script.write_text(source(args.contest), encoding="utf-8")
+        printed = trial.launch([str(script)], args.processes, settings | {"DATA_PATH": folder}, Path(folder))
+        (args.out / "contest.ptz").write_bytes(Path(folder, "final_model.int8.ptz").read_bytes())
     (args.out / "contest.log").write_text(printed, encoding="utf-8")
     steps, milliseconds = last_of(r"step:(\d+)/\d+ val_loss:\S+ val_bpb:\S+ train_time:(\d+)ms", printed)
     (parameters,) = last_of(r"model_params:(\d+)", printed)
     (size,) = last_of(r"Total submission size int8\+zlib: (\d+)", printed)
     (bpb,) = last_of(r"final_int8_zlib_roundtrip_exact val_loss:\S+ val_bpb:(\S+)", printed)
-    shape = {"vocab_size": data.vocab_size, "context": 1024, "layers": 9, "dim": 512, "heads": 8, "kv_heads": 4}
-    flops = flops_per_token(shape | {"mlp_ratio": 2})
-    tokens = int(steps) * CONTEST_BATCH
-    return Result("contest", int(parameters), int(steps), tokens, int(milliseconds) / 1e3, flops, int(size), float(bpb))
+    tokens, seconds = int(steps) * shape["batch_tokens"], int(milliseconds) / 1e3
+    flops = flops_per_token(shape)
+    return Result("contest", int(parameters), int(steps), tokens, seconds, flops, int(size), float(bpb))
+
+
+def source(path: Path) -> str:
+    """The contest's script as it is, or for a CPU. Raises UsageError for another script, if it would have to change."""
+    text = path.read_text(encoding="utf-8")
+    if torch.cuda.is_available():
+        return text
+    for old, new in ON_CPU.items():
+        if old not in text:
+            raise UsageError(f"{path}: has no {old!r}; without CUDA only the contest's first train_gpt.py can run")
+        text = text.replace(old, new)
+    return text
 
 
 def last_of(pattern: str, text: str) -> Sequence[str]:

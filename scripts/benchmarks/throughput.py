@@ -43,6 +43,7 @@ def bench_data(args: argparse.Namespace) -> None:
             "documents   sentencepiece docs/s   build docs/s   ratio   sentencepiece CPU s   build CPU s   "
             "peak RSS: main       worker"
         )
+        ratios = []
         for source, count in [(quarter, len(texts) // 4), (args.source, len(texts))] * args.repeat:
             alone, alone_cpu = sentencepiece_alone(texts[:count], model, args.workers)
             build, build_cpu, main_peak, worker_peak = timed_build(source, model, folder / "out", args.workers)
@@ -51,6 +52,9 @@ def bench_data(args: argparse.Namespace) -> None:
                 f"{build_cpu:13.1f} {main_peak:12.0f} MiB {worker_peak:8.0f} MiB",
                 flush=True,
             )
+            ratios.append((alone / build, alone_cpu / build_cpu))
+        wall, cpu = np.median(ratios, axis=0)
+        print(f"median ratio of {len(ratios)} pairs: {wall:.2f} by the wall clock, {cpu:.2f} by CPU seconds")
 
 
 def read_texts(source: Path) -> list[str]:

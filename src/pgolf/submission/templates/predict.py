@@ -13,6 +13,7 @@ import os
 import pickle
 import sys
 import types
+from contextlib import contextmanager
 from pathlib import Path
 
 import torch
@@ -31,13 +32,13 @@ def load(root, device):
     script = imported(root / settings["script"], weights, device)
     Stub.importing = False
     code = compile((root / "build.py").read_text(encoding="utf-8"), str(root / "build.py"), "exec")
-    exec(code, vars(script))
-    model = vars(script)[settings["model"]].to(device).eval()
-    return Logits(model, device, settings["autocast"])
+    names = dict(vars(script))  # a copy: what was local to the script's main must not replace what its classes use
+    exec(code, names)
+    return Logits(names[settings["model"]].to(device).eval(), device, settings["autocast"])
 
 
 class Logits(nn.Module):
-    """ids (B, T) -> logits (B, T, V): from `forward_logits`, or from what `forward` hands to its cross-entropy."""
+    """ids (B, T) -> logits (B, T, V): from `forward_logits`, or from what `forward` computes its loss of."""
 
     def __init__(self, model, device, autocast):
         super().__init__()
@@ -54,22 +55,20 @@ class Logits(nn.Module):
         if hasattr(self.model, "forward_logits"):
             found = self.model.forward_logits(ids)
             return found[0] if isinstance(found, tuple) else found
-        original, F.cross_entropy = F.cross_entropy, caught
-        try:
-            loss = self.model(ids, ids) if self.targets else self.model(ids)  # these targets tell it nothing new
-        except Caught as found:
-            rows, _ = found.logits.shape if found.logits.ndim == 2 else (0, 0)
-            if rows != ids.numel():
-                raise ValueError(
-                    f"forward hands logits of shape {tuple(found.logits.shape)} to cross_entropy for ids of shape "
-                    f"{tuple(ids.shape)}: not one row for each token"
-                ) from None
-            return found.logits
-        finally:
-            F.cross_entropy = original
-        if isinstance(loss, torch.Tensor) and loss.shape[:2] == ids.shape and loss.ndim == 3:
-            return loss
-        raise ValueError("the model has no forward_logits, and its forward does not use torch's cross_entropy")
+        with intercepted(ids.numel()):
+            try:
+                found = self.model(ids, ids) if self.targets else self.model(ids)  # these targets tell it nothing new
+            except Caught as caught:
+                return caught.logits
+        if isinstance(found, torch.Tensor) and found.shape[:2] == ids.shape and found.ndim == 3:
+            return found
+        raise ValueError(
+            f"the model has no forward_logits, and its forward hands none of {', '.join(n for _, n in LOSSES)} "
+            f"a row of logits for each of {ids.numel()} tokens"
+        )
+
+
+LOSSES = (F, "cross_entropy"), (F, "log_softmax"), (torch, "log_softmax"), (torch, "logsumexp")
 
 
 class Caught(Exception):
@@ -80,8 +79,26 @@ class Caught(Exception):
         self.logits = logits
 
 
-def caught(input, *args, **kwargs):
-    raise Caught(input)
+@contextmanager
+def intercepted(tokens):
+    """Raise Caught when a function that a loss is made of is handed logits (tokens, V)."""
+
+    def instead(original):
+        def function(input, *args, **kwargs):
+            if input.ndim == 2 and len(input) == tokens:
+                raise Caught(input)
+            return original(input, *args, **kwargs)
+
+        return function
+
+    originals = [(module, name, getattr(module, name)) for module, name in LOSSES]
+    try:
+        for module, name, original in originals:
+            setattr(module, name, instead(original))
+        yield
+    finally:
+        for module, name, original in originals:
+            setattr(module, name, original)
 
 
 def imported(path, weights, device):
@@ -98,8 +115,10 @@ def imported(path, weights, device):
     module.open = opened
     spec.loader.exec_module(module)
     for name, value in list(vars(module).items()):
-        if value == "cuda" or (isinstance(value, torch.device) and value.type == "cuda"):
+        if isinstance(value, torch.device) and value.type == "cuda":
             setattr(module, name, device)
+        elif isinstance(value, str) and value == "cuda":
+            setattr(module, name, device.type)
     module.device = device
     return module
 
