@@ -299,7 +299,7 @@ def momentum(settings: Any, step: int) -> float:
     return float(s.momentum_start + (s.momentum - s.momentum_start) * min(1.0, step / s.momentum_steps))
 
 
-LANES = {"main": 2048, "laptop": 128, "unlimited": 128}
+LANES = {"main": 2048, "laptop": 512, "unlimited": 512}
 """Lanes of the step form: fewer are slower, more cut the text into shorter parts."""
 
 
