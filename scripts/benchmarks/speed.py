@@ -1,8 +1,8 @@
 """The contest's own trainer, naive and golf in turn, on the same machine for the same seconds: speed and score.
 
-Without CUDA, the contest's train_gpt.py runs in a copy whose calls of CUDA are replaced, in naive's shape of the track and
-with a step in one piece. Without --contest only our two run. Utilisation is the arithmetic that the model
-asks for (causal attention counted once), over the rate of a large bf16 matrix product measured here.
+Without CUDA, the contest's train_gpt.py runs in a copy whose calls of CUDA are replaced, in naive's shape of the track
+and with a step in one piece. Without --contest only our two run. Utilisation is the arithmetic that the model asks for
+(causal attention counted once), over the rate of a large bf16 matrix product measured here.
 """
 
 import argparse
