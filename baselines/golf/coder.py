@@ -7,9 +7,11 @@
     halves    the plain tensors in fp16
     codes     one range-coded stream (constriction) of 32-bit words
 
-A coded tensor is a matrix; a weight is code * step * 2^(scale / 8) with the scale of its row. Rows whose codes spread
-alike are coded together, whatever matrix they are from: first come the scales of all rows, then their spreads, then
-the codes of all rows of each spread. Each of these groups has its own model, the histogram of its codes: a code that
+A coded tensor is a matrix; a weight is code * step * 2^(scale / 8) with the scale of its row. A row that is closer to
+the row before it than to zero is coded as its difference: the embeddings of pieces that training never saw are almost
+equal. Rows whose codes spread alike are coded together, whatever matrix they are from: first come the scales of all
+rows, then which of them are differences, then their spreads, then the codes of all rows of each spread. Each of these
+groups has its own model, the histogram of its codes: a code that
 occurs n times among N costs log2(N / n) bits, so the size is the entropy of the codes, and no general compressor comes
 near it.
 """
@@ -87,14 +89,23 @@ def spreads(codes: Codes) -> Codes:
     return np.round(2 * np.log2(np.maximum(rms, 2**-8))).astype(np.int32)
 
 
+def differences(codes: Codes) -> tuple[Codes, Codes]:
+    """Codes (R, C) with the row before subtracted where that leaves less, and 1 for each row where it does (R,)."""
+    less = np.diff(codes, axis=0, prepend=np.int32(0))
+    chosen = np.square(less, dtype=np.float64).sum(1) < np.square(codes, dtype=np.float64).sum(1)
+    return np.where(chosen[:, None], less, codes), chosen.astype(np.int32)
+
+
 def split(coded: Mapping[str, Coded]) -> list[Codes]:
-    """The groups: scales of all rows, their spreads, and the codes of all rows of each spread, in rising order."""
-    matrices = [np.empty((0, 1), np.int32), *(c.codes for c in coded.values())]
+    """The groups: scales of all rows, which are differences, their spreads, and the codes of each spread, rising."""
+    pairs = [differences(c.codes) for c in coded.values()]
+    matrices = [np.empty((0, 1), np.int32), *(codes for codes, _ in pairs)]
+    chosen = np.concatenate([np.empty(0, np.int32), *(rows for _, rows in pairs)])
     by_row = np.concatenate([spreads(m) for m in matrices])
     by_code = np.repeat(by_row, np.concatenate([np.full(len(m), m.shape[1]) for m in matrices]))
     codes = np.concatenate([m.ravel() for m in matrices])
     scales = np.concatenate([np.empty(0, np.int32), *(c.scales for c in coded.values())])
-    return [scales, by_row, *(codes[by_code == spread] for spread in np.unique(by_row))]
+    return [scales, chosen, by_row, *(codes[by_code == spread] for spread in np.unique(by_row))]
 
 
 def dumps(config: Mapping[str, Any], coded: Mapping[str, Coded], plain: Mapping[str, npt.NDArray[Any]]) -> bytes:
@@ -140,7 +151,7 @@ def parse(data: bytes) -> tuple[dict[str, Any], dict[str, Coded], dict[str, npt.
         return reader.take(model, int(size)) + np.int32(low)
 
     shapes = np.array([shape for _, shape, _ in header["coded"]], np.int64).reshape(-1, 2)
-    scales, by_row = take(shapes[:, 0].sum()), take(shapes[:, 0].sum())
+    scales, chosen, by_row = (take(shapes[:, 0].sum()) for _ in range(3))
     by_code = np.repeat(by_row, shapes[:, 1].repeat(shapes[:, 0]))
     codes = np.empty(len(by_code), np.int32)
     for spread in np.unique(by_row):
@@ -149,8 +160,11 @@ def parse(data: bytes) -> tuple[dict[str, Any], dict[str, Coded], dict[str, npt.
     coded = {}
     for name, (rows, columns), step in header["coded"]:
         own, codes = np.split(codes, [rows * columns])
-        scale, scales = np.split(scales, [rows])
-        coded[name] = Coded(own.reshape(rows, columns), scale, step)
+        (scale, scales), (less, chosen) = np.split(scales, [rows]), np.split(chosen, [rows])
+        own = own.reshape(rows, columns)
+        for row in np.flatnonzero(less):
+            own[row] += own[row - 1]
+        coded[name] = Coded(own, scale, step)
     return header["config"], coded, plain
 
 

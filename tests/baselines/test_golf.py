@@ -177,6 +177,15 @@ def test_a_matrix_of_zeros_costs_nothing(golf: Any) -> None:
     assert not golf.coder.loads(golf.coder.dumps({}, zeros, {}))[1]["w"].any()
 
 
+def test_rows_like_the_one_before_cost_their_difference(golf: Any) -> None:
+    one = gaussian(golf, 1, 256, 0.05)
+    codes = one.codes + np.random.default_rng(1).integers(-1, 2, (200, 256), dtype=np.int32)
+    coded = {"first": gaussian(golf, 3, 5, 0.3), "w": replace(one, codes=codes, scales=np.zeros(200, np.int32))}
+    data = golf.coder.dumps({}, coded, {})
+    assert len(data) < 1.05 * entropy_bytes(np.diff(codes, axis=0).ravel()) + 500
+    np.testing.assert_array_equal(golf.coder.loads(data)[1]["w"], coded["w"].weights())
+
+
 def entropy_bytes(codes: Any) -> float:
     counts = np.array(list(Counter(codes.tolist()).values()))
     return float((counts * np.log2(len(codes) / counts)).sum() / 8)
