@@ -216,6 +216,24 @@ def test_logits_of_a_late_kind(submission: Callable[..., Request]) -> None:
     assert done.evaluations == ("eval_val", "train_and_eval")
 
 
+def test_a_minified_script_with_a_loss_of_its_own(submission: Callable[..., Request]) -> None:
+    """A local of main with the name of a module, the device's name in a constant, a loss without cross_entropy."""
+    source = PLAIN.replace("from torch import nn\n", "from torch import nn\nD = 'cuda'\n")
+    source = source.replace('open("final_model.ptz", "rb")', 'open(F, "rb")')
+    source = source.replace("    blob = zlib", "    F = 'final_model.ptz'\n    blob = zlib")
+    logits = "        logits = F.linear"
+    source = source.replace(logits, "        with torch.autocast(device_type=D): pass\n" + logits)
+    source = source.replace(
+        "return F.cross_entropy(logits.float(), target_ids.reshape(-1))",
+        "lse = torch.logsumexp(logits.float(), dim=-1)\n"
+        "        return (lse - logits.gather(1, target_ids.reshape(-1, 1))[:, 0]).mean() + (lse**2).mean()",
+    )
+    request = submission(source, switches={"depth": "2"})
+    plain = import_submission(submission(switches={"depth": "2"}), RUNTIME)
+    submission(source)
+    assert import_submission(request, RUNTIME).nats == pytest.approx(plain.nats, abs=1e-6)
+
+
 class Code:
     def __reduce__(self) -> tuple[Any, ...]:
         return print, ("run",)
