@@ -15,9 +15,11 @@ from pgolf import artifact, rules
 from pgolf.cli.command import Commands, add_command, add_text, note
 from pgolf.cli.fetch import add_fetch
 from pgolf.data.build import demo
+from pgolf.data.build.apart import apart
 from pgolf.data.build.build import SHARD_TOKENS, Settings, build, finished
 from pgolf.data.build.sources import resolve
 from pgolf.data.build.tokenize import NORMALIZATIONS
+from pgolf.data.dataset import open_dataset
 from pgolf.data.transforms import TRANSFORMS
 from pgolf.errors import UsageError
 from pgolf.files import open_regular, printable
@@ -37,6 +39,7 @@ def add_data(commands: Commands) -> None:
     data = parser.add_subparsers(metavar="command", required=True).add_parser
     add_fetch(data)
     _add_build(data)
+    _add_apart(data)
     _add_demo(data)
 
 
@@ -90,6 +93,22 @@ def _add_build(commands: Commands) -> None:
     _add_common(parser)
 
 
+def _add_apart(commands: Commands) -> None:
+    parser = add_command(
+        commands,
+        "apart",
+        "leave out training documents that are validated",
+        "Make a new folder of one in the contest's layout, without the training documents that are validation "
+        "documents, which `pgolf data fetch` counts and for which `pgolf rerun` refuses the data. Shards without such "
+        "a document are linked, not copied.",
+        "pgolf data apart data/fineweb10B_sp1024 --out data/apart",
+        _apart,
+    )
+    parser.add_argument("data", type=Path, metavar="DIR", help="a folder in the contest's layout")
+    parser.add_argument("--out", type=_folder, required=True, metavar="DIR", help="the new folder")
+    parser.add_argument("--json", action="store_true", help="print a summary for programs")
+
+
 def _add_demo(commands: Commands) -> None:
     parser = add_command(
         commands,
@@ -128,6 +147,17 @@ def _folder(text: str) -> Path:
     if not text:
         raise argparse.ArgumentTypeError("the name of the folder is empty")
     return Path(text)
+
+
+def _apart(args: argparse.Namespace) -> int:
+    left_out = apart(open_dataset(args.data), args.out)
+    if args.json:
+        print(json.dumps({"data": str(args.out), "left_out": left_out}))
+    else:
+        for name, count in left_out.items():
+            print(f"{name}: {count:,} documents left out")
+        print(f"{printable(args.out)}: {sum(left_out.values()):,} training documents left out that are validated")
+    return 0
 
 
 def _build(args: argparse.Namespace) -> int:

@@ -61,7 +61,7 @@ def _table(out: Path, state: dict[str, Any]) -> str:
         f"validation  {text['documents']:,} documents, {text['tokens']:,} tokens, {text['bytes']:,} bytes, "
         f"sha256 {text['sha256'][:16]}",
         f"overlap     {overlap:,} training documents are validation documents"
-        + ("; `pgolf rerun` refuses this data" if overlap else ""),
+        + ("; `pgolf rerun` refuses this data, `pgolf data apart` leaves them out" if overlap else ""),
     ]
     if text["is_contest"]:
         lines.append("The validation split is the contest's.")

@@ -143,9 +143,13 @@ def _check_text(case: Case, text: ScoredText) -> None:
         check_hidden(text.dataset.root, case.artifact.manifest.packages)
     case.say(f"comparing the training text with {text}")
     if count := overlap(case.dataset, text.dataset):
+        published = case.dataset.index is None and text.dataset.root == case.dataset.root
+        remedy = (
+            "make a folder without them by `pgolf data apart`" if published else "build the data again without them"
+        )
         raise EnvironmentBroken(
             f"{case.dataset.root}: {count:,} training documents are validation documents of {text.dataset.root}; "
-            "build the data again so that they are apart"
+            + remedy
         )
 
 
