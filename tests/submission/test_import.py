@@ -225,7 +225,8 @@ def test_a_minified_script_with_a_loss_of_its_own(submission: Callable[..., Requ
     source = source.replace(logits, "        with torch.autocast(device_type=D): pass\n" + logits)
     source = source.replace(
         "return F.cross_entropy(logits.float(), target_ids.reshape(-1))",
-        "lse = torch.logsumexp(logits.float(), dim=-1)\n"
+        "torch.logsumexp(logits[:, :8], dim=-1)  # as a router's loss\n"
+        "        lse = torch.logsumexp(logits.float(), dim=-1)\n"
         "        return (lse - logits.gather(1, target_ids.reshape(-1, 1))[:, 0]).mean() + (lse**2).mean()",
     )
     request = submission(source, switches={"depth": "2"})

@@ -34,15 +34,16 @@ def load(root, device):
     code = compile((root / "build.py").read_text(encoding="utf-8"), str(root / "build.py"), "exec")
     names = dict(vars(script))  # a copy: what was local to the script's main must not replace what its classes use
     exec(code, names)
-    return Logits(names[settings["model"]].to(device).eval(), device, settings["autocast"])
+    pieces = json.loads((root / "submission.json").read_text(encoding="utf-8"))["vocab_size"]
+    return Logits(names[settings["model"]].to(device).eval(), device, settings["autocast"], pieces)
 
 
 class Logits(nn.Module):
     """ids (B, T) -> logits (B, T, V): from `forward_logits`, or from what `forward` computes its loss of."""
 
-    def __init__(self, model, device, autocast):
+    def __init__(self, model, device, autocast, pieces):
         super().__init__()
-        self.model, self.device, self.autocast = model, device, autocast
+        self.model, self.device, self.autocast, self.pieces = model, device, autocast, pieces
         required = [p for p in inspect.signature(model.forward).parameters.values() if p.default is p.empty]
         self.targets = len([p for p in required if p.kind == p.POSITIONAL_OR_KEYWORD]) > 1
 
@@ -55,7 +56,7 @@ class Logits(nn.Module):
         if hasattr(self.model, "forward_logits"):
             found = self.model.forward_logits(ids)
             return found[0] if isinstance(found, tuple) else found
-        with intercepted(ids.numel()):
+        with intercepted(ids.numel(), self.pieces):
             try:
                 found = self.model(ids, ids) if self.targets else self.model(ids)  # these targets tell it nothing new
             except Caught as caught:
@@ -80,12 +81,12 @@ class Caught(Exception):
 
 
 @contextmanager
-def intercepted(tokens):
-    """Raise Caught when a function that a loss is made of is handed logits (tokens, V)."""
+def intercepted(tokens, pieces):
+    """Raise Caught when a function that a loss is made of is handed logits (tokens, V), V at least `pieces`."""
 
     def instead(original):
         def function(input, *args, **kwargs):
-            if input.ndim == 2 and len(input) == tokens:
+            if input.ndim == 2 and len(input) == tokens and input.shape[1] >= pieces:
                 raise Caught(input)
             return original(input, *args, **kwargs)
 
