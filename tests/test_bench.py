@@ -13,9 +13,18 @@ from torch.utils.flop_counter import FlopCounterMode
 from conftest import ALL, ROOT
 from trainers import load
 
-# What the contest's script prints, as far as it is read; its settings come by environment.
+# What the contest's script prints, as far as it is read, and what is replaced in it without CUDA.
 CONTEST = """
 import os
+import torch
+def main(local_rank, world_size):
+    if not torch.cuda.is_available(): raise SystemExit("RuntimeError: CUDA is required")
+    torch.cuda.set_device(torch.device("cuda", local_rank))
+    grad_accum_steps = 8 // world_size
+    torch.autocast(device_type="cuda"), ["nvidia-smi"]
+main(0, 1)
+assert os.environ["TRAIN_SEQ_LEN"] == "1024" and os.environ["NUM_LAYERS"] == "9"
+open("final_model.int8.ptz", "w").write("weights")
 assert os.environ["MAX_WALLCLOCK_SECONDS"] == "6.0" and os.path.isdir(os.environ["DATA_PATH"])
 print("model_params:17059912")
 print("step:1/20000 train_loss:6.9000 train_time:300ms step_avg:300.00ms")
@@ -49,10 +58,15 @@ def test_benchmarks_of_the_baselines(dataset: Path, tmp_path: Path) -> None:
     rows = rows_of(done.stdout)
     assert {"contest", "naive", "golf"} <= rows.keys(), done.stdout
     assert "17,059,912" in rows["contest"] and "1.000" in rows["contest"] and "1,747,627" in rows["contest"]
-    script.write_text("raise SystemExit('RuntimeError: CUDA is required')")
+    assert (runs / "contest.ptz").read_text() == "weights"
+    script.write_text(CONTEST.replace("assert", "raise SystemExit('CUDA is out of memory')\nassert", 1))
     done = bench(*speed)
     assert done.returncode == 3
-    assert done.stderr.splitlines()[-1].endswith("CUDA is required")
+    assert done.stderr.splitlines()[-1].endswith("CUDA is out of memory")
+    script.write_text("import torch")
+    done = bench(*speed)
+    assert done.returncode == 2
+    assert "only the contest's first train_gpt.py can run" in done.stderr
 
     for trainer in ("naive", "golf") if ALL else ("golf",):
         done = bench("quantise", runs / f"{trainer}.zst", "--data", dataset, "--tokens", 4096, "--bits", 1, 7)

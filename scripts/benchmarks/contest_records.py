@@ -121,8 +121,9 @@ def own_loss(path: Path, env: Mapping[str, str], vocab: int, folder: Path) -> fl
         written.rename(folder / "weights.ptz")
         loader = script.loader(read)
         predict.only_tensors(folder / "weights.ptz")
-        names = dict(vars(module))
-        exec(compile(loader.source, "build.py", "exec"), names)
+        code = compile(loader.source, "build.py", "exec")
+        names = predict.space(code, module)
+        exec(code, names)
         model = names[loader.model].eval()
         ids = torch.from_numpy(importing.made_up(vocab, 1, CONTEXT)[None].astype(np.int64))
         with torch.inference_mode(), torch.autocast("cpu", torch.bfloat16, enabled="autocast(" in read.source):

@@ -236,10 +236,16 @@ def equal_tokens(baseline: str, bench: Bench) -> Figures:
 
 
 def contest(bench: Bench) -> Figures:
-    """The contest's own script, unchanged, for the same seconds on the same data."""
+    """The contest's own script for the same seconds on the same data."""
     if bench.contest is None:
         raise EnvironmentBroken("no script was given; --contest train_gpt.py")
-    arguments = {"contest": bench.contest, "data": bench.data("naive"), "out": bench.out, "processes": 1}
+    arguments = {
+        "contest": bench.contest,
+        "data": bench.data("naive"),
+        "out": bench.out,
+        "processes": 1,
+        "track": bench.scale.track,
+    }
     row = speed.contest(argparse.Namespace(**arguments, seconds=bench.scale.seconds))
     figures = {"steps": row.steps, "tokens": row.tokens, "tokens_per_second": round(row.tokens / row.seconds)}
     return figures | {"bytes": row.artifact_bytes, "bpb": row.bpb, "parameters": row.parameters}

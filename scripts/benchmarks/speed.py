@@ -1,12 +1,13 @@
 """The contest's own trainer, naive and golf in turn, on the same machine for the same seconds: speed and score.
 
-Without CUDA, the contest's train_gpt.py runs in a copy whose calls of CUDA are replaced, in naive's shape of the track
-and with a step in one piece. Without --contest only our two run. Utilisation is the arithmetic that the model asks for
-(causal attention counted once), over the rate of a large bf16 matrix product measured here.
+The contest's train_gpt.py gets naive's shape of the track. Without CUDA it runs in a copy whose calls of CUDA are
+replaced, with a step in one piece. Without --contest only our two run. Utilisation is the arithmetic that the model
+asks for (causal attention counted once), over the rate of a large bf16 matrix product measured here.
 """
 
 import argparse
 import re
+import shutil
 import sys
 import tempfile
 import time
@@ -118,10 +119,11 @@ def contest(args: argparse.Namespace) -> Result:
             name = f"fineweb_{shard.path.name.removeprefix('fineweb_')}"
             Path(folder, name).symlink_to(shard.path.resolve())
         script = Path(folder, "train_gpt.py")
-        script.write_text(source(args.contest), encoding="utf-8")
+        script.write_text(source(args.contest, args.processes), encoding="utf-8")
         printed = trial.launch([str(script)], args.processes, settings | {"DATA_PATH": folder}, Path(folder))
-        (args.out / "contest.ptz").write_bytes(Path(folder, "final_model.int8.ptz").read_bytes())
-    (args.out / "contest.log").write_text(printed, encoding="utf-8")
+        (args.out / "contest.log").write_text(printed, encoding="utf-8")
+        if (weights := Path(folder, "final_model.int8.ptz")).is_file():
+            shutil.copyfile(weights, args.out / "contest.ptz")  # for `pgolf import`
     steps, milliseconds = last_of(r"step:(\d+)/\d+ val_loss:\S+ val_bpb:\S+ train_time:(\d+)ms", printed)
     (parameters,) = last_of(r"model_params:(\d+)", printed)
     (size,) = last_of(r"Total submission size int8\+zlib: (\d+)", printed)
@@ -131,11 +133,16 @@ def contest(args: argparse.Namespace) -> Result:
     return Result("contest", int(parameters), int(steps), tokens, seconds, flops, int(size), float(bpb))
 
 
-def source(path: Path) -> str:
+def source(path: Path, processes: int) -> str:
     """The contest's script as it is, or for a CPU. Raises UsageError for another script, if it would have to change."""
-    text = path.read_text(encoding="utf-8")
+    try:
+        text = path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise UsageError(f"{path}: cannot be read ({error})") from None
     if torch.cuda.is_available():
         return text
+    if processes > 1:
+        raise UsageError("without CUDA the contest's script takes --processes 1")
     for old, new in ON_CPU.items():
         if old not in text:
             raise UsageError(f"{path}: has no {old!r}; without CUDA only the contest's first train_gpt.py can run")

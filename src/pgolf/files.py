@@ -1,9 +1,10 @@
-"""Atomic writing, opening of regular files only, listing of folders, and names made printable."""
+"""Atomic writing of files and folders, opening of regular files only, listing of folders, and names made printable."""
 
 import contextlib
 import errno
 import os
 import secrets
+import shutil
 import stat
 import sys
 from collections.abc import Iterator
@@ -11,6 +12,8 @@ from dataclasses import dataclass
 from io import BufferedReader
 from pathlib import Path
 from typing import BinaryIO
+
+from pgolf.errors import UsageError
 
 HIDDEN, LINKED = "hidden", "a link"
 
@@ -51,6 +54,29 @@ def check_replaceable(path: Path) -> None:
 def is_temporary(path: Path) -> bool:
     """Whether it is a temporary file of `write_atomically`, perhaps of a process that was killed."""
     return path.name.startswith(_TEMPORARY) and path.suffix == ".part"
+
+
+def check_free(path: Path) -> None:
+    """Raises UsageError when something stands where a new folder is to be, or where its parent is no folder."""
+    if path.exists() or path.is_symlink():
+        raise UsageError(f"{path}: exists; choose a new folder")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+    except (FileExistsError, NotADirectoryError):
+        raise UsageError(f"{path}: lies in what is no folder") from None
+
+
+@contextlib.contextmanager
+def create_folder(path: Path) -> Iterator[Path]:
+    """A folder to fill, which appears under `path` when the block ends. Nothing is left when the block fails."""
+    temporary = path.parent / f"{_TEMPORARY}{secrets.token_hex(8)}"
+    temporary.mkdir()
+    try:
+        yield temporary
+        temporary.rename(path)
+    except BaseException:
+        shutil.rmtree(temporary, ignore_errors=True)
+        raise
 
 
 def open_regular(path: Path) -> BufferedReader:

@@ -235,6 +235,16 @@ def test_a_minified_script_with_a_loss_of_its_own(submission: Callable[..., Requ
     assert import_submission(request, RUNTIME).nats == pytest.approx(plain.nats, abs=1e-6)
 
 
+def test_a_script_without_main(submission: Callable[..., Request]) -> None:
+    """What stands under its last line's condition are names that its classes see."""
+    before, after = PLAIN.split("def main():\n")
+    body, _ = after.split("\nif __name__")
+    source = before.replace("self.depth = 1", "self.depth = args.model_dim // 8")
+    source += 'if __name__ == "__main__":\n' + body
+    plain = import_submission(submission(), RUNTIME)
+    assert import_submission(submission(source), RUNTIME).nats == plain.nats
+
+
 class Code:
     def __reduce__(self) -> tuple[Any, ...]:
         return print, ("run",)

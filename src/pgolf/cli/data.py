@@ -99,8 +99,8 @@ def _add_apart(commands: Commands) -> None:
         "apart",
         "leave out training documents that are validated",
         "Make a new folder of one in the contest's layout, without the training documents that are validation "
-        "documents, which `pgolf data fetch` counts and for which `pgolf rerun` refuses the data. Shards without such "
-        "a document are linked, not copied.",
+        "documents, which `pgolf data fetch` counts and for which `pgolf rerun` refuses the data; those in the "
+        "development text go, too. Shards without such a document are linked, not copied.",
         "pgolf data apart data/fineweb10B_sp1024 --out data/apart",
         _apart,
     )
@@ -155,7 +155,7 @@ def _apart(args: argparse.Namespace) -> int:
         print(json.dumps({"data": str(args.out), "left_out": left_out}))
     else:
         for name, count in left_out.items():
-            print(f"{name}: {count:,} documents left out")
+            print(f"{printable(name)}: {count:,} documents left out")
         print(f"{printable(args.out)}: {sum(left_out.values()):,} training documents left out that are validated")
     return 0
 

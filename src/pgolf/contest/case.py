@@ -143,10 +143,10 @@ def _check_text(case: Case, text: ScoredText) -> None:
         check_hidden(text.dataset.root, case.artifact.manifest.packages)
     case.say(f"comparing the training text with {text}")
     if count := overlap(case.dataset, text.dataset):
-        published = case.dataset.index is None and text.dataset.root == case.dataset.root
-        remedy = (
-            "make a folder without them by `pgolf data apart`" if published else "build the data again without them"
-        )
+        remedy = "build the data again without them"
+        if case.dataset.index is None:  # published as it is
+            own = text.dataset.root == case.dataset.root
+            remedy = "make a folder without them by `pgolf data apart`" if own else "score on another text"
         raise EnvironmentBroken(
             f"{case.dataset.root}: {count:,} training documents are validation documents of {text.dataset.root}; "
             + remedy

@@ -4,8 +4,6 @@ import getpass
 import json
 import os
 import re
-import shutil
-import tempfile
 import unicodedata
 from collections.abc import Mapping
 from datetime import date
@@ -15,6 +13,7 @@ import pgolf
 from pgolf import artifact, entry, rules
 from pgolf.entry import Entry, Packed
 from pgolf.errors import Refused, UsageError
+from pgolf.files import create_folder
 from pgolf.submission.folder import source_files
 
 BASELINES = "golf", "naive"
@@ -56,18 +55,12 @@ def new(name: str, source: str, track: str, author: str | None = None, out: Path
     files |= {page: _filled((_TEMPLATES / page).read_text(encoding="utf-8"), words) for page in _PAGES}
     files |= {entry.FILE: encoded, ".gitignore": _IGNORED.encode()}
     out.parent.mkdir(parents=True, exist_ok=True)
-    temporary = Path(tempfile.mkdtemp(dir=out.parent, prefix=".pgolf-"))
-    try:
+    with create_folder(out) as made:
         for member, data in files.items():
-            (temporary / member).parent.mkdir(parents=True, exist_ok=True)
-            (temporary / member).write_bytes(data)
+            (made / member).parent.mkdir(parents=True, exist_ok=True)
+            (made / member).write_bytes(data)
         for folder in (entry.SCRATCH, entry.RECORDS, entry.LOGS):
-            (temporary / folder).mkdir()
-        temporary.chmod(0o755)
-        temporary.rename(out)
-    except BaseException:
-        shutil.rmtree(temporary, ignore_errors=True)
-        raise
+            (made / folder).mkdir()
     return out
 
 

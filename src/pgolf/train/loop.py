@@ -299,8 +299,8 @@ def momentum(settings: Any, step: int) -> float:
     return float(s.momentum_start + (s.momentum - s.momentum_start) * min(1.0, step / s.momentum_steps))
 
 
-LANES = {"main": 2048, "laptop": 512, "unlimited": 512}
-"""Lanes of the step form: fewer are slower, more cut the text into shorter parts."""
+LANES = {"main": 2048, "laptop": 512, "unlimited": 128}
+"""Lanes of the step form: fewer are slower, more take more memory and cut the text into shorter parts."""
 
 
 def declared(run: Run, arguments: Sequence[str], steps: int) -> dict[str, Any]:

@@ -52,6 +52,11 @@ def test_all_but_what_is_validated_stays(
     folder = tmp_path_factory.mktemp("apart")
     stream, val = ([t for ids in part for t in (bos, *ids)] for part in (training, validation))
     root = contest_folder(folder / "data", tokenizer_model, stream, sorted(cuts), val)
+    if all(ids in validation for ids in training):
+        with pytest.raises(UsageError, match="every training document"):
+            apart(open_dataset(root), folder / "out")
+        assert [path.name for path in folder.iterdir()] == ["data"]
+        return
     left_out = apart(open_dataset(root), folder / "out")
     assert documents(folder / "out") == [ids for ids in training if ids not in validation]
     assert sum(left_out.values()) == sum(ids in validation for ids in training)

@@ -5,7 +5,6 @@ Such a folder cannot be built again from text, and `pgolf rerun` refuses one in 
 
 import os
 import shutil
-import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -16,6 +15,7 @@ from tqdm import tqdm
 from pgolf.data.dataset import Dataset, document_digest, document_digests
 from pgolf.data.shards import Shard, Tokens, read_documents, token_count, write_shard
 from pgolf.errors import UsageError
+from pgolf.files import check_free, create_folder
 
 
 def apart(dataset: Dataset, out: Path) -> dict[str, int]:
@@ -26,29 +26,23 @@ def apart(dataset: Dataset, out: Path) -> dict[str, int]:
     """
     if dataset.index is not None:
         raise UsageError(f"{dataset.root}: was built by `pgolf data build`, which leaves such documents out")
-    if out.exists():
-        raise UsageError(f"{out}: exists; choose a new folder")
+    check_free(out)
     whole = [Shard(shard.path, token_count(shard.path)) for shard in dataset.train_shards]  # development text included
     starts = np.cumsum([0, *(shard.tokens for shard in whole)])
     spans = np.array(list(_validated(dataset, whole)), np.int64).reshape(-1, 2)
     begun = np.searchsorted(starts, spans[:, 0], "right") - 1
-    out.parent.mkdir(parents=True, exist_ok=True)
-    temporary = Path(tempfile.mkdtemp(dir=out.parent, prefix=".pgolf-"))
-    try:
+    if len(spans) and (spans[:, 1] - spans[:, 0]).sum() == starts[-1]:
+        raise UsageError(f"{dataset.root}: every training document is a validation document")
+    with create_folder(out) as folder:
         for path in (dataset.tokenizer, *(shard.path for shard in dataset.val_shards)):
-            _link(path, temporary / path.name)
+            _link(path, folder / path.name)
         for number, shard in enumerate(whole):
             tokens = shard.read(dataset.vocab_size)
             kept = _without(tokens, spans - starts[number])
             if len(kept) == len(tokens):
-                _link(shard.path, temporary / shard.path.name)
+                _link(shard.path, folder / shard.path.name)
             elif len(kept):  # an empty shard would be no shard
-                write_shard(temporary / shard.path.name, kept)
-        temporary.chmod(0o755)
-        temporary.rename(out)
-    except BaseException:
-        shutil.rmtree(temporary, ignore_errors=True)
-        raise
+                write_shard(folder / shard.path.name, kept)
     return {whole[number].path.name: int((begun == number).sum()) for number in np.unique(begun)}
 
 

@@ -5,6 +5,7 @@ statements that make the model and read the weights. `import.json` has the setti
 """
 
 import builtins
+import dis
 import importlib.machinery
 import importlib.util
 import inspect
@@ -32,7 +33,7 @@ def load(root, device):
     script = imported(root / settings["script"], weights, device)
     Stub.importing = False
     code = compile((root / "build.py").read_text(encoding="utf-8"), str(root / "build.py"), "exec")
-    names = dict(vars(script))  # a copy: what was local to the script's main must not replace what its classes use
+    names = space(code, script)
     exec(code, names)
     pieces = json.loads((root / "submission.json").read_text(encoding="utf-8"))["vocab_size"]
     return Logits(names[settings["model"]].to(device).eval(), device, settings["autocast"], pieces)
@@ -72,7 +73,7 @@ class Logits(nn.Module):
 LOSSES = (F, "cross_entropy"), (F, "log_softmax"), (torch, "log_softmax"), (torch, "logsumexp")
 
 
-class Caught(Exception):
+class Caught(BaseException):  # no `except Exception` of the script stops it
     """Ends `forward` where it computes its loss."""
 
     def __init__(self, logits):
@@ -122,6 +123,18 @@ def imported(path, weights, device):
             setattr(module, name, device.type)
     module.device = device
     return module
+
+
+def space(code, script):
+    """The names that build.py runs with: the script's, or a copy of them.
+
+    A copy where it gives the name of a module, class or function to something else, since what was local to the
+    script's main must not replace what its classes use. In minified scripts F is such a name.
+    """
+    stored = {i.argval for i in dis.get_instructions(code) if i.opname == "STORE_NAME"}
+    known = vars(script)
+    clash = any(callable(known.get(name)) or isinstance(known.get(name), types.ModuleType) for name in stored)
+    return dict(known) if clash else known
 
 
 def only_tensors(weights):
