@@ -7,13 +7,12 @@
     halves    the plain tensors in fp16
     codes     one range-coded stream (constriction) of 32-bit words
 
-A coded tensor is a matrix; a weight is code * step * 2^(scale / 8) with the scale of its row. A row that is closer to
-the row before it than to zero is coded as its difference: the embeddings of pieces that training never saw are almost
-equal. Rows whose codes spread alike are coded together, whatever matrix they are from: first come the scales of all
-rows, then which of them are differences, then their spreads, then the codes of all rows of each spread. Each of these
-groups has its own model, the histogram of its codes: a code that
-occurs n times among N costs log2(N / n) bits, so the size is the entropy of the codes, and no general compressor comes
-near it.
+A coded tensor is a matrix; a weight is code * step * 2^(scale / 8) with the scale of its row. A row that is much
+closer to the row before it than to zero is coded as the difference: the embeddings of pieces that training never saw
+are almost equal. Rows of one kind, codes or differences that spread alike, are coded together, whatever matrix they
+are from: first come the scales of all rows, then their kinds, then the codes of all rows of each kind. Each of these
+groups has its own model, the histogram of its codes: a code that occurs n times among N costs log2(N / n) bits, so the
+size is the entropy of the codes, and no general compressor comes near it.
 """
 
 import json
@@ -28,6 +27,7 @@ import numpy as np
 import numpy.typing as npt
 
 Codes = npt.NDArray[np.int32]
+DIFFERENCE = 64  # above all spreads
 SCALES = 8
 """Row scales per doubling."""
 _FINE = 8  # steps per doubling in a model: a count is known to 4.4 %, which costs 0.0005 bits per code
@@ -83,29 +83,28 @@ class Reader:
         return codes
 
 
-def spreads(codes: Codes) -> Codes:
-    """Of each row of codes (R, C) the logarithm of its root mean square (R,), two per doubling; -16 where all are 0."""
-    rms: npt.NDArray[np.float64] = np.sqrt(np.square(codes, dtype=np.float64).mean(1))
-    return np.round(2 * np.log2(np.maximum(rms, 2**-8))).astype(np.int32)
+def as_coded(codes: Codes) -> tuple[Codes, Codes]:
+    """Codes (R, C) as they are coded, less the row before where that leaves less than half the power; their kinds (R,).
 
-
-def differences(codes: Codes) -> tuple[Codes, Codes]:
-    """Codes (R, C) with the row before subtracted where that leaves less, and 1 for each row where it does (R,)."""
+    The kind of a row is the logarithm of its root mean square, two per doubling, -16 where all are 0, and DIFFERENCE
+    more where it is a difference.
+    """
     less = np.diff(codes, axis=0, prepend=np.int32(0))
-    chosen = np.square(less, dtype=np.float64).sum(1) < np.square(codes, dtype=np.float64).sum(1)
-    return np.where(chosen[:, None], less, codes), chosen.astype(np.int32)
+    chosen = 2 * np.square(less, dtype=np.float64).sum(1) < np.square(codes, dtype=np.float64).sum(1)
+    coded = np.where(chosen[:, None], less, codes)
+    rms: npt.NDArray[np.float64] = np.sqrt(np.square(coded, dtype=np.float64).mean(1))
+    spreads = np.round(2 * np.log2(np.maximum(rms, 2**-8)))
+    return coded, (spreads + DIFFERENCE * chosen).astype(np.int32)
 
 
 def split(coded: Mapping[str, Coded]) -> list[Codes]:
-    """The groups: scales of all rows, which are differences, their spreads, and the codes of each spread, rising."""
-    pairs = [differences(c.codes) for c in coded.values()]
-    matrices = [np.empty((0, 1), np.int32), *(codes for codes, _ in pairs)]
-    chosen = np.concatenate([np.empty(0, np.int32), *(rows for _, rows in pairs)])
-    by_row = np.concatenate([spreads(m) for m in matrices])
-    by_code = np.repeat(by_row, np.concatenate([np.full(len(m), m.shape[1]) for m in matrices]))
-    codes = np.concatenate([m.ravel() for m in matrices])
+    """The groups: scales of all rows, their kinds, and the codes of all rows of each kind, in rising order."""
+    pairs = [(np.empty((0, 1), np.int32), np.empty(0, np.int32)), *(as_coded(c.codes) for c in coded.values())]
+    by_row = np.concatenate([kinds for _, kinds in pairs])
+    by_code = np.repeat(by_row, np.concatenate([np.full(len(codes), codes.shape[1]) for codes, _ in pairs]))
+    codes = np.concatenate([codes.ravel() for codes, _ in pairs])
     scales = np.concatenate([np.empty(0, np.int32), *(c.scales for c in coded.values())])
-    return [scales, chosen, by_row, *(codes[by_code == spread] for spread in np.unique(by_row))]
+    return [scales, by_row, *(codes[by_code == kind] for kind in np.unique(by_row))]
 
 
 def dumps(config: Mapping[str, Any], coded: Mapping[str, Coded], plain: Mapping[str, npt.NDArray[Any]]) -> bytes:
@@ -151,18 +150,18 @@ def parse(data: bytes) -> tuple[dict[str, Any], dict[str, Coded], dict[str, npt.
         return reader.take(model, int(size)) + np.int32(low)
 
     shapes = np.array([shape for _, shape, _ in header["coded"]], np.int64).reshape(-1, 2)
-    scales, chosen, by_row = (take(shapes[:, 0].sum()) for _ in range(3))
+    scales, by_row = take(shapes[:, 0].sum()), take(shapes[:, 0].sum())
     by_code = np.repeat(by_row, shapes[:, 1].repeat(shapes[:, 0]))
     codes = np.empty(len(by_code), np.int32)
-    for spread in np.unique(by_row):
-        of_spread = by_code == spread
-        codes[of_spread] = take(np.count_nonzero(of_spread))
+    for kind in np.unique(by_row):
+        of_kind = by_code == kind
+        codes[of_kind] = take(np.count_nonzero(of_kind))
     coded = {}
     for name, (rows, columns), step in header["coded"]:
         own, codes = np.split(codes, [rows * columns])
-        (scale, scales), (less, chosen) = np.split(scales, [rows]), np.split(chosen, [rows])
+        (scale, scales), (kinds, by_row) = np.split(scales, [rows]), np.split(by_row, [rows])
         own = own.reshape(rows, columns)
-        for row in np.flatnonzero(less):
+        for row in np.flatnonzero(kinds > DIFFERENCE // 2):
             own[row] += own[row - 1]
         coded[name] = Coded(own, scale, step)
     return header["config"], coded, plain

@@ -44,14 +44,13 @@ def write_codes(args: argparse.Namespace) -> None:
 
 
 def golf_codes(coder: Any, data: bytes) -> Arrays:
-    """Of each matrix the codes, and their bits under the model of the rows that spread alike."""
+    """Of each matrix the codes, and their bits under the model of the rows of their kind."""
     _, coded, plain = coder.parse(data)
     matrices = {name: matrix.codes for name, matrix in coded.items()}
-    coded_as = {name: coder.differences(codes)[0] for name, codes in matrices.items()}
-    spreads = {name: coder.spreads(codes) for name, codes in coded_as.items()}
+    coded_as = {name: coder.as_coded(codes) for name, codes in matrices.items()}
     bits = dict.fromkeys(matrices, 0.0)
-    for spread in np.unique(np.concatenate(list(spreads.values()))):
-        parts = {name: codes[spreads[name] == spread].ravel() for name, codes in coded_as.items()}
+    for kind in np.unique(np.concatenate([kinds for _, kinds in coded_as.values()])):
+        parts = {name: codes[kinds == kind].ravel() for name, (codes, kinds) in coded_as.items()}
         low = min(part.min() for part in parts.values() if len(part))
         model = coder.histogram(np.concatenate(list(parts.values())) - low)
         weights = np.where(model, 2.0 ** ((model.astype(float) - 1) / 8), 0)
