@@ -6,11 +6,7 @@
 Command line, order of events, optimizer, log and processes come from `pgolf.train`.
 """
 
-import os
 import signal
-
-# Compiled code takes as many threads as torch has at the time: one less while the prior is encoded.
-os.environ.setdefault("TORCHINDUCTOR_CPP_DYNAMIC_THREADS", "1")
 
 if __name__ == "__main__" and signal.getsignal(signal.SIGINT) is signal.default_int_handler:
     signal.signal(signal.SIGINT, signal.SIG_DFL)  # Ctrl-C during the imports: an end without a traceback
@@ -256,7 +252,7 @@ class Trainer:
         """The artifact without its weights."""
         run, track = self.run, self.run.options.track
         changes = {"packages": PACKAGES, "compiler": True, "training": training}
-        if track != "main":
+        if self.settings.prior_bytes and track != "main":
             changes["lanes"] = LANES
         members = loop.members(run.data, track, SOURCE, "golf baseline", **changes)
         if self.settings.prior_bytes:  # in the warm-up: as large as it gets, and as hard to compress

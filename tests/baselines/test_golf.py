@@ -399,6 +399,32 @@ def test_artifact_trains_again_from_its_own_code(dataset: Path, tmp_path: Path) 
     assert read(again, 1_000_000).manifest.pgolf == __version__
 
 
+LOSSES = """
+import sys
+sys.path[:0] = sys.argv[1:]
+import train  # with what it sets for the compiler
+import torch
+from model import GPT, GPTConfig
+
+config = GPTConfig(vocab_size=64, context=32, layers=1, dim=64, heads=2, kv_heads=1, rope_dims=0, xsa=0, softcap=0.0)
+model = GPT(config)
+ids, targets = torch.randint(64, (2, 64, 32))
+compiled = torch.compile(model, dynamic=False, fullgraph=True)
+for threads in (1, 2, 1):
+    torch.set_num_threads(threads)
+    loss = compiled(ids, targets)
+    loss.backward()
+    print(loss.item() / model(ids, targets).item())
+"""
+
+
+def test_loss_is_the_same_with_any_number_of_threads() -> None:
+    """As torch compiles it: with dynamic threads a scalar sum was divided once by each of them."""
+    folders = [str(TRAINER.parent), str(ROOT / "src")]
+    done = subprocess.run([sys.executable, "-c", LOSSES, *folders], capture_output=True, text=True, check=True)
+    assert [float(ratio) for ratio in done.stdout.split()] == pytest.approx([1, 1, 1], rel=1e-4)
+
+
 def test_timed_run_ends_in_time(dataset: Path, tmp_path: Path) -> None:
     out = tmp_path / "a.zst"
     finish(start(TRAINER, options(dataset, out, "--seconds", "6")))
