@@ -163,6 +163,16 @@ def tokenizer_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
+def contest_folder(root: Path, model: Path, shards: Sequence[Sequence[int]], validation: Sequence[int]) -> Path:
+    """A dataset in the contest's layout, with the tokens of each training shard, in `root`."""
+    root.mkdir()
+    (root / "tokenizer.model").write_bytes(model.read_bytes())
+    for number, tokens in enumerate(shards):
+        write_shard(root / f"fineweb_train_{number:06d}.bin", np.array(tokens, dtype=np.uint16))
+    write_shard(root / "fineweb_val_000000.bin", np.array(validation, dtype=np.uint16))
+    return root
+
+
 def write_dataset(root: Path, documents: Sequence[str], tokenizer: Path) -> Path:
     """A dataset folder in pgolf's layout whose validation text is `documents`."""
     root.mkdir(parents=True)

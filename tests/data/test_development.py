@@ -13,7 +13,7 @@ import sentencepiece as spm
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from conftest import SHARED, needs_fineweb
+from conftest import SHARED, contest_folder, needs_fineweb
 from pgolf.cli.main import main
 from pgolf.data.dataset import CanonicalText, Dataset, load_tokenizer, open_dataset
 from pgolf.data.shards import count_tokens, first_tokens, split_documents, write_shard
@@ -82,15 +82,6 @@ def test_a_changed_one_is_named(tmp_path: Path, tokenizer_model: Path) -> None:
         (out / "dataset.json").write_text(json.dumps(changed))
         with pytest.raises(EnvironmentBroken, match=r"development|\.\./texts"):
             open_dataset(out).development_text()
-
-
-def contest_folder(root: Path, model: Path, shards: Sequence[Sequence[int]], validation: Sequence[int]) -> Path:
-    root.mkdir()
-    (root / "tokenizer.model").write_bytes(model.read_bytes())
-    for number, tokens in enumerate(shards):
-        write_shard(root / f"fineweb_train_{number:06d}.bin", np.array(tokens, dtype=np.uint16))
-    write_shard(root / "fineweb_val_000000.bin", np.array(validation, dtype=np.uint16))
-    return root
 
 
 @settings(max_examples=25, deadline=None)

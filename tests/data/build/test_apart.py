@@ -9,23 +9,14 @@ import sentencepiece as spm
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from conftest import contest_folder
 from pgolf.cli.main import main
 from pgolf.data.build.apart import apart
 from pgolf.data.dataset import open_dataset, overlap
-from pgolf.data.shards import Shard, read_documents, token_count, write_shard
+from pgolf.data.shards import Shard, read_documents, token_count
 from pgolf.errors import UsageError
 
 DOCUMENT = st.lists(st.integers(300, 303), max_size=4)
-
-
-def contest_folder(root: Path, model: Path, stream: list[int], cuts: list[int], validation: list[int]) -> Path:
-    root.mkdir()
-    (root / "tokenizer.model").write_bytes(model.read_bytes())
-    for number, part in enumerate(np.split(np.array(stream, np.uint16), cuts)):
-        if len(part):
-            write_shard(root / f"fineweb_train_{number:06d}.bin", part)
-    write_shard(root / "fineweb_val_000000.bin", np.array(validation, np.uint16))
-    return root
 
 
 def documents(root: Path) -> list[list[int]]:
@@ -51,7 +42,8 @@ def test_all_but_what_is_validated_stays(
     bos = spm.SentencePieceProcessor(model_file=str(tokenizer_model)).bos_id()
     folder = tmp_path_factory.mktemp("apart")
     stream, val = ([t for ids in part for t in (bos, *ids)] for part in (training, validation))
-    root = contest_folder(folder / "data", tokenizer_model, stream, sorted(cuts), val)
+    shards = [part.tolist() for part in np.split(np.array(stream), sorted(cuts)) if len(part)]
+    root = contest_folder(folder / "data", tokenizer_model, shards, val)
     if all(ids in validation for ids in training):
         with pytest.raises(UsageError, match="every training document"):
             apart(open_dataset(root), folder / "out")
@@ -69,7 +61,7 @@ def test_all_but_what_is_validated_stays(
 
 def test_command(tmp_path: Path, tokenizer_model: Path, dataset: Path, capsys: pytest.CaptureFixture[str]) -> None:
     bos = spm.SentencePieceProcessor(model_file=str(tokenizer_model)).bos_id()
-    root = contest_folder(tmp_path / "data", tokenizer_model, [bos, 300, bos, 301, bos, 302], [2], [bos, 301])
+    root = contest_folder(tmp_path / "data", tokenizer_model, [[bos, 300], [bos, 301, bos, 302]], [bos, 301])
     command = ["data", "apart", str(root), "--out", str(tmp_path / "out"), "--json"]
     assert main(command) == 0
     assert json.loads(capsys.readouterr().out)["left_out"] == {"fineweb_train_000001.bin": 1}

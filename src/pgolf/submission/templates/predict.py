@@ -65,7 +65,7 @@ class Logits(nn.Module):
         if isinstance(found, torch.Tensor) and found.shape[:2] == ids.shape and found.ndim == 3:
             return found
         raise ValueError(
-            f"the model has no forward_logits, and its forward hands none of {', '.join(n for _, n in LOSSES)} "
+            f"the model has no forward_logits, and its forward hands none of cross_entropy, log_softmax and logsumexp "
             f"a row of logits for each of {ids.numel()} tokens"
         )
 
