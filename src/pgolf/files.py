@@ -57,13 +57,13 @@ def is_temporary(path: Path) -> bool:
 
 
 def check_free(path: Path) -> None:
-    """Raises UsageError when something stands where a new folder is to be, or where its parent is no folder."""
+    """Raises UsageError when something stands where a new folder is to be, or where the path to it leads through a file."""
     if path.exists() or path.is_symlink():
         raise UsageError(f"{path}: exists; choose a new folder")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
     except (FileExistsError, NotADirectoryError):
-        raise UsageError(f"{path}: lies in what is no folder") from None
+        raise UsageError(f"{path}: the path to it is not a folder; choose another place") from None
 
 
 @contextlib.contextmanager
