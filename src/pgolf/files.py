@@ -57,7 +57,7 @@ def is_temporary(path: Path) -> bool:
 
 
 def check_free(path: Path) -> None:
-    """Raises UsageError when something stands where a new folder is to be, or where the path to it leads through a file."""
+    """Raises UsageError when something stands where a new folder is to be, or a file in the path to it."""
     if path.exists() or path.is_symlink():
         raise UsageError(f"{path}: exists; choose a new folder")
     try:
