@@ -18,8 +18,8 @@ import sentencepiece
 BUCKET_BITS = 22
 """Most contexts have up to 2^22 buckets of 64 bytes, 1.8 GB for all; less is taken while there is less text."""
 # No contraction and no -ffast-math: another machine has to decode the text that this one codes.
-FLAGS = ["-O3", "-march=native", "-mprefer-vector-width=512", "-ffp-contract=off", "-std=c++17"]
-FLAGS += ["-shared", "-fPIC", "-pthread"]
+FLAGS = ["-O3", "-fno-ipa-cp-clone", "-march=native", "-mprefer-vector-width=512", "-ffp-contract=off"]
+FLAGS += ["-std=c++17", "-shared", "-fPIC", "-pthread"]
 HEADER = struct.Struct("<I")  # number of coded tokens
 
 Ids = npt.NDArray[np.int64]

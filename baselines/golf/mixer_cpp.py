@@ -9,10 +9,11 @@ SOURCE = r"""
 //   1. contexts: each hashes something about the past; it keeps an adaptive probability and a short history of the bits
 //      seen at each node, and a map learns which probability such a history deserves;
 //   2. two match models: the token that followed the longest, and the newest short, repetition;
-//   3. the network: its probabilities summed over both subtrees.
-// Gated logistic mixing (Mattern 2013) adds these up, secondary estimation (SSE) corrects the sum. All of it learns
-// from each token once that has been shown. Arithmetic is plain IEEE without contraction, logarithm and exponential are
-// this file's own: so machines agree on each bit, and one can decode the text that another one coded.
+//   3. the network: its probabilities summed over both subtrees, those of the document's own tokens raised before.
+// Logistic mixing (Mahoney 4.3.2) adds these up: the weights are the sum of one vector for the node, one for the last
+// token and one for the contexts that know the node. All of it learns from each token once that has been shown.
+// Arithmetic is plain IEEE without contraction, logarithm and exponential are this file's own: so machines agree on
+// each bit, and one can decode the text that another one coded.
 
 #include <sys/mman.h>
 
@@ -62,7 +63,7 @@ struct Tables {
     Tables() {
         for (int i = 0; i < STEPS; i++) stretch_of[i] = stretch((i + 0.5f) / STEPS);
         for (int i = 0; i <= STEPS; i++) squash_of[i] = squash(i * (24.f / (STEPS - 1)) - 12);
-        for (int i = 0; i < 256; i++) rate_of[i] = 1 / (i + 1.5f);
+        for (int i = 0; i < 256; i++) rate_of[i] = 1 / (i + 1.3f);
     }
 };
 const Tables TABLES;
@@ -92,7 +93,8 @@ struct Lane {
     uint64_t word = 0;          // hash of the word that has begun, or of the character between words
     uint64_t word_before = 0;   // hash of the last whole one
     vector<uint64_t> contexts;  // hashes
-    vector<float> network;      // the network's probability of each node's leaves; leaves from the V-th on
+    vector<float> network;      // the network's probability of each node's leaves, not normalised; leaves come last
+    vector<float> raised;       // by how much it is multiplied at each leaf
     Match longest, newest;
     bool begun = false;
 
@@ -124,7 +126,11 @@ const Context CONTEXTS[] = {
     {"document, word", [](const Lane& l) { return hash(l.document, l.word); }},
 };
 constexpr int C = sizeof CONTEXTS / sizeof *CONTEXTS;
-constexpr int ORDERS = 4, DOCUMENTS = 6;  // orders 0 to 3 come first; four of the document begin at DOCUMENTS
+
+// A token that came n times in a document becomes 1 + n / (RARE * its share of all text) times as likely to the network
+// (as in dynamic marginals: Kneser, Peters and Klakow, Eurospeech 1997). This alone reaches the subtrees below the
+// threshold, too.
+constexpr float RARE = 2000;
 
 // ----------------------------------------------------------------------------------------------- what is learned
 
@@ -190,26 +196,6 @@ struct Estimate {  // an adaptive probability
 // The history of a slot as a number: the bits themselves while there are few, else count and probability.
 constexpr int EXACT = 128, STATES = EXACT + 8 * 32;
 
-struct alignas(64) Curve {  // secondary estimation: a probability for each of 33, linear between them (lpaq's APM)
-    float p[33];
-    void prefetch() const { __builtin_prefetch(p), __builtin_prefetch(p + 16), __builtin_prefetch(p + 32); }
-    Curve() {
-        for (int i = 0; i < 33; i++) p[i] = squash((i - 16) * 0.5f);
-    }
-    static float place(float x) { return clamp(x, -7.99f, 7.99f) * 2 + 16; }
-    float at(float x) const {
-        const int i = int(place(x));
-        const float part = place(x) - i;
-        return p[i] * (1 - part) + p[i + 1] * part;
-    }
-    void learn(float x, bool bit) {
-        const int i = int(place(x));
-        const float part = place(x) - i, rate = 0.02f;
-        p[i] += (bit - p[i]) * rate * (1 - part);
-        p[i + 1] += (bit - p[i + 1]) * rate * part;
-    }
-};
-
 typedef float Vec __attribute__((vector_size(64)));  // the order of its sums is fixed, whatever the machine
 constexpr int VECS = 2;
 
@@ -235,7 +221,7 @@ struct Vector {
 enum Input { NETWORK = C, LONGEST, NEWEST, HISTORY = 16, BIAS = HISTORY + C };
 static_assert(NEWEST < HISTORY && BIAS < 2 * HISTORY);
 constexpr float START_DIRECT = 0.05f, START_HISTORY = 0.1f, START_NETWORK = 0.5f, START_MATCH = 0.15f;
-constexpr int SETS = 7;  // of weights; one vector of each is chosen by a context, and their results are mixed again
+constexpr int SETS = 3;  // of weights; the sum of one vector of each is used
 
 // ------------------------------------------------------------------------------------------ arithmetic coding
 
@@ -277,9 +263,7 @@ struct Node {  // what a prediction at one node was made of
     Estimate *longest, *newest;  // null: said nothing
     bool longest_bit, newest_bit;  // what they expect
     Vector* weights[SETS];
-    float mixed, p_mixed, p;
-    float* outer;
-    Curve *of_node, *of_token;
+    float p;
 };
 
 class Mixer {
@@ -292,20 +276,21 @@ class Mixer {
     Bucket nothing{};            // where there is none
     vector<Estimate> histories, longest, newest;
     vector<Vector> weights[SETS];
-    vector<float> outer;
-    vector<Curve> of_node, of_token;
+    vector<float> shown;  // how often each leaf was shown, one half more
+    float all;            // their sum
     vector<uint64_t> seen_long, seen_short;  // place of the newest repetition of 5 and of 2 tokens, by hash
-    static constexpr int LONG = 5, SHORT = 2, PLACE_BITS = 22, TOKEN_CURVES = 1 << 13;
+    static constexpr int LONG = 5, SHORT = 2, PLACE_BITS = 22;
 
   public:
     Mixer(int tokens, int lanes, const int* leaf, const char* const* texts, const int* lengths, int bos, int bits,
           uint64_t off)
         : tokens(tokens), depth(depth_of(tokens)), leaves(1 << depth), bos(bos), off(off), leaf_of(leaf, leaf + tokens),
           token_at(leaves, -1), lanes(lanes + 1), histories(C * depth * STATES), longest(32 * depth, Estimate(0.8f)),
-          newest(32 * depth, Estimate(0.7f)), of_node(leaves), of_token(TOKEN_CURVES), seen_long(1 << PLACE_BITS),
+          newest(32 * depth, Estimate(0.7f)), shown(leaves, 0.5f), all(0.5f * tokens), seen_long(1 << PLACE_BITS),
           seen_short(1 << PLACE_BITS) {
         for (int i = 0; i < tokens; i++) token_at[leaf_of[i]] = i, pieces.emplace_back(texts[i], lengths[i]);
-        for (Lane& lane : this->lanes) lane.contexts.resize(C), lane.network.assign(2 * leaves, 1);
+        for (Lane& lane : this->lanes)
+            lane.contexts.resize(C), lane.network.assign(2 * leaves, 1), lane.raised.assign(leaves, 1);
         for (int i = 0; i < C; i++) tables.emplace_back(off >> i & 1 ? 1 : std::max(1, bits - CONTEXTS[i].halved));
         for (size_t i = 0; i < histories.size(); i++) histories[i] = Estimate(expected(i % STATES));
         start();
@@ -361,7 +346,8 @@ class Mixer {
     void predict(const int64_t* lane, int count, float* p, float threshold, int threads) {
         std::atomic<int> next = 0;
         auto work = [&]() {
-            for (int i; (i = next++) < count;) predict(lanes[lane[i]], p + size_t(i) * tokens, threshold);
+            vector<float> mixed(leaves);
+            for (int i; (i = next++) < count;) predict(lanes[lane[i]], p + size_t(i) * tokens, threshold, mixed.data());
         };
         vector<std::thread> others;
         for (int i = 1; i < threads; i++) others.emplace_back(work);
@@ -386,13 +372,10 @@ class Mixer {
     // Begin mixing: the network has not been heard while the training text was coded.
     void start() {
         Vector first{};
-        for (int i = 0; i < C; i++) first[i] = START_DIRECT, first[HISTORY + i] = START_HISTORY;
-        first[NETWORK] = START_NETWORK, first[LONGEST] = first[NEWEST] = START_MATCH;
-        const int sizes[SETS] = {depth * 8, 33, std::min(leaves, 512), 16 * 8, tokens, depth * 16, 16 * 8};
+        for (int i = 0; i < C; i++) first[i] = START_DIRECT / SETS, first[HISTORY + i] = START_HISTORY / SETS;
+        first[NETWORK] = START_NETWORK / SETS, first[LONGEST] = first[NEWEST] = START_MATCH / SETS;
+        const int sizes[SETS] = {leaves, tokens, 1 << C};
         for (int i = 0; i < SETS; i++) weights[i].assign(sizes[i], first);
-        outer.assign(depth * SETS, 1.f / SETS);
-        of_node.assign(of_node.size(), Curve());
-        of_token.assign(of_token.size(), Curve());
     }
 
     // A lane shows a token: take it up into text, words, contexts and matches.
@@ -403,8 +386,12 @@ class Mixer {
             // The training text is number 0, however many lanes there are: a decoder's hashes must not differ.
             lane.document = hash(number + 1 == lanes.size() ? 0 : number + 1, lane.text.size());
             lane.word = lane.word_before = 0;
+            std::fill(lane.raised.begin(), lane.raised.end(), 1.f);
         } else {
             for (uint8_t c : pieces[token]) read(lane, c);
+            const int leaf = leaf_of[token];
+            lane.raised[leaf] += all / (RARE * shown[leaf]);
+            shown[leaf]++, all++;
         }
         uint64_t &long_before = seen_long[lane.order(LONG) >> (64 - PLACE_BITS)];
         uint64_t &short_before = seen_short[lane.order(SHORT) >> (64 - PLACE_BITS)];
@@ -470,10 +457,10 @@ class Mixer {
         return node - leaves;
     }
 
-    void predict(Lane& lane, float* p, float threshold) {
+    void predict(Lane& lane, float* p, float threshold, float* mixed) {
         float* q = lane.network.data();
         const int* token = token_at.data();
-        for (int i = 0; i < tokens; i++) q[leaves + i] = std::max(p[token[i]], 1e-9f);
+        for (int i = 0; i < tokens; i++) q[leaves + i] = std::max(p[token[i]], 1e-9f) * lane.raised[i];
         std::fill(q + leaves + tokens, q + 2 * leaves, 1e-12f);
         for (int width = leaves / 2; width; width /= 2) {
 #pragma GCC ivdep  // what is read lies beyond what is written
@@ -481,16 +468,17 @@ class Mixer {
         }
         Bucket* none[C];
         std::fill(none, none + C, &nothing);
-        expand(lane, 0, 1, 1, none, threshold);
-        for (int i = 0; i < tokens; i++) p[token[i]] = std::max(q[leaves + i], 1e-12f);
+        expand(lane, 0, 1, 1, none, threshold, mixed);
+        const int* leaf = leaf_of.data();
+        for (int i = 0; i < tokens; i++) p[i] = std::max(mixed[leaf[i]], 1e-12f);
     }
 
-    // Turn the network's probabilities of the leaves below a node, whose own is p, into the mixture's.
-    void expand(Lane& lane, int level, int node, float p, Bucket* const* above, float threshold) {
+    // The mixture's probabilities of the leaves below a node, whose own is p.
+    void expand(const Lane& lane, int level, int node, float p, Bucket* const* above, float threshold, float* mixed) {
         if (p < threshold || level == depth) {
             const int first = node << (depth - level), last = first + (1 << (depth - level));
             const float scale = p / lane.network[node];
-            for (int i = first; i < last; i++) lane.network[i] *= scale;
+            for (int i = first; i < last; i++) mixed[i - leaves] = lane.network[i] * scale;
             return;
         }
         Bucket* found[C];
@@ -505,36 +493,21 @@ class Mixer {
         }
         Node at;
         evaluate(lane, level, node, above, at);
-        expand(lane, level + 1, 2 * node, p * (1 - at.p), above, threshold);
-        expand(lane, level + 1, 2 * node + 1, p * at.p, above, threshold);
+        expand(lane, level + 1, 2 * node, p * (1 - at.p), above, threshold, mixed);
+        expand(lane, level + 1, 2 * node + 1, p * at.p, above, threshold, mixed);
     }
 
     // The prediction at a node.
     void evaluate(const Lane& lane, int level, int node, Bucket* const* buckets, Node& at) {
-        at.of_node = &of_node[node];
-        at.of_token = &of_token[hash(lane.contexts[1], node) % TOKEN_CURVES];
-        at.of_token->prefetch();
         const uint32_t been = look(level, node, buckets, at);
-        const float network = clamp(natural_log(lane.network[2 * node + 1] / lane.network[2 * node]), -12, 12);
-        at.inputs[NETWORK] = network;
+        at.inputs[NETWORK] = clamp(natural_log(lane.network[2 * node + 1] / lane.network[2 * node]), -12, 12);
         at.inputs[BIAS] = 0.3f;
         at.longest = expect(lane.longest, longest, level, node, at.inputs[LONGEST], at.longest_bit);
         at.newest = expect(lane.newest, newest, level, node, at.inputs[NEWEST], at.newest_bit);
-
-        // The longest order that has been here, and which of the document's contexts.
-        const int known = 31 - __builtin_clz((been & ((1 << ORDERS) - 1)) | 1), local = been >> DOCUMENTS;
-        const int network_bin = int(clamp(network + 8, 0, 15));
-        const int match_bin = at.longest ? 1 + std::min(lane.longest.length, 15) + 16 * at.longest_bit : 0;
-        const int chosen[SETS] = {level * 8 + known,        match_bin,        node < 512 ? node : 0,
-                                  network_bin * 8 + known,  lane.text.back(), level * 16 + network_bin,
-                                  local * 8 + known};
-        at.outer = &outer[level * SETS];
+        const uint32_t chosen[SETS] = {uint32_t(node), lane.text.back(), been};
         Vector sum{};
-        for (int i = 0; i < SETS; i++) sum.add(*(at.weights[i] = &weights[i][chosen[i]]), at.outer[i]);
-        at.mixed = clamp(at.inputs.dot(sum), -12, 12);
-        at.p_mixed = squash_at(at.mixed);
-        const float corrected = 0.5f * (at.of_node->at(at.mixed) + at.of_token->at(at.mixed));
-        at.p = clamp(0.35f * at.p_mixed + 0.65f * corrected, 1e-4f, 1 - 1e-4f);
+        for (int i = 0; i < SETS; i++) sum.add(*(at.weights[i] = &weights[i][chosen[i]]), 1);
+        at.p = clamp(squash_at(clamp(at.inputs.dot(sum), -12, 12)), 1e-4f, 1 - 1e-4f);
         if (((2 * node + 1) << (depth - level - 1)) - leaves >= tokens) at.p = 0;  // no token there
     }
 
@@ -577,13 +550,9 @@ class Mixer {
     }
 
     void learn(Node& at, bool bit) {
-        at.of_node->learn(at.mixed, bit);
-        at.of_token->learn(at.mixed, bit);
-        for (int i = 0; i < SETS; i++) {
-            const float result = clamp(at.inputs.dot(*at.weights[i]), -12, 12);
-            at.outer[i] += (bit - at.p_mixed) * 0.001f * result;
-            const float rate = 0.003f + 0.04f / (1 + at.weights[i]->learned++ / 100);
-            at.weights[i]->add(at.inputs, (bit - squash_at(result)) * rate);
+        for (Vector* weights : at.weights) {
+            const float rate = 0.0006f + 0.004f / (1 + weights->learned++ / 300);
+            weights->add(at.inputs, (bit - at.p) * rate);
         }
         if (at.longest) at.longest->learn(at.longest_bit == bit);
         if (at.newest) at.newest->learn(at.newest_bit == bit);

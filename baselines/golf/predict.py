@@ -21,12 +21,13 @@ from mixer import Mixer
 from model import GPT, Attention, Block, GPTConfig, cap, rms_norm, rope_tables, rotate
 from torch import Tensor
 
-BUDGET = {"laptop": 88.0}
+BUDGET = {"laptop": 70.0}
 """Seconds that loading and all steps are to take, of the track's 120; 400 elsewhere, of 600."""
 LATE = 1.1
 """Where the quickest plan takes more than this times the budget, the network is left alone."""
-PLANS = (0.2, 1.4), (0.05, 2.1), (0.02, 3.3), (0.01, 5.0), (0.005, 7.0), (0.003, 10.0), (0.002, 14.0)
-"""Thresholds of `Mixer.predict`, and what a prediction then costs in the time that learning a token takes."""
+PLANS = (0.2, 2.7), (0.05, 3.9), (0.03, 4.6), (0.02, 5.3), (0.014, 6.1), (0.01, 7.2), (0.007, 8.6), (0.005, 10.2)
+PLANS += (0.0035, 12.4), (0.0025, 14.6), (0.0018, 17.2), (0.001, 22.0)
+"""Thresholds of `Mixer.predict`, and what a token then costs in the time that one of the training text takes."""
 SHARING = 0.25
 """N threads do N^0.25 times the work of one, measured with two hyperthreads and the scorer on one core."""
 TRIAL_STEPS = 50
@@ -48,7 +49,7 @@ def load(root: Path, device: torch.device, lanes: int, count: int) -> "Network |
     torch.set_num_threads(max(1, threads - 1))  # beside the network the mixer learns
     network = network_seconds(model, lanes, count)
     left = budget - (time.monotonic() - begun)
-    costs = [(network + count * learning * (1 + cost)) / threads**SHARING for _, cost in PLANS]
+    costs = [(network + count * learning * cost) / threads**SHARING for _, cost in PLANS]
     if costs[0] > left + (LATE - 1) * budget:
         torch.set_num_threads(threads)
         return Network(model, lanes)

@@ -43,7 +43,7 @@ FRAMING = 1024
 """Bytes that the weights add beside themselves: the tar's padding, and the frame's block headers, 3 in 128 KiB."""
 PACKAGES = ["torch", "numpy", "constriction", "sentencepiece"]
 DIVERGED = "training diverged; lower the learning rates"
-LANES = 128
+LANES = 64
 """Few: the mixer sees the tokens of a step only after it, so the fewer lanes the more it knows."""
 DESCRIPTION = "Train the strong baseline under the clock and pack the artifact."
 HERE = Path(__file__).parent
