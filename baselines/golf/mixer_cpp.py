@@ -10,10 +10,10 @@ SOURCE = r"""
 //      seen at each node, and a map learns which probability such a history deserves;
 //   2. two match models: the token that followed the longest, and the newest short, repetition;
 //   3. the network: its probabilities summed over both subtrees, those of the document's own tokens raised before.
-// Logistic mixing (Mahoney 4.3.2) adds these up: the weights are the sum of one vector for the node, one for the last
-// token and one for the contexts that know the node. All of it learns from each token once that has been shown.
-// Arithmetic is plain IEEE without contraction, logarithm and exponential are this file's own: so machines agree on
-// each bit, and one can decode the text that another one coded.
+// Logistic mixing (Mahoney 4.3.2) adds these up: the weights are the sum of one vector for the node, one for each of
+// the last two tokens and one for the contexts that know the node. All of it learns from each token once that has been
+// shown. Arithmetic is plain IEEE without contraction, logarithm and exponential are this file's own: so machines agree
+// on each bit, and one can decode the text that another one coded.
 
 #include <sys/mman.h>
 
@@ -201,7 +201,6 @@ constexpr int VECS = 2;
 
 struct Vector {
     Vec v[VECS];
-    float learned;  // how often, as weights
     float& operator[](int i) { return ((float*)v)[i]; }
     float dot(const Vector& other) const {
         Vec sum = v[0] * other.v[0];
@@ -217,11 +216,13 @@ struct Vector {
     }
 };
 
-// The inputs of the mixing: of each context the probability, from HISTORY on what its history deserves, and these.
-enum Input { NETWORK = C, LONGEST, NEWEST, HISTORY = 16, BIAS = HISTORY + C };
-static_assert(NEWEST < HISTORY && BIAS < 2 * HISTORY);
-constexpr float START_DIRECT = 0.05f, START_HISTORY = 0.1f, START_NETWORK = 0.5f, START_MATCH = 0.15f;
-constexpr int SETS = 3;  // of weights; the sum of one vector of each is used
+// The inputs of the mixing: of each context the probability, from HISTORY on what its history deserves, and these. What
+// would be the weight of LEARNED, which is always 0, counts how often the vector has learned.
+enum Input { NETWORK = C, LONGEST, NEWEST, HISTORY = 16, BIAS = HISTORY + C, LEARNED };
+static_assert(NEWEST < HISTORY && LEARNED < 2 * HISTORY);
+constexpr int SETS = 4;  // of weights; the sum of one vector of each is used
+constexpr float START_DIRECT = 0.05f / SETS, START_HISTORY = 0.1f / SETS, START_MATCH = 0.15f / SETS;
+constexpr float START_NETWORK = 0.4f / SETS, OTHERS = 0.8f;  // by which the rest is multiplied once that is heard
 
 // ------------------------------------------------------------------------------------------ arithmetic coding
 
@@ -293,7 +294,11 @@ class Mixer {
             lane.contexts.resize(C), lane.network.assign(2 * leaves, 1), lane.raised.assign(leaves, 1);
         for (int i = 0; i < C; i++) tables.emplace_back(off >> i & 1 ? 1 : std::max(1, bits - CONTEXTS[i].halved));
         for (size_t i = 0; i < histories.size(); i++) histories[i] = Estimate(expected(i % STATES));
-        start();
+        Vector first{};
+        for (int i = 0; i < C; i++) first[i] = START_DIRECT, first[HISTORY + i] = START_HISTORY;
+        first[LONGEST] = first[NEWEST] = START_MATCH, first[NETWORK] = START_NETWORK;
+        const int sizes[SETS] = {leaves, 16 * tokens, tokens + 1, 1 << C};
+        for (int i = 0; i < SETS; i++) weights[i].assign(sizes[i], first);
     }
 
     // Code tokens of the training text until they take `limit` bytes; learn from them. Returns how many were coded.
@@ -313,7 +318,7 @@ class Mixer {
         }
         encoder.flush();
         out.swap(encoder.bytes);
-        start();
+        hear_network();
         return done;
     }
 
@@ -327,7 +332,7 @@ class Mixer {
             if (token_at[leaf] < 0) break;  // not what `encode` made
             show(lanes.size() - 1, token_at[leaf]);
         }
-        start();
+        hear_network();
     }
 
     // Learn from the tokens that the lanes show.
@@ -369,13 +374,14 @@ class Mixer {
         return ones / all;
     }
 
-    // Begin mixing: the network has not been heard while the training text was coded.
-    void start() {
-        Vector first{};
-        for (int i = 0; i < C; i++) first[i] = START_DIRECT / SETS, first[HISTORY + i] = START_HISTORY / SETS;
-        first[NETWORK] = START_NETWORK / SETS, first[LONGEST] = first[NEWEST] = START_MATCH / SETS;
-        const int sizes[SETS] = {leaves, tokens, 1 << C};
-        for (int i = 0; i < SETS; i++) weights[i].assign(sizes[i], first);
+    // The weights have learned without the network, whose input was 0.
+    void hear_network() {
+        for (auto& set : weights)
+            for (Vector& w : set) {
+                const float network = w[NETWORK], learned = w[LEARNED];
+                for (Vec& part : w.v) part *= OTHERS;
+                w[NETWORK] = network, w[LEARNED] = learned;
+            }
     }
 
     // A lane shows a token: take it up into text, words, contexts and matches.
@@ -504,7 +510,7 @@ class Mixer {
         at.inputs[BIAS] = 0.3f;
         at.longest = expect(lane.longest, longest, level, node, at.inputs[LONGEST], at.longest_bit);
         at.newest = expect(lane.newest, newest, level, node, at.inputs[NEWEST], at.newest_bit);
-        const uint32_t chosen[SETS] = {uint32_t(node), lane.text.back(), been};
+        const uint32_t chosen[SETS] = {uint32_t(node), lane.text.back() * 16u + level, uint32_t(lane.back(2)), been};
         Vector sum{};
         for (int i = 0; i < SETS; i++) sum.add(*(at.weights[i] = &weights[i][chosen[i]]), 1);
         at.p = clamp(squash_at(clamp(at.inputs.dot(sum), -12, 12)), 1e-4f, 1 - 1e-4f);
@@ -551,7 +557,7 @@ class Mixer {
 
     void learn(Node& at, bool bit) {
         for (Vector* weights : at.weights) {
-            const float rate = 0.0006f + 0.004f / (1 + weights->learned++ / 300);
+            const float rate = 0.0006f + 0.004f / (1 + (*weights)[LEARNED]++ / 300);
             weights->add(at.inputs, (bit - at.p) * rate);
         }
         if (at.longest) at.longest->learn(at.longest_bit == bit);

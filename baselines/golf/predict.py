@@ -25,11 +25,13 @@ BUDGET = {"laptop": 70.0}
 """Seconds that loading and all steps are to take, of the track's 120; 400 elsewhere, of 600."""
 LATE = 1.1
 """Where the quickest plan takes more than this times the budget, the network is left alone."""
-PLANS = (0.2, 2.7), (0.05, 3.9), (0.03, 4.6), (0.02, 5.3), (0.014, 6.1), (0.01, 7.2), (0.007, 8.6), (0.005, 10.2)
-PLANS += (0.0035, 12.4), (0.0025, 14.6), (0.0018, 17.2), (0.001, 22.0)
+PLANS = (
+    *((0.2, 3.0), (0.05, 4.0), (0.03, 4.6), (0.02, 5.3), (0.014, 6.2), (0.01, 7.0), (0.007, 8.4), (0.005, 9.8)),
+    *((0.0035, 11.7), (0.0025, 13.7), (0.0018, 15.9), (0.001, 19.7)),
+)
 """Thresholds of `Mixer.predict`, and what a token then costs in the time that one of the training text takes."""
 SHARING = 0.25
-"""N threads do N^0.25 times the work of one, measured with two hyperthreads and the scorer on one core."""
+"""N threads do (N / 2)^0.25 times the work of one: two hyperthreads beside the scorer do no more than one alone."""
 TRIAL_STEPS = 50
 
 
@@ -49,7 +51,7 @@ def load(root: Path, device: torch.device, lanes: int, count: int) -> "Network |
     torch.set_num_threads(max(1, threads - 1))  # beside the network the mixer learns
     network = network_seconds(model, lanes, count)
     left = budget - (time.monotonic() - begun)
-    costs = [(network + count * learning * cost) / threads**SHARING for _, cost in PLANS]
+    costs = [(network + count * learning * cost) / (threads / 2) ** SHARING for _, cost in PLANS]
     if costs[0] > left + (LATE - 1) * budget:
         torch.set_num_threads(threads)
         return Network(model, lanes)
