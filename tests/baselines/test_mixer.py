@@ -139,3 +139,25 @@ def test_what_is_improbable_keeps_the_networks_shares(mixer: Any, tokenizer: Pat
     one.learn(np.full(LANES, BOS), np.arange(LANES))
     one.predict(np.arange(LANES), mixed, 2.0, 1)  # no node is that probable
     np.testing.assert_allclose(mixed, p, rtol=1e-3, atol=1e-8)
+
+
+def test_a_threshold_changes_nothing_that_is_learned(mixer: Any, tokenizer: Path) -> None:
+    fine, coarse = made(mixer, tokenizer), made(mixer, tokenizer)
+    tokens = text_of(12, 60, fine.vocab_size)
+    stepped(fine, tokens, threshold=0.001)
+    stepped(coarse, tokens, threshold=2.0)
+    assert np.array_equal(stepped(fine, tokens[:5]), stepped(coarse, tokens[:5]))
+
+
+def test_tokens_of_the_document_are_raised_until_it_ends(mixer: Any, tokenizer: Path) -> None:
+    one = made(mixer, tokenizer)
+    lanes, often = np.arange(LANES), 7
+    p = np.full((LANES, one.vocab_size), 1 / one.vocab_size, np.float32)
+    shares = []
+    for token in (BOS, often, often, BOS):
+        one.learn(np.full(LANES, token), lanes)
+        one.predict(lanes, mixed := p.copy(), 2.0, 1)  # the network's shares alone
+        shares.append(mixed[0, often])
+    fresh, once, twice, after = shares
+    assert twice > once > fresh
+    assert after == fresh
