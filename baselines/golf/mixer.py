@@ -15,8 +15,8 @@ import numpy as np
 import numpy.typing as npt
 import sentencepiece
 
-BUCKET_BITS = 22
-"""Most contexts have up to 2^22 buckets of 64 bytes, 1.8 GB for all; less is taken while there is less text."""
+BUCKET_BITS = 23
+"""The largest tables have up to 2^23 buckets of 64 bytes, all together 2.2 GB; less while there is less text."""
 # No contraction and no -ffast-math: another machine has to decode the text that this one codes.
 FLAGS = ["-O3", "-fno-ipa-cp-clone", "-march=native", "-mprefer-vector-width=512", "-ffp-contract=off"]
 FLAGS += ["-std=c++17", "-shared", "-fPIC", "-pthread"]

@@ -110,20 +110,20 @@ struct Lane {
 struct Context {
     const char* name;
     uint64_t (*of)(const Lane&);
-    int halved = 0;  // how often its table is, against the others: it takes few values
+    int halved = 0;  // how often its table is, against the others: it takes few values, or few at a time
 };
 
 const Context CONTEXTS[] = {
-    {"order 0", [](const Lane&) { return uint64_t(0); }, 12},
-    {"order 1", [](const Lane& l) { return l.order(1); }, 3},
+    {"order 0", [](const Lane&) { return uint64_t(0); }, 13},
+    {"order 1", [](const Lane& l) { return l.order(1); }, 4},
     {"order 2", [](const Lane& l) { return l.order(2); }},
     {"order 3", [](const Lane& l) { return l.order(3); }},
-    {"word", [](const Lane& l) { return l.word; }, 2},
+    {"word", [](const Lane& l) { return l.word; }, 3},
     {"word and 1 before", [](const Lane& l) { return hash(l.word, l.word_before); }},
-    {"document", [](const Lane& l) { return l.document; }, 3},
-    {"document, order 1", [](const Lane& l) { return hash(l.document, l.order(1)); }},
-    {"document, order 2", [](const Lane& l) { return hash(l.document, l.order(2)); }},
-    {"document, word", [](const Lane& l) { return hash(l.document, l.word); }},
+    {"document", [](const Lane& l) { return l.document; }, 4},
+    {"document, order 1", [](const Lane& l) { return hash(l.document, l.order(1)); }, 2},
+    {"document, order 2", [](const Lane& l) { return hash(l.document, l.order(2)); }, 2},
+    {"document, word", [](const Lane& l) { return hash(l.document, l.word); }, 2},
 };
 constexpr int C = sizeof CONTEXTS / sizeof *CONTEXTS;
 
@@ -278,7 +278,7 @@ class Mixer {
     vector<Estimate> histories, longest, newest;
     vector<Vector> weights[SETS];
     vector<float> shown;  // how often each leaf was shown, one half more
-    float all;            // their sum
+    double all;           // their sum
     vector<uint64_t> seen_long, seen_short;  // place of the newest repetition of 5 and of 2 tokens, by hash
     static constexpr int LONG = 5, SHORT = 2, PLACE_BITS = 22;
 
@@ -287,7 +287,7 @@ class Mixer {
           uint64_t off)
         : tokens(tokens), depth(depth_of(tokens)), leaves(1 << depth), bos(bos), off(off), leaf_of(leaf, leaf + tokens),
           token_at(leaves, -1), lanes(lanes + 1), histories(C * depth * STATES), longest(32 * depth, Estimate(0.8f)),
-          newest(32 * depth, Estimate(0.7f)), shown(leaves, 0.5f), all(0.5f * tokens), seen_long(1 << PLACE_BITS),
+          newest(32 * depth, Estimate(0.7f)), shown(leaves, 0.5f), all(0.5 * tokens), seen_long(1 << PLACE_BITS),
           seen_short(1 << PLACE_BITS) {
         for (int i = 0; i < tokens; i++) token_at[leaf_of[i]] = i, pieces.emplace_back(texts[i], lengths[i]);
         for (Lane& lane : this->lanes)
@@ -396,7 +396,7 @@ class Mixer {
         } else {
             for (uint8_t c : pieces[token]) read(lane, c);
             const int leaf = leaf_of[token];
-            lane.raised[leaf] += all / (RARE * shown[leaf]);
+            lane.raised[leaf] += float(all / (RARE * shown[leaf]));
             shown[leaf]++, all++;
         }
         uint64_t &long_before = seen_long[lane.order(LONG) >> (64 - PLACE_BITS)];
