@@ -23,8 +23,8 @@ from torch import Tensor
 
 BUDGET = {"laptop": 70.0}
 """Seconds that loading and all steps are to take, of the track's 120; 400 elsewhere, of 600."""
-LATE = 1.1
-"""Where the quickest plan takes more than this times the budget, the network is left alone."""
+SLOW, LATE = 0.75, 1.5
+"""The network is left alone if it takes SLOW times the budget, or the quickest plan LATE times what is left of it."""
 PLANS = (
     *((0.2, 3.0), (0.05, 4.0), (0.03, 4.6), (0.02, 5.3), (0.014, 6.2), (0.01, 7.0), (0.007, 8.4), (0.005, 9.8)),
     *((0.0035, 11.7), (0.0025, 13.7), (0.0018, 15.9), (0.001, 19.7)),
@@ -45,18 +45,31 @@ def load(root: Path, device: torch.device, lanes: int, count: int) -> "Network |
     model = load_model(root, device)
     if "mixer" in off or not (root / "prior.bin").is_file():
         return Network(model, lanes)
-    mixer = Mixer(root / manifest["tokenizer"], manifest["bos"], lanes, off - {"text"})
-    learning = 0.0 if "text" in off else mixer.decode((root / "prior.bin").read_bytes())
     threads, budget = torch.get_num_threads(), BUDGET.get(manifest["track"], 400.0)
     torch.set_num_threads(max(1, threads - 1))  # beside the network the mixer learns
     network = network_seconds(model, lanes, count)
-    left = budget - (time.monotonic() - begun)
-    costs = [(network + count * learning * cost) / (threads / 2) ** SHARING for _, cost in PLANS]
-    if costs[0] > left + (LATE - 1) * budget:
-        torch.set_num_threads(threads)
-        return Network(model, lanes)
-    plan = max((i for i, cost in enumerate(costs) if cost < left), default=0)
-    return Predictor(Network(model, lanes), mixer, plan, threads)
+    if network < SLOW * budget:
+        fresh = partial(Mixer, root / manifest["tokenizer"], manifest["bos"], lanes, off - {"text"})
+        mixer = fresh()
+        learning = mixer.decode((root / "prior.bin").read_bytes())
+        if "text" in off:  # how long it took is needed all the same
+            mixer = fresh()
+        plan = finest(network, count * learning, budget - (time.monotonic() - begun), threads)
+        if plan is not None:
+            return Predictor(Network(model, lanes), mixer, plan, threads)
+    torch.set_num_threads(threads)
+    return Network(model, lanes)
+
+
+def finest(network: float, learning: float, left: float, threads: int) -> int | None:
+    """The finest plan that takes at most `left` seconds, else the quickest; None if that is too late by far.
+
+    `network`: seconds of all its steps; `learning`: seconds in which as much of the training text would be learned.
+    """
+    seconds = [(network + learning * cost) / (threads / 2) ** SHARING for _, cost in PLANS]
+    if seconds[0] > LATE * left:
+        return None
+    return max((plan for plan, needed in enumerate(seconds) if needed < left), default=0)
 
 
 def network_seconds(model: GPT, lanes: int, count: int) -> float:
