@@ -21,7 +21,7 @@ from mixer import Mixer
 from model import GPT, Attention, Block, GPTConfig, cap, rms_norm, rope_tables, rotate
 from torch import Tensor
 
-BUDGET = {"laptop": 70.0}
+BUDGET = {"laptop": 88.0}
 """Seconds that loading and all steps are to take, of the track's 120; 400 elsewhere, of 600."""
 SLOW, LATE = 0.75, 1.5
 """The network is left alone if it takes SLOW times the budget, or the quickest plan LATE times what is left of it."""
@@ -30,8 +30,8 @@ PLANS = (
     *((0.0035, 11.7), (0.0025, 13.7), (0.0018, 15.9), (0.001, 19.7)),
 )
 """Thresholds of `Mixer.predict`, and what a token then costs in the time that one of the training text takes."""
-SHARING = 0.25
-"""N threads do (N / 2)^0.25 times the work of one: two hyperthreads beside the scorer do no more than one alone."""
+BUSY, SHARING = 1.35, 0.25
+"""Two hyperthreads beside the scorer take BUSY times what one takes alone; N threads (N / 2)^SHARING times as much."""
 TRIAL_STEPS = 50
 
 
@@ -66,7 +66,7 @@ def finest(network: float, learning: float, left: float, threads: int) -> int | 
 
     `network`: seconds of all its steps; `learning`: seconds in which as much of the training text would be learned.
     """
-    seconds = [(network + learning * cost) / (threads / 2) ** SHARING for _, cost in PLANS]
+    seconds = [BUSY * (network + learning * cost) / (threads / 2) ** SHARING for _, cost in PLANS]
     if seconds[0] > LATE * left:
         return None
     return max((plan for plan, needed in enumerate(seconds) if needed < left), default=0)

@@ -487,11 +487,11 @@ def test_errors_are_one_sentence(
 def test_a_slower_machine_gets_a_coarser_plan(golf: Any) -> None:
     thresholds = [threshold for threshold, _ in golf.predict.PLANS]
     assert thresholds == sorted(thresholds, reverse=True)
-    plans = [golf.predict.finest(20.0 * slower, 6.0 * slower, 55.0, 2) for slower in (0.1, 0.5, 1, 1.2, 2, 8)]
+    plans = [golf.predict.finest(20.0 * slower, 6.0 * slower, 70.0, 2) for slower in (0.1, 0.5, 1, 1.2, 2, 8)]
     assert plans[0] == len(thresholds) - 1 and plans[-1] is None
     known = [plan for plan in plans if plan is not None]
     assert known == sorted(known, reverse=True) and len(set(known)) > 3
-    assert golf.predict.finest(20.0, 6.0, 55.0, 16) > golf.predict.finest(20.0, 6.0, 55.0, 2)
+    assert golf.predict.finest(20.0, 6.0, 70.0, 16) > golf.predict.finest(20.0, 6.0, 70.0, 2)
 
 
 def test_schedules(golf: Any) -> None:

@@ -1,0 +1,174 @@
+"""The predictor of the packed artifact: one token of each lane goes in, logits of the next one come out.
+
+The network's probabilities are one input of a context mixer (mixer.py), which knows part of the training text and
+learns from all that is shown. What the network computes for whole windows while training is computed here token by
+token, with keys and values from a cache (`cache`, the naive baseline's). Every token attends to the last `context`
+tokens of its lane.
+"""
+
+import json
+import time
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
+from pathlib import Path
+from typing import cast
+
+import coder
+import torch
+import torch.nn.functional as F
+from cache import Cache
+from mixer import Mixer
+from model import GPT, Attention, Block, GPTConfig, cap, rms_norm, rope_tables, rotate
+from torch import Tensor
+
+BUDGET = {"laptop": 88.0}
+"""Seconds that loading and all steps are to take, of the track's 120; 400 elsewhere, of 600."""
+SLOW, LATE = 0.75, 1.5
+"""The network is left alone if it takes SLOW times the budget, or the quickest plan LATE times what is left of it."""
+PLANS = (
+    *((0.2, 3.0), (0.05, 4.0), (0.03, 4.6), (0.02, 5.3), (0.014, 6.2), (0.01, 7.0), (0.007, 8.4), (0.005, 9.8)),
+    *((0.0035, 11.7), (0.0025, 13.7), (0.0018, 15.9), (0.001, 19.7)),
+)
+"""Thresholds of `Mixer.predict`, and what a token then costs in the time that one of the training text takes."""
+BUSY, SHARING = 1.35, 0.25
+"""Two hyperthreads beside the scorer take BUSY times what one takes alone; N threads do (N / 2)^SHARING times the work."""
+TRIAL_STEPS = 50
+
+
+def load(root: Path, device: torch.device, lanes: int, count: int) -> "Network | Predictor":
+    """The predictor of the artifact in `root`. Its setting `off` names contexts of the mixer that are switched off,
+    "text" (what the mixer knows of the training text), or "mixer" (so the network is left alone)."""
+    begun = time.monotonic()
+    manifest = json.loads((root / "submission.json").read_text(encoding="utf-8"))
+    settings = (manifest.get("training") or {}).get("settings", {})
+    off = {name.strip() for name in str(settings.get("off", "")).split(";")} - {""}
+    model = load_model(root, device)
+    if "mixer" in off or not (root / "prior.bin").is_file():
+        return Network(model, lanes)
+    threads, budget = torch.get_num_threads(), BUDGET.get(manifest["track"], 400.0)
+    torch.set_num_threads(max(1, threads - 1))  # beside the network the mixer learns
+    network = network_seconds(model, lanes, count)
+    if network < SLOW * budget:
+        fresh = partial(Mixer, root / manifest["tokenizer"], manifest["bos"], lanes, off - {"text"})
+        mixer = fresh()
+        learning = mixer.decode((root / "prior.bin").read_bytes())
+        if "text" in off:  # how long it took is needed all the same
+            mixer = fresh()
+        plan = finest(network, count * learning, budget - (time.monotonic() - begun), threads)
+        if plan is not None:
+            return Predictor(Network(model, lanes), mixer, plan, threads)
+    torch.set_num_threads(threads)
+    return Network(model, lanes)
+
+
+def finest(network: float, learning: float, left: float, threads: int) -> int | None:
+    """The finest plan that takes at most `left` seconds, else the quickest; None if that is too late by far.
+
+    `network`: seconds of all its steps; `learning`: seconds in which as much of the training text would be learned.
+    """
+    seconds = [BUSY * (network + learning * cost) / (threads / 2) ** SHARING for _, cost in PLANS]
+    if seconds[0] > LATE * left:
+        return None
+    return max((plan for plan, needed in enumerate(seconds) if needed < left), default=0)
+
+
+def network_seconds(model: GPT, lanes: int, count: int) -> float:
+    """Seconds that the network will take for `count` tokens, timed on made-up ones."""
+    network, lane = Network(model, lanes), torch.arange(lanes, device=model.embed.weight.device)
+    network.cache.seen.fill_(model.config.context)  # full caches: what nearly all steps read
+    for trial in range(-2, TRIAL_STEPS):
+        if not trial:
+            begun = time.monotonic()
+        network.step(lane % model.config.vocab_size, lane)
+    return (time.monotonic() - begun) / TRIAL_STEPS * count / lanes
+
+
+class Predictor:
+    def __init__(self, network: "Network", mixer: Mixer, plan: int, threads: int) -> None:
+        self.network, self.mixer, self.plan, self.threads = network, mixer, plan, threads
+        self.beside = ThreadPoolExecutor(1)
+
+    def step(self, ids: Tensor, lane: Tensor) -> Tensor:
+        """Log-probabilities (B, V) of the next token in each lane (B,), whose last token is in ids (B,)."""
+        shown, lanes = ids.cpu().numpy(), lane.cpu().numpy()
+        learning = self.beside.submit(self.mixer.learn, shown, lanes)
+        p = self.network.step(ids, lane).softmax(-1).cpu().contiguous()
+        learning.result()
+        threshold, _ = PLANS[min(self.plan, len(PLANS) - 1)]
+        self.mixer.predict(lanes, p.numpy(), threshold, self.threads)
+        return p.log_()
+
+
+def load_model(root: Path, device: torch.device) -> GPT:
+    """The model of the artifact in `root`. fp32 on CPUs, bf16 on GPUs."""
+    if device.type == "cuda":
+        torch.backends.cuda.enable_cudnn_sdp(False)  # it would plan anew for each length of the cache
+    config, tensors = coder.loads((root / "weights.bin").read_bytes())
+    model = GPT(GPTConfig(**config), torch.bfloat16 if device.type == "cuda" else torch.float32)
+    model.load_state_dict({name: torch.from_numpy(tensor) for name, tensor in tensors.items()})
+    return model.to(device).requires_grad_(False)
+
+
+class Network:
+    def __init__(self, model: GPT, lanes: int) -> None:
+        self.model, self.config = model, model.config
+        config, dtype, device = self.config, model.dtype, model.embed.weight.device
+        self.head = model.embed.weight.detach().to(dtype)
+        self.embed = F.pad(rms_norm(self.head), (0, 0, 0, 1))  # (V + 1, C): the last one, token -1, is no token
+        self.smear = None if model.smear is None else model.smear.detach().to(dtype)
+        self.layers = [Layer(cast(Block, block), dtype) for block in model.blocks]
+        shape = config.layers, lanes, config.context, config.kv_heads, config.dim // config.heads
+        tables = partial(rope_tables, width=config.rope_dims or config.dim // config.heads, base=config.rope_base)
+        self.cache = Cache(*shape, dtype, device, tables)
+        self.last = torch.full((lanes,), -1, device=device)  # the token that each lane was shown last
+
+    @torch.inference_mode()
+    def step(self, ids: Tensor, lane: Tensor) -> Tensor:
+        """Logits (B, V) of the next token in each lane (B,), whose last token is in ids (B,)."""
+        order, places, cos, sin = self.cache.enter(lane)
+        before, self.last[lane] = self.last[lane], ids
+        x = x0 = self.embedding(ids[order], before[order])  # (B, C)
+        for number, layer in enumerate(self.layers):
+            x = layer(x, x0, cos, sin, self.cache, number)
+        return cap(F.linear(rms_norm(x)[places], self.head).float(), self.config.softcap)
+
+    def embedding(self, ids: Tensor, before: Tensor) -> Tensor:
+        """Normalised embedding (B, C) of ids (B,) and the ones before them (B,)."""
+        x = self.embed[ids]
+        if self.smear is None:
+            return x
+        gate = torch.sigmoid(F.linear(x[:, : Attention.GATE_INPUTS], self.smear[None, 1:]))  # (B, 1)
+        return rms_norm(x + self.smear[0] * gate * self.embed[before])
+
+
+class Layer:
+    """A block for one token a lane. Weights in `dtype`; queries, keys and values come from one product."""
+
+    def __init__(self, block: Block, dtype: torch.dtype) -> None:
+        self.attn, mlp = block.attn, block.mlp
+        attn, self.leak = block.attn, mlp.leak
+        self.qkv = torch.cat([attn.query.weight, attn.key.weight, attn.value.weight]).detach().to(dtype)
+        self.gain = (attn.gain / attn.width**0.5).detach().to(dtype)[:, None]
+        self.gate = None if attn.gate is None else attn.gate.detach().to(dtype)
+        self.out = (block.attn_scale[:, None] * attn.out.weight).detach().to(dtype)
+        self.up = mlp.up.weight.detach().to(dtype)
+        self.down = (block.mlp_scale[:, None] * mlp.down.weight).detach().to(dtype)
+        self.mix = block.mix.detach().to(dtype)
+
+    def __call__(self, x: Tensor, x0: Tensor, cos: Tensor, sin: Tensor, cache: Cache, number: int) -> Tensor:
+        x = torch.addcmul(self.mix[0] * x, self.mix[1], x0)
+        x = x + F.linear(self.attend(rms_norm(x), cos, sin, cache, number), self.out)
+        return x + F.linear(F.leaky_relu(F.linear(rms_norm(x), self.up), self.leak).square(), self.down)
+
+    def attend(self, x: Tensor, cos: Tensor, sin: Tensor, cache: Cache, number: int) -> Tensor:
+        """What attention makes of x (B, C) before its output projection."""
+        attn, B = self.attn, len(x)
+        heads = F.linear(x, self.qkv).view(B, -1, attn.width)  # (B, H + 2 H_kv, D)
+        v = heads[:, -attn.kv_heads :]
+        qk = rotate(rms_norm(heads[:, : -attn.kv_heads]), cos, sin)
+        y = cache.attend(number, qk[:, : attn.heads] * self.gain, qk[:, attn.heads :], v, scale=1.0)  # (B, H, D)
+        if attn.exclusive:
+            y = attn.exclude(y[:, None], v[:, None]).squeeze(1)
+        if self.gate is not None:
+            y = y * 2 * torch.sigmoid(F.linear(x[:, : attn.GATE_INPUTS], self.gate))[..., None]
+        return y.flatten(1)
