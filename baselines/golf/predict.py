@@ -8,6 +8,7 @@ tokens of its lane.
 
 import json
 import time
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
@@ -26,6 +27,7 @@ BUDGET = {"laptop": 88.0}
 SLOW, LATE = 0.75, 1.5
 """The network is left alone if it takes SLOW times the budget, or the quickest plan LATE times what is left of it."""
 PLANS = (
+    (float("nan"), 0.0),  # the network alone
     *((0.2, 3.0), (0.05, 4.0), (0.03, 4.6), (0.02, 5.3), (0.014, 6.2), (0.01, 7.0), (0.007, 8.4), (0.005, 9.8)),
     *((0.0035, 11.7), (0.0025, 13.7), (0.0018, 15.9), (0.001, 19.7)),
 )
@@ -48,28 +50,26 @@ def load(root: Path, device: torch.device, lanes: int, count: int) -> "Network |
     threads, budget = torch.get_num_threads(), BUDGET.get(manifest["track"], 400.0)
     torch.set_num_threads(max(1, threads - 1))  # beside the network the mixer learns
     network = network_seconds(model, lanes, count)
+    prior = (root / "prior.bin").read_bytes()
+    fresh = partial(Mixer, root / manifest["tokenizer"], manifest["bos"], lanes, off - {"text"})
+    predictor = Predictor(Network(model, lanes), fresh, prior, "text" not in off, threads)
     if network < SLOW * budget:
-        fresh = partial(Mixer, root / manifest["tokenizer"], manifest["bos"], lanes, off - {"text"})
-        mixer = fresh()
-        learning = mixer.decode((root / "prior.bin").read_bytes())
-        if "text" in off:  # how long it took is needed all the same
-            mixer = fresh()
-        plan = finest(network, count * learning, budget - (time.monotonic() - begun), threads)
-        if plan is not None:
-            return Predictor(Network(model, lanes), mixer, plan, threads)
-    torch.set_num_threads(threads)
-    return Network(model, lanes)
+        learning = count * predictor.learn_text()
+        predictor.plan = finest(network, learning, budget - (time.monotonic() - begun), threads)
+    if not predictor.plan:
+        torch.set_num_threads(threads)
+    return predictor
 
 
-def finest(network: float, learning: float, left: float, threads: int) -> int | None:
-    """The finest plan that takes at most `left` seconds, else the quickest; None if that is too late by far.
+def finest(network: float, learning: float, left: float, threads: int) -> int:
+    """The finest plan that takes at most `left` seconds, else the quickest; 0, no mixer, if that is too late by far.
 
     `network`: seconds of all its steps; `learning`: seconds in which as much of the training text would be learned.
     """
     seconds = [BUSY * (network + learning * cost) / (threads / 2) ** SHARING for _, cost in PLANS]
-    if seconds[0] > LATE * left:
-        return None
-    return max((plan for plan, needed in enumerate(seconds) if needed < left), default=0)
+    if seconds[1] > LATE * left:
+        return 0
+    return max((plan for plan, needed in enumerate(seconds) if plan and needed < left), default=1)
 
 
 def network_seconds(model: GPT, lanes: int, count: int) -> float:
@@ -84,12 +84,31 @@ def network_seconds(model: GPT, lanes: int, count: int) -> float:
 
 
 class Predictor:
-    def __init__(self, network: "Network", mixer: Mixer, plan: int, threads: int) -> None:
-        self.network, self.mixer, self.plan, self.threads = network, mixer, plan, threads
+    """Network and mixer. `plan` alone decides what is predicted; another machine may set it before the first step."""
+
+    def __init__(
+        self, network: "Network", fresh: Callable[[], Mixer], prior: bytes, knows_text: bool, threads: int
+    ) -> None:
+        self.network, self.fresh, self.prior, self.knows_text, self.threads = network, fresh, prior, knows_text, threads
+        self.plan = 0
+        self.mixer: Mixer | None = None
         self.beside = ThreadPoolExecutor(1)
+
+    def learn_text(self) -> float:
+        """Make the mixer; the seconds that a token of the training text took."""
+        self.mixer = self.fresh()
+        seconds = self.mixer.decode(self.prior)
+        if not self.knows_text:
+            self.mixer = self.fresh()
+        return seconds
 
     def step(self, ids: Tensor, lane: Tensor) -> Tensor:
         """Log-probabilities (B, V) of the next token in each lane (B,), whose last token is in ids (B,)."""
+        if not self.plan:
+            return self.network.step(ids, lane)
+        if self.mixer is None:  # the plan is a quicker machine's
+            self.learn_text()
+        assert self.mixer is not None
         shown, lanes = ids.cpu().numpy(), lane.cpu().numpy()
         learning = self.beside.submit(self.mixer.learn, shown, lanes)
         p = self.network.step(ids, lane).softmax(-1).cpu().contiguous()
