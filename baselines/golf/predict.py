@@ -10,7 +10,7 @@ import json
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from functools import partial
+from functools import cached_property, partial
 from pathlib import Path
 from typing import cast
 
@@ -52,13 +52,20 @@ def load(root: Path, device: torch.device, lanes: int, count: int) -> "Network |
     network = network_seconds(model, lanes, count)
     prior = (root / "prior.bin").read_bytes()
     fresh = partial(Mixer, root / manifest["tokenizer"], manifest["bos"], lanes, off - {"text"})
-    predictor = Predictor(Network(model, lanes), fresh, prior, "text" not in off, threads)
+    predictor = Predictor(Network(model, lanes), partial(taught, fresh, prior, "text" not in off), threads)
     if network < SLOW * budget:
-        learning = count * predictor.learn_text()
-        predictor.plan = finest(network, learning, budget - (time.monotonic() - begun), threads)
+        _, learning = predictor.mixer
+        predictor.plan = finest(network, count * learning, budget - (time.monotonic() - begun), threads)
     if not predictor.plan:
         torch.set_num_threads(threads)
     return predictor
+
+
+def taught(fresh: Callable[[], Mixer], prior: bytes, keep: bool) -> tuple[Mixer, float]:
+    """A mixer that knows the training text (`keep`) or has forgotten it, and the seconds that each token of it took."""
+    mixer = fresh()
+    seconds = mixer.decode(prior)
+    return mixer if keep else fresh(), seconds
 
 
 def finest(network: float, learning: float, left: float, threads: int) -> int:
@@ -86,35 +93,27 @@ def network_seconds(model: GPT, lanes: int, count: int) -> float:
 class Predictor:
     """Network and mixer. `plan` alone decides what is predicted; another machine may set it before the first step."""
 
-    def __init__(
-        self, network: "Network", fresh: Callable[[], Mixer], prior: bytes, knows_text: bool, threads: int
-    ) -> None:
-        self.network, self.fresh, self.prior, self.knows_text, self.threads = network, fresh, prior, knows_text, threads
+    def __init__(self, network: "Network", teach: Callable[[], tuple[Mixer, float]], threads: int) -> None:
+        self.network, self.teach, self.threads = network, teach, threads
         self.plan = 0
-        self.mixer: Mixer | None = None
         self.beside = ThreadPoolExecutor(1)
 
-    def learn_text(self) -> float:
-        """Make the mixer; the seconds that a token of the training text took."""
-        self.mixer = self.fresh()
-        seconds = self.mixer.decode(self.prior)
-        if not self.knows_text:
-            self.mixer = self.fresh()
-        return seconds
+    @cached_property
+    def mixer(self) -> tuple[Mixer, float]:
+        """See `taught`; made in the first step where the plan is a quicker machine's."""
+        return self.teach()
 
     def step(self, ids: Tensor, lane: Tensor) -> Tensor:
         """Log-probabilities (B, V) of the next token in each lane (B,), whose last token is in ids (B,)."""
         if not self.plan:
             return self.network.step(ids, lane)
-        if self.mixer is None:  # the plan is a quicker machine's
-            self.learn_text()
-        assert self.mixer is not None
+        mixer, _ = self.mixer
         shown, lanes = ids.cpu().numpy(), lane.cpu().numpy()
-        learning = self.beside.submit(self.mixer.learn, shown, lanes)
+        learning = self.beside.submit(mixer.learn, shown, lanes)
         p = self.network.step(ids, lane).softmax(-1).cpu().contiguous()
         learning.result()
         threshold, _ = PLANS[min(self.plan, len(PLANS) - 1)]
-        self.mixer.predict(lanes, p.numpy(), threshold, self.threads)
+        mixer.predict(lanes, p.numpy(), threshold, self.threads)
         return p.log_()
 
 
