@@ -22,18 +22,19 @@ from mixer import Mixer
 from model import GPT, Attention, Block, GPTConfig, cap, rms_norm, rope_tables, rotate
 from torch import Tensor
 
-BUDGET = {"laptop": 88.0}
+BUDGET = {"laptop": 78.0}
 """Seconds that loading and all steps are to take, of the track's 120; 400 elsewhere, of 600."""
 SLOW, LATE = 0.75, 1.5
 """The network is left alone if it takes SLOW times the budget, or the quickest plan LATE times what is left of it."""
 PLANS = (
     (float("nan"), 0.0),  # the network alone
-    *((0.2, 3.0), (0.05, 4.0), (0.03, 4.6), (0.02, 5.3), (0.014, 6.2), (0.01, 7.0), (0.007, 8.4), (0.005, 9.8)),
-    *((0.0035, 11.7), (0.0025, 13.7), (0.0018, 15.9), (0.001, 19.7)),
+    *((0.2, 1.8), (0.05, 2.7), (0.03, 3.4), (0.02, 4.1), (0.014, 5.0), (0.01, 5.9), (0.007, 7.2), (0.005, 8.6)),
+    *((0.0035, 10.4), (0.0025, 12.5), (0.0018, 14.7), (0.001, 18.4)),
 )
-"""Thresholds of `Mixer.predict`, and what a token then costs in the time that one of the training text takes."""
-BUSY, SHARING = 1.35, 0.25
-"""Two hyperthreads beside the scorer take BUSY times what one takes alone; N threads (N / 2)^SHARING times as much."""
+"""Thresholds of `Mixer.predict`, and what a token then costs one thread in the time that one of the training text
+takes to learn."""
+BESIDE = 1.1
+"""The scorer, the memory and threads that wait for each other take this much of what was timed."""
 TRIAL_STEPS = 50
 
 
@@ -49,13 +50,16 @@ def load(root: Path, device: torch.device, lanes: int, count: int) -> "Network |
         return Network(model, lanes)
     threads, budget = torch.get_num_threads(), BUDGET.get(manifest["track"], 400.0)
     torch.set_num_threads(max(1, threads - 1))  # beside the network the mixer learns
-    network = network_seconds(model, lanes, count)
+    trial = partial(network_seconds, Network(model, lanes), lanes, count)
     prior = (root / "prior.bin").read_bytes()
     fresh = partial(Mixer, root / manifest["tokenizer"], manifest["bos"], lanes, off - {"text"})
     predictor = Predictor(Network(model, lanes), partial(taught, fresh, prior, "text" not in off), threads)
-    if network < SLOW * budget:
-        _, learning = predictor.mixer
-        predictor.plan = finest(network, count * learning, budget - (time.monotonic() - begun), threads)
+    if trial(lambda: False) < SLOW * budget:
+        # Both at once, as in the steps: what two cores do together is not known from what one does alone.
+        learning = predictor.beside.submit(lambda: predictor.mixer)
+        network = trial(lambda: not learning.done())
+        _, seconds = learning.result()
+        predictor.plan = finest(network, count * seconds, budget - (time.monotonic() - begun), threads)
     if not predictor.plan:
         torch.set_num_threads(threads)
     return predictor
@@ -73,21 +77,23 @@ def finest(network: float, learning: float, left: float, threads: int) -> int:
 
     `network`: seconds of all its steps; `learning`: seconds in which as much of the training text would be learned.
     """
-    seconds = [BUSY * (network + learning * cost) / (threads / 2) ** SHARING for _, cost in PLANS]
+    seconds = [BESIDE * (max(network, learning) + learning * cost / threads) for _, cost in PLANS]
     if seconds[1] > LATE * left:
         return 0
     return max((plan for plan, needed in enumerate(seconds) if plan and needed < left), default=1)
 
 
-def network_seconds(model: GPT, lanes: int, count: int) -> float:
-    """Seconds that the network will take for `count` tokens, timed on made-up ones."""
-    network, lane = Network(model, lanes), torch.arange(lanes, device=model.embed.weight.device)
-    network.cache.seen.fill_(model.config.context)  # full caches: what nearly all steps read
-    for trial in range(-2, TRIAL_STEPS):
-        if not trial:
+def network_seconds(network: "Network", lanes: int, count: int, on: Callable[[], bool]) -> float:
+    """Seconds that the network will take for `count` tokens, timed on made-up ones, as long as `on` says so."""
+    lane = torch.arange(lanes, device=network.head.device)
+    network.cache.seen.fill_(network.config.context)  # full caches: what nearly all steps read
+    steps = -2
+    while steps < TRIAL_STEPS or on():
+        if not steps:
             begun = time.monotonic()
-        network.step(lane % model.config.vocab_size, lane)
-    return (time.monotonic() - begun) / TRIAL_STEPS * count / lanes
+        network.step(lane % network.config.vocab_size, lane)
+        steps += 1
+    return (time.monotonic() - begun) / steps * count / lanes
 
 
 class Predictor:

@@ -43,7 +43,7 @@ FRAMING = 1024
 """Bytes that the weights add beside themselves: the tar's padding, and the frame's block headers, 3 in 128 KiB."""
 PACKAGES = ["torch", "numpy", "constriction", "sentencepiece"]
 DIVERGED = "training diverged; lower the learning rates"
-LANES = 128
+LANES = 64
 """With a mixer. Few: it sees the tokens of a step only after it, so the fewer lanes the more it knows."""
 DESCRIPTION = "Train the strong baseline under the clock and pack the artifact."
 HERE = Path(__file__).parent
@@ -126,14 +126,14 @@ class Settings(GPTConfig):
 LAPTOP = Settings(
     vocab_size=2048,
     context=64,
-    layers=1,
+    layers=2,
     dim=128,
     heads=2,
     kv_heads=1,
     mlp_ratio=2,
     rope_dims=0,
     softcap=0.0,
-    xsa=1,
+    xsa=2,
     prior_bytes=780_000,
     batch_tokens=2048,
     micro_tokens=2048,
