@@ -31,10 +31,10 @@ PLANS = (
     *((0.2, 1.8), (0.05, 2.7), (0.03, 3.4), (0.02, 4.1), (0.014, 5.0), (0.01, 5.9), (0.007, 7.2), (0.005, 8.6)),
     *((0.0035, 10.4), (0.0025, 12.5), (0.0018, 14.7), (0.001, 18.4)),
 )
-"""Thresholds of `Mixer.predict`, and what a token then costs one thread in the time that one of the training text
-takes to learn."""
+"""Thresholds of `Mixer.predict`, and how many times as long a prediction then takes one thread as learning a token of
+the training text (docs/benchmarks/golf-mixer.md, Thresholds)."""
 BESIDE = 1.1
-"""The scorer, the memory and threads that wait for each other take this much of what was timed."""
+"""How many times as long the steps take as was timed, since they share the cores with the scorer."""
 TRIAL_STEPS = 50
 
 
@@ -84,7 +84,7 @@ def finest(network: float, learning: float, left: float, threads: int) -> int:
 
 
 def network_seconds(network: "Network", lanes: int, count: int, on: Callable[[], bool]) -> float:
-    """Seconds that the network will take for `count` tokens, timed on made-up ones, as long as `on` says so."""
+    """Seconds that the network will take for `count` tokens, timed in TRIAL_STEPS steps, and on while `on()`."""
     lane = torch.arange(lanes, device=network.head.device)
     network.cache.seen.fill_(network.config.context)  # full caches: what nearly all steps read
     steps = -2
