@@ -86,7 +86,7 @@ MIDDLE = replace(
     heads=4,
     kv_heads=2,
     batch_tokens=4096,
-    micro_tokens=4096,
+    micro_tokens=2048,
     warmdown_steps=1000,
     log_every=50,
 )
