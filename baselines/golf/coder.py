@@ -50,7 +50,7 @@ class Coded:
 
 def histogram(codes: Codes) -> npt.NDArray[np.uint8]:
     """The model of codes (N,) that begin at 0: 0 where none occurs, else 1 + the logarithm of its count."""
-    counts = np.bincount(codes) if len(codes) else np.empty(0)
+    counts = np.bincount(codes)
     return np.where(counts, 1 + np.round(_FINE * np.log2(np.maximum(counts, 1))), 0).astype(np.uint8)
 
 

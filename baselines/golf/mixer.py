@@ -17,10 +17,13 @@ import sentencepiece
 
 BUCKET_BITS = 23
 """The largest tables have up to 2^23 buckets of 64 bytes, all together 2.2 GB; less while there is less text."""
-# No contraction and no -ffast-math: another machine has to decode the text that this one codes.
+# No contraction and no -ffast-math: another machine has to decode the text that this one codes. No clones: that takes
+# g++ a second less.
 FLAGS = ["-O3", "-fno-ipa-cp-clone", "-march=native", "-mprefer-vector-width=512", "-ffp-contract=off"]
 FLAGS += ["-std=c++17", "-shared", "-fPIC", "-pthread"]
 HEADER = struct.Struct("<I")  # number of coded tokens
+NO_CONTEXTS = {"text", "mixer"}
+"""What else the setting `off` may name: what the mixer knows of the training text, or all of it."""
 
 Ids = npt.NDArray[np.int64]
 
@@ -71,6 +74,11 @@ class Mixer:
         """
         assert p.flags.c_contiguous and p.shape == (len(lane), self.vocab_size) and p.dtype == np.float32
         self.library.mixer_predict(self.handle, address(lane), len(lane), address(p), threshold, threads)
+
+
+def switched_off(setting: str) -> set[str]:
+    """The names in a setting, which have ; between them."""
+    return {name.strip() for name in setting.split(";")} - {""}
 
 
 def pieces(tokenizer: Path) -> list[bytes]:

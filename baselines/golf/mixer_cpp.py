@@ -8,7 +8,7 @@ SOURCE = r"""
 // Compression Explained, 4.3; Knoll and de Freitas, arXiv:1108.3298), from
 //   1. contexts: each hashes something about the past; it keeps an adaptive probability and a short history of the bits
 //      seen at each node, and a map learns which probability such a history deserves;
-//   2. two match models: the token that followed the longest, and the newest short, repetition;
+//   2. two match models: the token that followed the last repetition of 5 tokens, and of 2, while they come true;
 //   3. the network: its probabilities summed over both subtrees, those of the document's own tokens raised before.
 // Logistic mixing (Mahoney 4.3.2) adds these up: the weights are the sum of one vector for the node, one for each of
 // the last two tokens and one for the contexts that know the node. All of it learns from each token once that has been
@@ -56,7 +56,7 @@ float clamp(float x, float low, float high) { return std::max(low, std::min(high
 float squash(float x) { return 1 / (1 + exponential(-x)); }
 float stretch(float p) { return natural_log(p / (1 - p)); }  // the inverse of squash
 
-// Tables of both, for speed.
+// Tables of both, and of the rates by count, for speed.
 constexpr int STEPS = 4096;
 struct Tables {
     float stretch_of[STEPS], squash_of[STEPS + 1], rate_of[256];
@@ -90,13 +90,12 @@ struct Match {  // a place in some lane's text whose last tokens are those of th
 struct Lane {
     vector<uint16_t> text;
     uint64_t document = 0;      // its number, hashed
-    uint64_t word = 0;          // hash of the word that has begun, or of the character between words
+    uint64_t word = 0;          // hash of the word that has begun; between words the last character
     uint64_t word_before = 0;   // hash of the last whole one
     vector<uint64_t> contexts;  // hashes
     vector<float> network;      // the network's probability of each node's leaves, not normalised; leaves come last
     vector<float> raised;       // by how much it is multiplied at each leaf
     Match longest, newest;
-    bool begun = false;
 
     uint64_t back(size_t n) const { return n <= text.size() ? text[text.size() - n] + 1u : 0; }
     uint64_t order(int n) const {
@@ -110,7 +109,7 @@ struct Lane {
 struct Context {
     const char* name;
     uint64_t (*of)(const Lane&);
-    int halved = 0;  // how often its table is, against the others: it takes few values, or few at a time
+    int halved = 0;  // how many times its table is halved: it takes few values, or few at a time
 };
 
 const Context CONTEXTS[] = {
@@ -137,7 +136,7 @@ constexpr float RARE = 2000;
 struct Slot {  // what one context knows of one node
     uint16_t p = 1 << 15;  // probability of a 1, of 2^16
     uint8_t n = 0;         // how many bits it has seen, up to LIMIT
-    uint8_t history = 1;   // these bits behind a leading 1, up to 7; then the first one stays
+    uint8_t history = 1;   // the first 7 of these bits behind a leading 1
 };
 constexpr int LIMIT = 250;
 constexpr int DEPTH = 4;  // levels of the tree in one bucket: its nodes lie in one cache line
@@ -194,7 +193,7 @@ struct Estimate {  // an adaptive probability
 };
 
 // The history of a slot as a number: the bits themselves while there are few, else count and probability.
-constexpr int EXACT = 128, STATES = EXACT + 8 * 32;
+constexpr int EXACT = 128, STATES = EXACT + 7 * 32;
 
 typedef float Vec __attribute__((vector_size(64)));  // the order of its sums is fixed, whatever the machine
 constexpr int VECS = 2;
@@ -222,7 +221,7 @@ enum Input { NETWORK = C, LONGEST, NEWEST, HISTORY = 16, BIAS = HISTORY + C, LEA
 static_assert(NEWEST < HISTORY && LEARNED < 2 * HISTORY);
 constexpr int SETS = 4;  // of weights; the sum of one vector of each is used
 constexpr float START_DIRECT = 0.05f / SETS, START_HISTORY = 0.1f / SETS, START_MATCH = 0.15f / SETS;
-constexpr float START_NETWORK = 0.4f / SETS, OTHERS = 0.8f;  // by which the rest is multiplied once that is heard
+constexpr float START_NETWORK = 0.4f / SETS, OTHERS = 0.8f;  // what the rest is multiplied by when that joins
 
 // ------------------------------------------------------------------------------------------ arithmetic coding
 
@@ -279,7 +278,7 @@ class Mixer {
     vector<Vector> weights[SETS];
     vector<float> shown;  // how often each leaf was shown, one half more
     double all;           // their sum
-    vector<uint64_t> seen_long, seen_short;  // place of the newest repetition of 5 and of 2 tokens, by hash
+    vector<uint64_t> seen_long, seen_short;  // place after the last occurrence of 5 and of 2 tokens, by hash
     static constexpr int LONG = 5, SHORT = 2, PLACE_BITS = 22;
 
   public:
@@ -307,7 +306,7 @@ class Mixer {
         Lane& lane = lanes.back();
         show(lanes.size() - 1, bos);
         long done = 0;
-        for (; done < count && encoder.bytes.size() + 16 < limit; done++) {
+        for (; done < count && encoder.bytes.size() + 32 < limit; done++) {
             const int leaf = leaf_of[text[done]];
             walk(lane, [&](int level, float p) {
                 const bool bit = leaf >> (depth - 1 - level) & 1;
@@ -340,8 +339,7 @@ class Mixer {
         for (int i = 0; i < count; i++) {
             Lane& l = lanes[lane[i]];
             const int leaf = leaf_of[ids[i]];
-            if (l.begun) walk(l, [&](int level, float) { return leaf >> (depth - 1 - level) & 1; });
-            l.begun = true;
+            if (!l.text.empty()) walk(l, [&](int level, float) { return leaf >> (depth - 1 - level) & 1; });
             show(lane[i], ids[i]);
         }
     }
@@ -374,7 +372,7 @@ class Mixer {
         return ones / all;
     }
 
-    // The weights have learned without the network, whose input was 0.
+    // The weights have learned without the network, whose input was 0: make room for it.
     void hear_network() {
         for (auto& set : weights)
             for (Vector& w : set) {
@@ -438,9 +436,10 @@ class Mixer {
             }
             newest = uint64_t(number + 1) << 32 | n;
         }
-        const bool known = match.place && uint32_t(match.place) < other().size();
-        if (!known) match = Match();
-        match.leaf = known ? leaf_of[other()[uint32_t(match.place)]] : -1;
+        if (match.place && uint32_t(match.place) < other().size())
+            match.leaf = leaf_of[other()[uint32_t(match.place)]];
+        else
+            match = Match();
     }
 
     // Take the path from the root that `decide` (level, probability of a 1) chooses, learn from it, return its leaf.
@@ -490,7 +489,7 @@ class Mixer {
         Bucket* found[C];
         if (level % DEPTH == 0) {
             uint64_t h[C];
-            // What is not there above is not here: a path is made from its root.
+            // A path is made from its root: what lies below a bucket that has given way is not looked for.
             auto possible = [&](int i) { return (!level || above[i] != &nothing) && !(off >> i & 1); };
             for (int i = 0; i < C; i++)
                 if (possible(i)) tables[i].prefetch(h[i] = hash(lane.contexts[i], node));
@@ -573,7 +572,7 @@ class Mixer {
         const float p = slot.p + ((bit ? 65535.f : 0.f) - slot.p) * TABLES.rate_of[slot.n];
         slot.p = uint16_t(clamp(p, 32, 65503));
         slot.n = std::min(slot.n + 1, LIMIT);
-        slot.history = (slot.history & EXACT) | ((slot.history << 1 | bit) & (slot.history & EXACT ? EXACT - 1 : 255));
+        if (slot.history < EXACT) slot.history = slot.history << 1 | bit;
     }
 };
 

@@ -18,7 +18,7 @@ import coder
 import torch
 import torch.nn.functional as F
 from cache import Cache
-from mixer import Mixer
+from mixer import NO_CONTEXTS, Mixer, switched_off
 from model import GPT, Attention, Block, GPTConfig, cap, rms_norm, rope_tables, rotate
 from torch import Tensor
 
@@ -39,12 +39,11 @@ TRIAL_STEPS = 50
 
 
 def load(root: Path, device: torch.device, lanes: int, count: int) -> "Network | Predictor":
-    """The predictor of the artifact in `root`. Its setting `off` names contexts of the mixer that are switched off,
-    "text" (what the mixer knows of the training text), or "mixer" (so the network is left alone)."""
+    """The predictor of the artifact in `root`."""
     begun = time.monotonic()
     manifest = json.loads((root / "submission.json").read_text(encoding="utf-8"))
     settings = (manifest.get("training") or {}).get("settings", {})
-    off = {name.strip() for name in str(settings.get("off", "")).split(";")} - {""}
+    off = switched_off(settings.get("off", ""))
     model = load_model(root, device)
     if "mixer" in off or not (root / "prior.bin").is_file():
         return Network(model, lanes)
@@ -52,7 +51,7 @@ def load(root: Path, device: torch.device, lanes: int, count: int) -> "Network |
     torch.set_num_threads(max(1, threads - 1))  # beside the network the mixer learns
     trial = partial(network_seconds, Network(model, lanes), lanes, count)
     prior = (root / "prior.bin").read_bytes()
-    fresh = partial(Mixer, root / manifest["tokenizer"], manifest["bos"], lanes, off - {"text"})
+    fresh = partial(Mixer, root / manifest["tokenizer"], manifest["bos"], lanes, off - NO_CONTEXTS)
     predictor = Predictor(Network(model, lanes), partial(taught, fresh, prior, "text" not in off), threads)
     if trial(lambda: False) < SLOW * budget:
         # Both at once, as in the steps: what two cores do together is not known from what one does alone.
@@ -60,7 +59,7 @@ def load(root: Path, device: torch.device, lanes: int, count: int) -> "Network |
         network = trial(lambda: not learning.done())
         _, seconds = learning.result()
         predictor.plan = finest(network, count * seconds, budget - (time.monotonic() - begun), threads)
-    if not predictor.plan:
+    if not predictor.plan:  # the network is alone
         torch.set_num_threads(threads)
     return predictor
 
@@ -83,15 +82,15 @@ def finest(network: float, learning: float, left: float, threads: int) -> int:
     return max((plan for plan, needed in enumerate(seconds) if plan and needed < left), default=1)
 
 
-def network_seconds(network: "Network", lanes: int, count: int, on: Callable[[], bool]) -> float:
-    """Seconds that the network will take for `count` tokens, timed in TRIAL_STEPS steps, and on while `on()`."""
+def network_seconds(network: "Network", lanes: int, count: int, going_on: Callable[[], bool]) -> float:
+    """Seconds that the network will take for `count` tokens, timed in TRIAL_STEPS steps and while `going_on()`."""
     lane = torch.arange(lanes, device=network.head.device)
     network.cache.seen.fill_(network.config.context)  # full caches: what nearly all steps read
-    steps = -2
-    while steps < TRIAL_STEPS or on():
-        if not steps:
-            begun = time.monotonic()
-        network.step(lane % network.config.vocab_size, lane)
+    step = partial(network.step, lane % network.config.vocab_size, lane)
+    step(), step()  # the first ones are slower
+    begun, steps = time.monotonic(), 0
+    while steps < TRIAL_STEPS or going_on():
+        step()
         steps += 1
     return (time.monotonic() - begun) / steps * count / lanes
 
@@ -110,7 +109,7 @@ class Predictor:
         return self.teach()
 
     def step(self, ids: Tensor, lane: Tensor) -> Tensor:
-        """Log-probabilities (B, V) of the next token in each lane (B,), whose last token is in ids (B,)."""
+        """Log-probabilities (B, V), or logits, of the next token in each lane (B,), whose last token is in ids (B,)."""
         if not self.plan:
             return self.network.step(ids, lane)
         mixer, _ = self.mixer
@@ -135,8 +134,8 @@ def load_model(root: Path, device: torch.device) -> GPT:
 
 class Network:
     def __init__(self, model: GPT, lanes: int) -> None:
-        self.model, self.config = model, model.config
-        config, dtype, device = self.config, model.dtype, model.embed.weight.device
+        self.config = config = model.config
+        dtype, device = model.dtype, model.embed.weight.device
         self.head = model.embed.weight.detach().to(dtype)
         self.embed = F.pad(rms_norm(self.head), (0, 0, 0, 1))  # (V + 1, C): the last one, token -1, is no token
         self.smear = None if model.smear is None else model.smear.detach().to(dtype)
@@ -169,10 +168,10 @@ class Layer:
     """A block for one token a lane. Weights in `dtype`; queries, keys and values come from one product."""
 
     def __init__(self, block: Block, dtype: torch.dtype) -> None:
-        self.attn, mlp = block.attn, block.mlp
-        attn, self.leak = block.attn, mlp.leak
+        attn, mlp = block.attn, block.mlp
+        self.attn, self.leak = attn, mlp.leak
         self.qkv = torch.cat([attn.query.weight, attn.key.weight, attn.value.weight]).detach().to(dtype)
-        self.gain = (attn.gain / attn.width**0.5).detach().to(dtype)[:, None]
+        self.gain = attn.gain.detach().to(dtype)[:, None]
         self.gate = None if attn.gate is None else attn.gate.detach().to(dtype)
         self.out = (block.attn_scale[:, None] * attn.out.weight).detach().to(dtype)
         self.up = mlp.up.weight.detach().to(dtype)
@@ -190,7 +189,7 @@ class Layer:
         heads = F.linear(x, self.qkv).view(B, -1, attn.width)  # (B, H + 2 H_kv, D)
         v = heads[:, -attn.kv_heads :]
         qk = rotate(rms_norm(heads[:, : -attn.kv_heads]), cos, sin)
-        y = cache.attend(number, qk[:, : attn.heads] * self.gain, qk[:, attn.heads :], v, scale=1.0)  # (B, H, D)
+        y = cache.attend(number, qk[:, : attn.heads] * self.gain, qk[:, attn.heads :], v)  # (B, H, D)
         if attn.exclusive:
             y = attn.exclude(y[:, None], v[:, None]).squeeze(1)
         if self.gate is not None:

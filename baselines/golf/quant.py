@@ -21,9 +21,9 @@ from torch import Tensor, nn
 FINEST, COARSEST = 0.02, 64.0
 """Range of the step in standard deviations: 7.7 bits per weight at one end, next to none at the other."""
 APART = 16.0
-"""The step of a row lies within this factor of the common one, in standard deviations of its matrix."""
-PRIOR = 0.25
-"""Shrinkage weight of a row's sensitivity towards the matrix mean: a rare token's few gradients say little."""
+"""The step of a row lies within about this factor of the common one, in standard deviations of its matrix."""
+SHRINKAGE = 0.25
+"""Weight of a row's sensitivity towards the matrix mean: a rare token's few gradients say little."""
 SPAN = (2 * math.pi * math.e) ** 0.5
 """A normal number that is rounded to a multiple of a small step has an entropy of log2(SPAN / step) bits."""
 MAX_CODE = 32767
@@ -119,7 +119,7 @@ def row_steps(
     deviations = {name: row_deviations(weight.flatten()[None]) for name, weight in tensors.items()}
     logs = {}
     for name in tensors:
-        k = sensitivity[name].lerp(sensitivity[name].mean(), PRIOR).clamp_min(max(1e-12 * largest, 1e-30))
+        k = sensitivity[name].lerp(sensitivity[name].mean(), SHRINKAGE).clamp_min(max(1e-12 * largest, 1e-30))
         k = k * (inverses[name].residual if name in inverses else 1.0)
         logs[name] = -0.5 * k.log() - deviations[name].log()
     count = sum(weight.numel() for weight in tensors.values())
@@ -215,7 +215,9 @@ def fit(dump: Callable[[float], bytes], limit: int, weights: int, finest: float)
         slope = max((len(data) - last[1]) / (at - last[0]), slope / 2) if tries else slope
         aim = AIMS[min(tries, len(AIMS) - 1)] * limit
         last, at, tries = (at, len(data)), min(at + (aim - len(data)) / slope, top), tries + 1
-        # ... and bisection takes over where that leaves the bracket, or has not found anything that fits for long.
-        if tries > 10 or not fits < at < too_large:
-            at = (fits + min(too_large, top)) / 2 if best[0] else coarsest
+        # ... and bisection takes over where that leaves the bracket; the coarsest is tried when nothing else fits.
+        if tries > 10 and not best[0]:
+            at = coarsest
+        elif not fits < at < too_large:
+            at = (fits + min(too_large, top)) / 2
     return best

@@ -25,14 +25,14 @@ import coder
 import numpy as np
 import quant
 import torch
-from mixer import Mixer
+from mixer import NO_CONTEXTS, Mixer, switched_off
 from model import GPT, GPTConfig
 from torch import Tensor
 
 from pgolf import rules
 from pgolf.artifact import pack
 from pgolf.data.shards import first_tokens
-from pgolf.errors import Refused
+from pgolf.errors import Refused, UsageError
 from pgolf.train import loop, optim
 from pgolf.train.ranks import Ranks
 from pgolf.train.settings import FromData, Options
@@ -40,6 +40,7 @@ from pgolf.train.settings import FromData, Options
 CALIBRATION_BATCHES = 16
 FRAMING = 1024
 """Bytes that the weights add beside themselves: the tar's padding, and the frame's block headers, 3 in 128 KiB."""
+SMALLEST_PRIOR = 64  # bytes: the mixer's coder keeps some in reserve
 PACKAGES = ["torch", "numpy", "constriction", "sentencepiece"]
 DIVERGED = "training diverged; lower the learning rates"
 LANES = 64
@@ -88,7 +89,7 @@ class Settings(GPTConfig):
     prior_bytes: int = 0
     """Training text that the mixer learns before it predicts, in bytes of the artifact (see mixer.py); 0: no mixer."""
     off: str = ""
-    """Names of the mixer's contexts that are switched off, with ; between them (see predict.py)."""
+    """Names of the mixer's contexts that are switched off, or "text" or "mixer", with ; between them (see mixer.py)."""
     limit: int = 0
     """Largest artifact in bytes; 0: the track's."""
 
@@ -108,8 +109,10 @@ class Settings(GPTConfig):
         for name in ("momentum", "momentum_start", "warmdown", "floor", "ema"):
             if not 0 <= getattr(self, name) <= 1:
                 raise ValueError(f"{name} is {getattr(self, name)}; it must be from 0 to 1")
-        if self.limit < 0 or self.prior_bytes < 0:
-            raise ValueError("limit and prior_bytes cannot be below 0")
+        if self.limit < 0:
+            raise ValueError(f"limit is {self.limit}; it cannot be below 0")
+        if self.prior_bytes and self.prior_bytes < SMALLEST_PRIOR:
+            raise ValueError(f"prior_bytes is {self.prior_bytes}; it must be 0, or at least {SMALLEST_PRIOR}")
         if self.batch_tokens % self.context:
             raise ValueError(f"batch_tokens {self.batch_tokens} is not a multiple of the context {self.context}")
         if not quant.FINEST <= self.finest <= quant.COARSEST:
@@ -176,7 +179,10 @@ class Trainer:
         self.prior: Future[bytes] | None = None
         self.mixer: Mixer | None = None
         if s.prior_bytes and run.ranks.rank == 0:  # compiled before the clock starts
-            self.mixer = Mixer(run.data.tokenizer, run.data.bos, 0)
+            try:
+                self.mixer = Mixer(run.data.tokenizer, run.data.bos, 0, switched_off(s.off) - NO_CONTEXTS)
+            except ValueError as error:
+                raise UsageError(f"off is {s.off!r}: {error}") from None
         every = torch.get_num_threads()
         # Threads wait for the slowest of them, so a core that encodes as well would hold up all.
         fewer = max(1, every - 1) if self.mixer else every
@@ -253,8 +259,11 @@ class Trainer:
         if self.settings.prior_bytes and track != "main":
             changes["lanes"] = LANES
         members = loop.members(run.data, track, SOURCE, "golf baseline", **changes)
-        if self.settings.prior_bytes:  # in the warm-up: as large as it gets, and as hard to compress
-            members["prior.bin"] = self.prior.result() if self.prior else np.random.bytes(self.settings.prior_bytes)
+        if self.prior:
+            members["prior.bin"] = self.prior.result()
+            torch.set_num_threads(self.threads[-1])
+        elif self.settings.prior_bytes:  # in the warm-up: as large as it gets, and as hard to compress
+            members["prior.bin"] = np.random.bytes(self.settings.prior_bytes)
         return members
 
     def quantiser(

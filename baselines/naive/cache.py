@@ -44,7 +44,6 @@ class Cache:
         )  # first slots of the rings
         self.active = self.places = self.order = self.row[:0]
         self.slots = self.starts[:0]
-        self.longest = 0  # tokens that the active lanes have seen at most
         self.length = 0  # slots of each ring that attention reads
         self.mask: Tensor | None = None  # (B, 1, 1, length), where some of these are empty
 
@@ -60,14 +59,14 @@ class Cache:
         positions = seen.clone()
         seen += 1
         self.slots = (self.starts[: len(lane)] + positions[:, None] % self.context).flatten()
-        shortest, self.longest = (int(number) for number in seen.aminmax())
-        self.length = min(self.context, -(-self.longest // BLOCK) * BLOCK)
+        shortest, longest = (int(number) for number in seen.aminmax())
+        self.length = min(self.context, -(-longest // BLOCK) * BLOCK)
         self.mask = None
         if shortest < self.length:
             empty = torch.arange(self.length, device=lane.device) >= seen[:, None]  # (B, L)
             self.mask = self.keys.new_zeros(empty.shape).masked_fill_(empty, -torch.inf)[:, None, None]
-        if self.longest > len(self.cos):
-            self.cos, self.sin = (table.to(lane.device) for table in self.tables(2 * self.longest))
+        if longest > len(self.cos):
+            self.cos, self.sin = (table.to(lane.device) for table in self.tables(2 * longest))
         return self.order, self.places, self.cos[positions], self.sin[positions]
 
     def move(self, lane: Tensor) -> None:
@@ -84,7 +83,7 @@ class Cache:
         self.active, self.places = lane.clone(), self.row[lane]
         self.order = self.places.argsort()
 
-    def attend(self, layer: int, q: Tensor, k: Tensor, v: Tensor, scale: float | None = None) -> Tensor:
+    def attend(self, layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         """Store keys and values (B, H_kv, D) of one layer; (B, H, D), what queries q (B, H, D) find in its cache."""
         B, kv_heads = k.shape[:2]
         keys, values = self.keys[layer], self.values[layer]
@@ -93,10 +92,10 @@ class Cache:
         keys, values = keys[:B, :, : self.length], values[:B, :, : self.length]
         q = q.unflatten(1, (kv_heads, -1))  # (B, H_kv, G, D): heads that share keys are rows of one product
         if q.device.type != "cpu":
-            y = F.scaled_dot_product_attention(q, keys, values, attn_mask=self.mask, scale=scale)
+            y = F.scaled_dot_product_attention(q, keys, values, attn_mask=self.mask)
             return y.flatten(1, 2)
         # For one token a lane, torch's attention reads memory at little more than half the speed of plain products.
-        q = q * (q.size(-1) ** -0.5 if scale is None else scale)
+        q = q * q.size(-1) ** -0.5
         weights = (keys.flatten(0, 1) @ q.flatten(0, 1).mT).mT.unflatten(0, (B, -1))  # (B, H_kv, G, L)
         weights = (weights if self.mask is None else weights + self.mask).softmax(-1)
         y = torch.bmm(weights.flatten(0, 1), values.flatten(0, 1))

@@ -22,6 +22,7 @@ import zstandard
 from conftest import ROOT
 from pgolf import __version__, rules
 from pgolf.artifact import read
+from pgolf.errors import UsageError
 from pgolf.train import loop, settings
 from pgolf.train.ranks import Ranks
 from trainers import finish, lines, load, losses, restore_signals, start, unpack, wait_for_steps
@@ -316,6 +317,16 @@ def built(golf: Any, data: Path, folder: Path, *more: str) -> Any:
     return golf.train.build(*settings.parse(options(data, folder / "a.zst", *more), "", golf.train.PRESETS), Ranks())
 
 
+def test_training_text_is_coded_with_the_contexts_that_will_read_it(golf: Any, dataset: Path, tmp_path: Path) -> None:
+    """What is switched off is off in both, or the predictor would read another text."""
+    run = built(golf, dataset, tmp_path, "--prior_bytes=2000", "--off=text; order 2;word")
+    text = np.arange(2, 200) % run.data.vocab_size
+    alone = golf.mixer.Mixer(run.data.tokenizer, run.data.bos, 0, {"order 2", "word"})
+    assert golf.train.Trainer(run).mixer.encode(text, 2000) == alone.encode(text, 2000)
+    with pytest.raises(UsageError, match="off is 'order 7': no context is called 'order 7'; they are order 0, "):
+        golf.train.Trainer(built(golf, dataset, tmp_path, "--prior_bytes=2000", "--off=order 7"))
+
+
 def test_warm_up_is_undone_bit_for_bit(golf: Any, dataset: Path, tmp_path: Path) -> None:
     train = golf.train
     run = built(golf, dataset, tmp_path)
@@ -457,7 +468,9 @@ def test_artifact_fills_the_limit_it_is_given(golf: Any, dataset: Path, tmp_path
         (["--gate=2"], 2, "a switch is 0 or 1"),
         (["--rope_dims=3"], 2, "odd or wider"),
         (["--dim=8", "--rope_dims=2"], 2, "below the 12 channels"),
-        (["--prior_bytes=-5"], 2, "cannot be below 0"),
+        (["--prior_bytes=3"], 2, "prior_bytes is 3; it must be 0, or at least 64"),
+        (["--limit=-1"], 2, "limit is -1; it cannot be below 0"),
+        (["--prior_bytes=-5"], 2, "prior_bytes is -5; it must be 0, or at least 64"),
         (["--ema=1.5"], 2, "from 0 to 1"),
         (["--out", "."], 2, "is a folder"),
         (["--seconds", "inf"], 2, "must be finite"),
