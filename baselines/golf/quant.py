@@ -191,6 +191,10 @@ AIMS = 0.9995, 0.9995, 0.999, 0.998, 0.97
 """Fractions of the limit that the tries aim at: the last ones rather fit than fill it."""
 
 
+MOST_TRIES = 20
+"""Before the coarsest step is tried, as nothing else fits."""
+
+
 def fit(dump: Callable[[float], bytes], limit: int, weights: int, finest: float) -> tuple[bytes, float]:
     """The largest of `dump(step)` with at most `limit` bytes that a few tries find, and its step.
 
@@ -215,8 +219,8 @@ def fit(dump: Callable[[float], bytes], limit: int, weights: int, finest: float)
         slope = max((len(data) - last[1]) / (at - last[0]), slope / 2) if tries else slope
         aim = AIMS[min(tries, len(AIMS) - 1)] * limit
         last, at, tries = (at, len(data)), min(at + (aim - len(data)) / slope, top), tries + 1
-        # ... and bisection takes over where that leaves the bracket; the coarsest is tried when nothing else fits.
-        if tries > 10 and not best[0]:
+        # ... and bisection takes over where that leaves the bracket.
+        if tries >= MOST_TRIES:
             at = coarsest
         elif not fits < at < too_large:
             at = (fits + min(too_large, top)) / 2

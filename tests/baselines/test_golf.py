@@ -296,6 +296,19 @@ def test_fit_finds_what_only_coarse_steps_reach(golf: Any) -> None:
     assert step >= 60
 
 
+@pytest.mark.parametrize("power", [0.2, 0.5, 1, 2, 4])
+@pytest.mark.parametrize(("limit", "weights"), [(3_000, 100), (30_000, 10_000), (100_000, 10_000), (100_000, 200_000)])
+def test_fit_fills_the_limit_however_the_size_grows(golf: Any, power: float, limit: int, weights: int) -> None:
+    """Where the line through two tries leads nowhere, too."""
+    quant = golf.quant
+
+    def size(step: float) -> int:
+        return 10 + round(weights / 8 * quant.bits(step) ** power)
+
+    data, step = quant.fit(lambda step: b"x" * size(step), limit, weights, quant.FINEST)
+    assert 0.93 * min(limit, size(quant.FINEST)) < len(data) == size(step) <= limit
+
+
 def test_fit_says_when_nothing_does(golf: Any) -> None:
     with pytest.raises(ValueError, match="500 bytes at the coarsest"):
         golf.quant.fit(lambda step: b"x" * 500, 499, 1000, 0.04)
