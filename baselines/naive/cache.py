@@ -39,9 +39,8 @@ class Cache:
         self.values = torch.zeros(shape, dtype=dtype, device=device)
         self.seen = torch.zeros(lanes, dtype=torch.int64, device=device)  # tokens that each row has seen
         self.row = torch.arange(lanes, device=device)  # where each lane is
-        self.starts = context * torch.arange(lanes * kv_heads, device=device).view(
-            lanes, -1
-        )  # first slots of the rings
+        rings = torch.arange(lanes * kv_heads, device=device).view(lanes, -1)  # one for each row and head
+        self.starts = context * rings  # their first slots
         self.active = self.places = self.order = self.row[:0]
         self.slots = self.starts[:0]
         self.length = 0  # slots of each ring that attention reads
