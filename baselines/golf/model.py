@@ -237,7 +237,7 @@ def slope(capped: Tensor, softcap: float) -> Tensor:
     return 1 - (capped / softcap).square()
 
 
-ROWS = 4096
+ROWS = 16384
 
 
 class CappedCrossEntropy(torch.autograd.Function):

@@ -6,8 +6,6 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-BLOCK = 32  # tokens: attention reads a multiple of it while the lanes are short
-
 
 class Cache:
     """Rotated keys and values of each lane's last `context` tokens, in rings: the token at position p is in slot p % C.
@@ -59,11 +57,14 @@ class Cache:
         seen += 1
         self.slots = (self.starts[: len(lane)] + positions[:, None] % self.context).flatten()
         shortest, longest = (int(number) for number in seen.aminmax())
-        self.length = min(self.context, -(-longest // BLOCK) * BLOCK)
+        self.length = min(self.context, longest)
         self.mask = None
         if shortest < self.length:
             empty = torch.arange(self.length, device=lane.device) >= seen[:, None]  # (B, L)
             self.mask = self.keys.new_zeros(empty.shape).masked_fill_(empty, -torch.inf)[:, None, None]
+        if lane.device.type == "cuda":  # cuDNN's attention is the fastest, but plans for a second for each new shape
+            steady = self.mask is None and self.length == self.context and len(lane) == len(self.row)
+            torch.backends.cuda.enable_cudnn_sdp(steady)
         if longest > len(self.cos):
             self.cos, self.sin = (table.to(lane.device) for table in self.tables(2 * longest))
         return self.order, self.places, self.cos[positions], self.sin[positions]

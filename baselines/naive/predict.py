@@ -23,8 +23,6 @@ def load(root: Path, device: torch.device, lanes: int, count: int) -> "Predictor
 
 def load_model(root: Path, device: torch.device) -> GPT:
     """The model of the artifact in `root`. fp32 on CPUs, bf16 on GPUs."""
-    if device.type == "cuda":
-        torch.backends.cuda.enable_cudnn_sdp(False)  # it would plan anew for each length of the cache
     config, state = quant.loads((root / "weights.bin").read_bytes())
     model = GPT(GPTConfig(**config), torch.bfloat16 if device.type == "cuda" else torch.float32)
     model.load_state_dict(state)

@@ -28,8 +28,8 @@ class Track:
 TRACKS = {
     track.name: track
     for track in (
-        Track("main", 16_000_000, 120.0, 600.0, 600.0, "8xH100 SXM"),
-        Track("unlimited", 16_000_000, 120.0, None, 600.0, "8xH100 SXM"),
+        Track("main", 16_000_000, 300.0, 600.0, 600.0, "8xH100 SXM"),
+        Track("unlimited", 16_000_000, 300.0, None, 600.0, "8xH100 SXM"),
         Track("laptop", 1_000_000, 120.0, 60.0, 120.0, "CPU", 0.02, 128_000),
     )
 }

@@ -5,6 +5,7 @@ import time
 
 import numpy as np
 import pytest
+import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -135,3 +136,28 @@ def test_ring_cannot_be_shrunk_and_slots_are_bounded() -> None:
         with pytest.raises(WireError):
             ring.slot(number, count)
     ring.close()
+
+
+@pytest.mark.parametrize("status", [0, 712])
+def test_a_ring_is_unpinned_before_its_memory_goes(status: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    class Driver:
+        """CUDA's runtime: returns `status`, and knows what is pinned."""
+
+        pinned: dict[int, int] = {}
+
+        def cudaHostRegister(self, address: int, size: int, flags: int) -> int:
+            if status == 0:
+                self.pinned[address] = size
+            return status
+
+        def cudaHostUnregister(self, address: int) -> int:
+            self.pinned.pop(address)  # raises where nothing is
+            return 0
+
+    monkeypatch.setattr(torch.cuda, "cudart", Driver)
+    ring = Ring.create(100)
+    ring.pin()
+    assert sum(Driver.pinned.values()) == (wire.SLOTS * ring.slot_bytes if status == 0 else 0)
+    ring.slot(0, 4)[:] = b"abcd"
+    ring.close()
+    assert not Driver.pinned

@@ -178,6 +178,8 @@ def _predict(channel: Channel, root: Path, config: dict[str, Any]) -> None:
     sys.path.insert(0, str(root))
     device = torch.device(config["device"])
     ring = Ring(config["ring"], config["slot_bytes"])
+    if device.type == "cuda":
+        ring.pin()
     import predict  # type: ignore[import-not-found]
 
     if config["form"] == "window":

@@ -27,6 +27,7 @@ import numpy.typing as npt
 TEXT_FRAME_BYTES = 1 << 20  # texts travel in groups of about this size
 MESSAGE_BYTES = 4096
 SLOTS = 2  # a batch of windows is computed while the one before it is scored; step k uses slot k % 2
+_PORTABLE = 1  # cudaHostRegisterPortable: for all GPUs
 
 Ids = npt.NDArray[np.int32]
 
@@ -213,6 +214,7 @@ class Ring:
         self.fd = fd
         self.slot_bytes = slot_bytes
         self._map = mmap.mmap(fd, SLOTS * slot_bytes)
+        self._pinned: int | None = None
 
     @staticmethod
     def create(slot_bytes: int) -> "Ring":
@@ -234,8 +236,21 @@ class Ring:
         start = number * self.slot_bytes
         return memoryview(self._map)[start : start + count]
 
+    def pin(self) -> None:
+        """Have a GPU copy to and from this mapping directly, four times as fast, if the driver allows it."""
+        import torch
+
+        address = np.frombuffer(self._map, dtype=np.uint8).ctypes.data
+        cuda = torch.cuda.cudart()
+        if int(cuda.cudaHostRegister(address, SLOTS * self.slot_bytes, _PORTABLE)) == 0:
+            self._pinned = address
+
     def close(self) -> None:
         """Give the memory file back; the mapping goes with its last view."""
+        if self._pinned is not None:
+            import torch
+
+            torch.cuda.cudart().cudaHostUnregister(self._pinned)
         os.close(self.fd)
 
 

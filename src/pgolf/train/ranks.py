@@ -39,7 +39,6 @@ class Ranks:
         """Join the process group. Raises UsageError when the environment does not say where."""
         if self.gpu:
             torch.cuda.set_device(self.device)
-            torch.backends.cuda.enable_cudnn_sdp(False)  # leaves flash attention as the one choice for bf16
         else:
             keep_freed_memory()
         if self.world > 1:
