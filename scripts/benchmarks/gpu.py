@@ -55,12 +55,32 @@ class Scale:
     seconds: float
     """Of a training by the clock."""
     equal_tokens: int
+    batches: dict[str, int]
+    """Tokens in a step of `equal_tokens`: as many as a card takes at once, since those of track main are for 8."""
     documents: int
     """Of the validation text, for a score."""
 
 
-MAIN = Scale("cuda", "main", ("--warmup_steps=3",), {"naive": 1024, "golf": 8192}, 120, 50_331_648, 500)
-REHEARSAL = Scale("cpu", "laptop", ("--warmup_steps=1", "--compile=0"), {"naive": 1024, "golf": 1024}, 30, 32_768, 8)
+MAIN = Scale(
+    device="cuda",
+    track="main",
+    flags=("--warmup_steps=3",),
+    vocabularies={"naive": 1024, "golf": 8192},
+    seconds=120,
+    equal_tokens=50_331_648,
+    batches={"naive": 65_536, "golf": 98_304},
+    documents=500,
+)
+REHEARSAL = Scale(
+    device="cpu",
+    track="laptop",
+    flags=("--warmup_steps=1", "--compile=0"),
+    vocabularies={"naive": 1024, "golf": 1024},
+    seconds=30,
+    equal_tokens=32_768,
+    batches={"naive": 8192, "golf": 2048},
+    documents=8,
+)
 
 
 class Bench:
@@ -228,10 +248,10 @@ def timed(baseline: str, bench: Bench, seconds: float | None = None) -> Figures:
 
 def equal_tokens(baseline: str, bench: Bench) -> Figures:
     """Training on a number of tokens, and its score."""
-    batch = settings_of(bench, f"{baseline}-steps")["batch_tokens"]
+    batch = bench.scale.batches[baseline]
     out = bench.artifact(f"{baseline}-tokens")
-    count = f"--steps={max(1, bench.scale.equal_tokens // batch)}"
-    bench.python(ROOT / "baselines" / baseline / "train.py", *flags(bench, baseline, out, count))
+    recipe = f"--batch_tokens={batch}", f"--steps={bench.scale.equal_tokens // batch}", "--momentum_steps=200"
+    bench.python(ROOT / "baselines" / baseline / "train.py", *flags(bench, baseline, out, *recipe))
     return trained(bench, out) | scored(bench, out, bench.data(baseline), bench.scale.documents)
 
 
@@ -330,12 +350,6 @@ def scored(bench: Bench, artifact: Path, folder: Path, documents: int, device: s
     figures = {key: found[key] for key in ("bpb", "nats_per_token", "isolation")}
     rate = round(found["tokens"] / walk)
     return figures | {"scored_tokens": found["tokens"], "scored_tokens_per_second": rate, "seconds": seconds}
-
-
-def settings_of(bench: Bench, name: str) -> Figures:
-    log = bench.artifact(name).with_suffix(".jsonl")
-    found: Figures = json.loads(log.read_text(encoding="utf-8").splitlines()[0])["settings"]
-    return found
 
 
 # The run

@@ -2,6 +2,7 @@
 
 import socket
 import time
+from typing import ClassVar
 
 import numpy as np
 import pytest
@@ -143,7 +144,7 @@ def test_a_ring_is_unpinned_before_its_memory_goes(status: int, monkeypatch: pyt
     class Driver:
         """CUDA's runtime: returns `status`, and knows what is pinned."""
 
-        pinned: dict[int, int] = {}
+        pinned: ClassVar[dict[int, int]] = {}
 
         def cudaHostRegister(self, address: int, size: int, flags: int) -> int:
             if status == 0:
