@@ -1,0 +1,280 @@
+"""The strong baseline's transformer. Every technique is a switch of `GPTConfig`; nothing else is here.
+
+From the naive baseline stay RMSNorm without weights, QK-norm with a gain per head, grouped-query attention, the
+embedding mixed into every block, output projections that start at zero, one matrix for embedding and head, and logits
+capped by tanh; its U-Net skips are gone. What is new has its source beside its switch and, in bpb, what it is worth on
+the laptop track to this network alone (three seeds, 95 %). docs/benchmarks/golf.md has the commands.
+"""
+
+from dataclasses import dataclass, fields
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+MAY_BE_ZERO = ("xsa", "leak", "softcap", "rope_dims")
+
+
+@dataclass(frozen=True)
+class GPTConfig:
+    """Shape of the model and its switches; the defaults are the contest-sized model."""
+
+    vocab_size: int = 8192
+    context: int = 2048
+    """Longest sequence in tokens."""
+    layers: int = 11  # Transformer blocks.
+    dim: int = 512  # Width of the residual stream.
+    heads: int = 8  # Query heads.
+    kv_heads: int = 4  # Key and value heads, each shared by heads / kv_heads query heads.
+    mlp_ratio: int = 4
+    """Wider MLPs gained more than more layers did once codes of 4 bits were cheap (contest, March)."""
+    rope_base: float = 10000.0  # Base of the rotary frequencies.
+    rope_dims: int = 16
+    """Partial rotary positions (GPT-NeoX): only this many dimensions of a head turn (middle: +0.007); 0: all."""
+    qk_gain: float = 5.0  # Initial gain of each query head.
+    softcap: float = 30.0
+    """Logits are softcap * tanh(logits / softcap) (Gemma 2, arXiv:2408.00118); 0: as they are."""
+    embed_std: float = 0.02  # Standard deviation of the initial embedding.
+    leak: float = 0.5
+    """Slope of the MLP's squared ReLU below zero (contest, LeakyReLU^2): -0.008 ± 0.007; 0: as arXiv:2109.08668."""
+    xsa: int = 11
+    """This many last layers attend exclusively (XSA, contest): -0.009 ± 0.006; see `Attention.exclude`."""
+    gate: bool = True
+    """Each head's output is scaled by a sigmoid of the first channels of its input (modded-nanogpt): -0.005 ± 0.008."""
+    smear: bool = True
+    """Each embedding takes up a learned, gated share of the one before (modded-nanogpt): -0.014 ± 0.011."""
+
+    def __post_init__(self) -> None:
+        for field in fields(GPTConfig):
+            value = getattr(self, field.name)
+            if not isinstance(value, bool) and (value < 0 or (value == 0 and field.name not in MAY_BE_ZERO)):
+                raise ValueError(f"{field.name} is {value}; it must be positive")
+        if self.dim % (2 * self.heads):
+            raise ValueError(f"dim {self.dim} does not split into {self.heads} heads of even width")
+        if self.heads % self.kv_heads:
+            raise ValueError(f"{self.heads} heads cannot share {self.kv_heads} kv_heads evenly")
+        if self.rope_dims % 2 or self.rope_dims > self.dim // self.heads:
+            raise ValueError(f"rope_dims {self.rope_dims} is odd or wider than a head of {self.dim // self.heads}")
+        if self.dim < Attention.GATE_INPUTS:
+            raise ValueError(f"dim {self.dim} is below the {Attention.GATE_INPUTS} channels that the gates look at")
+
+
+class Linear(nn.Linear):
+    """Weights stay fp32 for the optimizer and are cast to the dtype of the activations."""
+
+    def __init__(self, inputs: int, outputs: int, zero: bool = False) -> None:
+        super().__init__(inputs, outputs, bias=False)
+        if zero:
+            nn.init.zeros_(self.weight)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.linear(x, self.weight.to(x.dtype))
+
+
+def rms_norm(x: Tensor) -> Tensor:
+    return F.rms_norm(x, (x.size(-1),), eps=1e-6)
+
+
+def rope_tables(context: int, width: int, base: float) -> tuple[Tensor, Tensor]:
+    """Cosines and sines (context, 1, width / 2), in fp32, of position times frequency base^(-2i / width)."""
+    # By numpy: torch's own cosine of doubles, on two threads, gave other last digits in one process of 26.
+    angles = np.arange(context)[:, None, None] * base ** -(np.arange(0, width, 2) / width)
+    return torch.from_numpy(np.cos(angles)).float(), torch.from_numpy(np.sin(angles)).float()
+
+
+def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    """Turn the first R dimensions of x (..., H, D) by the angles of cos and sin (..., 1, R / 2), in fp32."""
+    width = 2 * cos.size(-1)
+    a, b = x[..., :width].float().chunk(2, dim=-1)
+    turned = torch.cat((a * cos - b * sin, a * sin + b * cos), dim=-1).to(x.dtype)
+    return torch.cat((turned, x[..., width:]), dim=-1)
+
+
+class Rotary(nn.Module):
+    """Turns the first R of D dimensions by the position in the window; `ahead` is the mask of what lies ahead."""
+
+    cos: Tensor
+    sin: Tensor
+    ahead: Tensor
+
+    def __init__(self, context: int, width: int, base: float) -> None:
+        super().__init__()
+        cos, sin = rope_tables(context, width, base)
+        self.register_buffer("cos", cos, persistent=False)
+        self.register_buffer("sin", sin, persistent=False)
+        self.register_buffer("ahead", torch.full((context, context), -torch.inf).triu(1), persistent=False)
+
+    def forward(self, x: Tensor) -> Tensor:  # (B, T, H, D)
+        return rotate(x, self.cos[: x.size(1)], self.sin[: x.size(1)])
+
+
+def attend(q: Tensor, k: Tensor, v: Tensor, ahead: Tensor) -> Tensor:
+    """Causal attention (B, T, H, D) of queries (B, T, H, D), scaled already, to keys and values (B, T, H_kv, D).
+
+    `ahead` (T, T) is 0, and minus infinity for keys that lie ahead.
+    """
+    B, T, H, D = q.shape
+    q, k, v = (x.transpose(1, 2) for x in (q, k, v))  # (B, H, T, D)
+    if q.device.type != "cpu":
+        grouped = k.size(1) != H
+        return F.scaled_dot_product_attention(q, k, v, is_causal=True, scale=1.0, enable_gqa=grouped).transpose(1, 2)
+    # The backward pass of flash attention is slow on CPUs; plain products of short sequences are not.
+    q = q.reshape(B, k.size(1), -1, D)  # heads that share keys are rows of one product
+    weights = ((q @ k.mT).view(B, H, T, T).float() + ahead).softmax(-1).to(q.dtype)
+    return (weights.view(B, k.size(1), -1, T) @ v).view(B, H, T, D).transpose(1, 2)
+
+
+class Attention(nn.Module):
+    GATE_INPUTS = 12
+
+    def __init__(self, config: GPTConfig, layer: int) -> None:
+        super().__init__()
+        self.heads, self.kv_heads, self.width = config.heads, config.kv_heads, config.dim // config.heads
+        self.exclusive = layer >= config.layers - config.xsa
+        self.query = Linear(config.dim, config.dim)
+        self.key = Linear(config.dim, self.kv_heads * self.width)
+        self.value = Linear(config.dim, self.kv_heads * self.width)
+        self.out = Linear(config.dim, config.dim, zero=True)
+        self.gain = nn.Parameter(torch.full((config.heads,), config.qk_gain))
+        self.gate = nn.Parameter(torch.zeros(config.heads, self.GATE_INPUTS)) if config.gate else None
+
+    def forward(self, x: Tensor, rotary: Rotary) -> Tensor:
+        B, T, C = x.shape
+        q = self.query(x).view(B, T, self.heads, self.width)  # (B, T, H, D)
+        k = self.key(x).view(B, T, self.kv_heads, self.width)  # (B, T, H_kv, D)
+        v = self.value(x).view(B, T, self.kv_heads, self.width)
+        q = rotary(rms_norm(q)) * (self.gain / self.width**0.5).to(x.dtype)[:, None]
+        k = rotary(rms_norm(k))
+        y = attend(q, k, v, rotary.ahead[:T, :T])
+        if self.exclusive:
+            y = self.exclude(y, v)
+        if self.gate is not None:
+            y = y * 2 * torch.sigmoid(F.linear(x[..., : self.GATE_INPUTS], self.gate.to(x.dtype)))[..., None]
+        out: Tensor = self.out(y.reshape(B, T, C))
+        return out
+
+    def exclude(self, y: Tensor, v: Tensor) -> Tensor:
+        """y (B, T, H, D) without its component along the token's own value: the residual stream has that already."""
+        B, T, H, D = y.shape
+        y = y.reshape(B, T, self.kv_heads, -1, D)  # heads that share a value lie together
+        v = F.normalize(v, dim=-1).unsqueeze(3)
+        return (y - (y * v).sum(-1, keepdim=True) * v).view(B, T, H, D)
+
+
+class MLP(nn.Module):
+    def __init__(self, config: GPTConfig) -> None:
+        super().__init__()
+        self.leak = config.leak
+        self.up = Linear(config.dim, config.mlp_ratio * config.dim)
+        self.down = Linear(config.mlp_ratio * config.dim, config.dim, zero=True)
+
+    def forward(self, x: Tensor) -> Tensor:
+        out: Tensor = self.down(F.leaky_relu(self.up(x), self.leak).square())
+        return out
+
+
+class Block(nn.Module):
+    def __init__(self, config: GPTConfig, layer: int) -> None:
+        super().__init__()
+        self.attn = Attention(config, layer)
+        self.mlp = MLP(config)
+        self.attn_scale = nn.Parameter(torch.ones(config.dim))
+        self.mlp_scale = nn.Parameter(torch.ones(config.dim))
+        self.mix = nn.Parameter(torch.tensor([[1.0], [0.0]]).repeat(1, config.dim))  # of the input, of the embedding
+
+    def forward(self, x: Tensor, x0: Tensor, rotary: Rotary) -> Tensor:  # (B, T, C) twice
+        mix = self.mix.to(x.dtype)
+        x = mix[0] * x + mix[1] * x0
+        x = x + self.attn_scale.to(x.dtype) * self.attn(rms_norm(x), rotary)
+        x = x + self.mlp_scale.to(x.dtype) * self.mlp(rms_norm(x))
+        return x
+
+
+class GPT(nn.Module):
+    def __init__(self, config: GPTConfig, dtype: torch.dtype = torch.float32) -> None:
+        """Parameters are fp32; activations and matrix products are `dtype`."""
+        super().__init__()
+        self.config = config
+        self.dtype = dtype
+        self.embed = nn.Embedding(config.vocab_size, config.dim)
+        nn.init.normal_(self.embed.weight, std=config.embed_std)
+        self.smear = nn.Parameter(torch.zeros(Attention.GATE_INPUTS + 1)) if config.smear else None
+        self.blocks = nn.ModuleList(Block(config, layer) for layer in range(config.layers))
+        self.rotary = Rotary(config.context, config.rope_dims or config.dim // config.heads, config.rope_base)
+
+    def forward(self, ids: Tensor, targets: Tensor | None = None) -> Tensor:
+        """Logits (B, T, V) in fp32 for ids (B, T); with targets (B, T) the mean loss in nats per token."""
+        if self.config.context < ids.size(1):
+            raise ValueError(f"{ids.size(1)} tokens are more than the context of {self.config.context}")
+        x = x0 = self.embedding(ids)  # (B, T, C)
+        for block in self.blocks:
+            x = block(x, x0, self.rotary)
+        x = rms_norm(x)
+        head, softcap = self.embed.weight, self.config.softcap
+        if targets is not None:
+            return capped_cross_entropy(x.flatten(0, 1), head, targets.flatten(), softcap)
+        return cap(F.linear(x, head.to(x.dtype)).float(), softcap)
+
+    def embedding(self, ids: Tensor) -> Tensor:
+        """Normalised embedding (B, T, C) of ids (B, T) and the tokens just before them."""
+        x = rms_norm(self.embed(ids).to(self.dtype))
+        if self.smear is None:
+            return x
+        smear = self.smear.to(x.dtype)
+        gate = torch.sigmoid(F.linear(x[..., : Attention.GATE_INPUTS], smear[None, 1:]))  # (B, T, 1)
+        return rms_norm(x + smear[0] * gate * F.pad(x[:, :-1], (0, 0, 1, 0)))
+
+
+def cap(logits: Tensor, softcap: float) -> Tensor:
+    """softcap * tanh(logits / softcap), by one exponential: a tanh takes a CPU longer than the rest of the loss."""
+    return softcap - 2 * softcap / (torch.exp(logits * (2 / softcap)) + 1) if softcap else logits
+
+
+def slope(capped: Tensor, softcap: float) -> Tensor:
+    """Derivative of `cap` where it gives `capped`."""
+    return 1 - (capped / softcap).square()
+
+
+ROWS = 16384
+
+
+class CappedCrossEntropy(torch.autograd.Function):
+    """Head, softcap and cross-entropy in one: the logits of ROWS tokens at a time, gradients at once.
+
+    Neither logits nor their gradient ever exist for the whole batch, which is what limits its size, and the
+    backward pass has nothing left to do but to scale (Liger kernel, arXiv:2410.10989).
+    """
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, head: Tensor, targets: Tensor, softcap: float) -> Tensor:
+        weight, n, total = head.to(x.dtype), len(x), x.new_zeros((), dtype=torch.float32)
+        grad_head, grads_x = torch.zeros_like(head), []
+        for i in range(0, n, ROWS):
+            rows, wanted = x[i : i + ROWS], targets[i : i + ROWS]
+            logits = cap(F.linear(rows, weight).float(), softcap)  # (R, V), and again wherever used: never in memory
+            highest = logits.amax(-1, keepdim=True)
+            e = (logits - highest).exp()
+            partition = e.sum(-1, keepdim=True)
+            wanted_logit = logits.gather(-1, wanted[:, None])  # (R, 1)
+            total = total + (highest + partition.log() - wanted_logit).sum()
+            grad, own = e / (n * partition), torch.full_like(wanted_logit, 1 / n)
+            if softcap:
+                grad, own = grad * slope(logits, softcap), own * slope(wanted_logit, softcap)
+            grad = grad.to(x.dtype)  # but for the targets: theirs are single rows of the products
+            grads_x.append((grad @ weight - own * weight[wanted]).to(x.dtype))
+            grad_head = (grad_head + (grad.mT @ rows).float()).index_add(0, wanted, -own * rows.float())
+        ctx.save_for_backward(torch.cat(grads_x), grad_head)
+        return total / n
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        grad_x, grad_head = ctx.saved_tensors
+        return grad_x * grad.to(grad_x.dtype), grad_head * grad, None, None
+
+
+def capped_cross_entropy(x: Tensor, head: Tensor, targets: Tensor, softcap: float) -> Tensor:
+    """Mean of -log softmax(cap(x head^T))[target], for x (N, C), head (V, C), targets (N,)."""
+    loss: Tensor = CappedCrossEntropy.apply(x, head, targets, softcap)  # type: ignore[no-untyped-call]
+    return loss

@@ -1,0 +1,195 @@
+"""The predictor of the packed artifact: one token of each lane goes in, logits of the next one come out.
+
+The network's probabilities are one input of a context mixer (mixer.py), which knows part of the training text and
+learns from all that is shown. What the network computes for whole windows while training is computed here token by
+token, with keys and values from a cache (`cache`, the naive baseline's). Every token attends to the last `context`
+tokens of its lane.
+"""
+
+import json
+import time
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from functools import cached_property, partial
+from pathlib import Path
+from typing import cast
+
+import coder
+import torch
+import torch.nn.functional as F
+from cache import Cache
+from mixer import NO_CONTEXTS, Mixer, switched_off
+from model import GPT, Attention, Block, GPTConfig, cap, rms_norm, rope_tables, rotate
+from torch import Tensor
+
+BUDGET = {"laptop": 78.0}
+"""Seconds that loading and all steps are to take, of the track's 120; 400 elsewhere, of 600."""
+SLOW, LATE = 0.75, 1.5
+"""The network is left alone if it takes SLOW times the budget, or the quickest plan LATE times what is left of it."""
+PLANS = (
+    (float("nan"), 0.0),  # the network alone
+    *((0.2, 1.8), (0.05, 2.7), (0.03, 3.4), (0.02, 4.1), (0.014, 5.0), (0.01, 5.9), (0.007, 7.2), (0.005, 8.6)),
+    *((0.0035, 10.4), (0.0025, 12.5), (0.0018, 14.7), (0.001, 18.4)),
+)
+"""Thresholds of `Mixer.predict`, and how many times as long a prediction then takes one thread as learning a token of
+the training text (docs/benchmarks/golf-mixer.md, Thresholds)."""
+BESIDE = 1.1
+"""How many times as long the steps take as was timed, since they share the cores with the scorer."""
+TRIAL_STEPS = 50
+
+
+def load(root: Path, device: torch.device, lanes: int, count: int) -> "Network | Predictor":
+    """The predictor of the artifact in `root`."""
+    begun = time.monotonic()
+    manifest = json.loads((root / "submission.json").read_text(encoding="utf-8"))
+    settings = (manifest.get("training") or {}).get("settings", {})
+    off = switched_off(settings.get("off", ""))
+    model = load_model(root, device)
+    if "mixer" in off or not (root / "prior.bin").is_file():
+        return Network(model, lanes)
+    threads, budget = torch.get_num_threads(), BUDGET.get(manifest["track"], 400.0)
+    torch.set_num_threads(max(1, threads - 1))  # beside the network the mixer learns
+    trial = partial(network_seconds, Network(model, lanes), lanes, count)
+    prior = (root / "prior.bin").read_bytes()
+    fresh = partial(Mixer, root / manifest["tokenizer"], manifest["bos"], lanes, off - NO_CONTEXTS)
+    predictor = Predictor(Network(model, lanes), partial(taught, fresh, prior, "text" not in off), threads)
+    if trial(lambda: False) < SLOW * budget:
+        # Both at once, as in the steps: what two cores do together is not known from what one does alone.
+        learning = predictor.beside.submit(lambda: predictor.mixer)
+        network = trial(lambda: not learning.done())
+        _, seconds = learning.result()
+        predictor.plan = finest(network, count * seconds, budget - (time.monotonic() - begun), threads)
+    if not predictor.plan:  # the network is alone
+        torch.set_num_threads(threads)
+    return predictor
+
+
+def taught(fresh: Callable[[], Mixer], prior: bytes, keep: bool) -> tuple[Mixer, float]:
+    """A mixer that knows the training text (`keep`) or has forgotten it, and the seconds that each token of it took."""
+    mixer = fresh()
+    seconds = mixer.decode(prior)
+    return mixer if keep else fresh(), seconds
+
+
+def finest(network: float, learning: float, left: float, threads: int) -> int:
+    """The finest plan that takes at most `left` seconds, else the quickest; 0, no mixer, if that is too late by far.
+
+    `network`: seconds of all its steps; `learning`: seconds in which as much of the training text would be learned.
+    """
+    seconds = [BESIDE * (max(network, learning) + learning * cost / threads) for _, cost in PLANS]
+    if seconds[1] > LATE * left:
+        return 0
+    return max((plan for plan, needed in enumerate(seconds) if plan and needed < left), default=1)
+
+
+def network_seconds(network: "Network", lanes: int, count: int, going_on: Callable[[], bool]) -> float:
+    """Seconds that the network will take for `count` tokens, timed in TRIAL_STEPS steps and while `going_on()`."""
+    lane = torch.arange(lanes, device=network.head.device)
+    network.cache.seen.fill_(network.config.context)  # full caches: what nearly all steps read
+    step = partial(network.step, lane % network.config.vocab_size, lane)
+    step(), step()  # the first ones are slower
+    begun, steps = time.monotonic(), 0
+    while steps < TRIAL_STEPS or going_on():
+        step()
+        steps += 1
+    return (time.monotonic() - begun) / steps * count / lanes
+
+
+class Predictor:
+    """Network and mixer. `plan` alone decides what is predicted; another machine may set it before the first step."""
+
+    def __init__(self, network: "Network", teach: Callable[[], tuple[Mixer, float]], threads: int) -> None:
+        self.network, self.teach, self.threads = network, teach, threads
+        self.plan = 0
+        self.beside = ThreadPoolExecutor(1)
+
+    @cached_property
+    def mixer(self) -> tuple[Mixer, float]:
+        """See `taught`; made in the first step where the plan is a quicker machine's."""
+        return self.teach()
+
+    def step(self, ids: Tensor, lane: Tensor) -> Tensor:
+        """Log-probabilities (B, V), or logits, of the next token in each lane (B,), whose last token is in ids (B,)."""
+        if not self.plan:
+            return self.network.step(ids, lane)
+        mixer, _ = self.mixer
+        shown, lanes = ids.cpu().numpy(), lane.cpu().numpy()
+        learning = self.beside.submit(mixer.learn, shown, lanes)
+        p = self.network.step(ids, lane).softmax(-1).cpu().contiguous()
+        learning.result()
+        threshold, _ = PLANS[min(self.plan, len(PLANS) - 1)]
+        mixer.predict(lanes, p.numpy(), threshold, self.threads)
+        return p.log_()
+
+
+def load_model(root: Path, device: torch.device) -> GPT:
+    """The model of the artifact in `root`. fp32 on CPUs, bf16 on GPUs."""
+    config, tensors = coder.loads((root / "weights.bin").read_bytes())
+    model = GPT(GPTConfig(**config), torch.bfloat16 if device.type == "cuda" else torch.float32)
+    model.load_state_dict({name: torch.from_numpy(tensor) for name, tensor in tensors.items()})
+    return model.to(device).requires_grad_(False)
+
+
+class Network:
+    def __init__(self, model: GPT, lanes: int) -> None:
+        self.config = config = model.config
+        dtype, device = model.dtype, model.embed.weight.device
+        self.head = model.embed.weight.detach().to(dtype)
+        self.embed = F.pad(rms_norm(self.head), (0, 0, 0, 1))  # (V + 1, C): the last one, token -1, is no token
+        self.smear = None if model.smear is None else model.smear.detach().to(dtype)
+        self.layers = [Layer(cast(Block, block), dtype) for block in model.blocks]
+        shape = config.layers, lanes, config.context, config.kv_heads, config.dim // config.heads
+        tables = partial(rope_tables, width=config.rope_dims or config.dim // config.heads, base=config.rope_base)
+        self.cache = Cache(*shape, dtype, device, tables)
+        self.last = torch.full((lanes,), -1, device=device)  # the token that each lane was shown last
+
+    @torch.inference_mode()
+    def step(self, ids: Tensor, lane: Tensor) -> Tensor:
+        """Logits (B, V) of the next token in each lane (B,), whose last token is in ids (B,)."""
+        order, places, cos, sin = self.cache.enter(lane)
+        before, self.last[lane] = self.last[lane], ids
+        x = x0 = self.embedding(ids[order], before[order])  # (B, C)
+        for number, layer in enumerate(self.layers):
+            x = layer(x, x0, cos, sin, self.cache, number)
+        return cap(F.linear(rms_norm(x)[places], self.head).float(), self.config.softcap)
+
+    def embedding(self, ids: Tensor, before: Tensor) -> Tensor:
+        """Normalised embedding (B, C) of ids (B,) and the ones before them (B,)."""
+        x = self.embed[ids]
+        if self.smear is None:
+            return x
+        gate = torch.sigmoid(F.linear(x[:, : Attention.GATE_INPUTS], self.smear[None, 1:]))  # (B, 1)
+        return rms_norm(x + self.smear[0] * gate * self.embed[before])
+
+
+class Layer:
+    """A block for one token a lane. Weights in `dtype`; queries, keys and values come from one product."""
+
+    def __init__(self, block: Block, dtype: torch.dtype) -> None:
+        attn, mlp = block.attn, block.mlp
+        self.attn, self.leak = attn, mlp.leak
+        self.qkv = torch.cat([attn.query.weight, attn.key.weight, attn.value.weight]).detach().to(dtype)
+        self.gain = attn.gain.detach().to(dtype)[:, None]
+        self.gate = None if attn.gate is None else attn.gate.detach().to(dtype)
+        self.out = (block.attn_scale[:, None] * attn.out.weight).detach().to(dtype)
+        self.up = mlp.up.weight.detach().to(dtype)
+        self.down = (block.mlp_scale[:, None] * mlp.down.weight).detach().to(dtype)
+        self.mix = block.mix.detach().to(dtype)
+
+    def __call__(self, x: Tensor, x0: Tensor, cos: Tensor, sin: Tensor, cache: Cache, number: int) -> Tensor:
+        x = torch.addcmul(self.mix[0] * x, self.mix[1], x0)
+        x = x + F.linear(self.attend(rms_norm(x), cos, sin, cache, number), self.out)
+        return x + F.linear(F.leaky_relu(F.linear(rms_norm(x), self.up), self.leak).square(), self.down)
+
+    def attend(self, x: Tensor, cos: Tensor, sin: Tensor, cache: Cache, number: int) -> Tensor:
+        """What attention makes of x (B, C) before its output projection."""
+        attn, B = self.attn, len(x)
+        heads = F.linear(x, self.qkv).view(B, -1, attn.width)  # (B, H + 2 H_kv, D)
+        v = heads[:, -attn.kv_heads :]
+        qk = rotate(rms_norm(heads[:, : -attn.kv_heads]), cos, sin)
+        y = cache.attend(number, qk[:, : attn.heads] * self.gain, qk[:, attn.heads :], v)  # (B, H, D)
+        if attn.exclusive:
+            y = attn.exclude(y[:, None], v[:, None]).squeeze(1)
+        if self.gate is not None:
+            y = y * 2 * torch.sigmoid(F.linear(x[:, : attn.GATE_INPUTS], self.gate))[..., None]
+        return y.flatten(1)
