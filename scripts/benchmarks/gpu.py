@@ -2,7 +2,7 @@
 
 It runs straight from the checkout: Python 3.11 or newer, torch 2.9 or newer with CUDA, and the packages numpy,
 sentencepiece, tokenizers, zstandard, constriction, psutil, packaging, scipy, tqdm, tyro and matplotlib; for the scores
-bubblewrap. The text needs more than 1,000 documents. Each stage writes its figures and its log into --out at once and
+bubblewrap. The text needs more than 4,000 documents. Each stage writes its figures and its log into --out at once and
 is skipped when they are there, so a run that was killed goes on. The most valuable come first.
 
     scripts/bench gpu --text techdocs.jsonl.zst --out runs/gpu --contest train_gpt.py
@@ -58,7 +58,7 @@ class Scale:
     batches: dict[str, int]
     """Tokens in a step of `equal_tokens`: as many as a card takes at once, since those of track main are for 8."""
     documents: int
-    """Of the validation text, for a score."""
+    """That are held out and scored: enough to fill most lanes' caches on the main track."""
 
 
 MAIN = Scale(
@@ -69,7 +69,7 @@ MAIN = Scale(
     seconds=120,
     equal_tokens=50_331_648,
     batches={"naive": 65_536, "golf": 98_304},
-    documents=500,
+    documents=4000,
 )
 REHEARSAL = Scale(
     device="cpu",
@@ -213,7 +213,7 @@ def data(bench: Bench) -> Figures:
     """Datasets from the text, one for each vocabulary."""
     figures = {}
     for size in dict.fromkeys(bench.scale.vocabularies.values()):
-        build = ["data", "build", bench.text, "--val-documents", 2 * bench.scale.documents, "--vocab-size", size]
+        build = ["data", "build", bench.text, "--val-documents", bench.scale.documents, "--vocab-size", size]
         printed = bench.python("-m", "pgolf", *build, "--out", bench.out / f"data{size}", "--json")
         summary = json.loads(printed)
         figures[f"training tokens, vocabulary {size}"] = summary["train"]["tokens"]
@@ -275,7 +275,7 @@ def score(baseline: str, bench: Bench) -> Figures:
     """On the device in the sandbox, against the CPU and against the same walk in one process."""
     artifact, folder, scale = bench.artifact(baseline), bench.data(baseline), bench.scale
     figures = scored(bench, artifact, folder, scale.documents)
-    few = max(1, scale.documents // 10)
+    few = max(1, scale.documents // 100)
     lean = in_few_lanes(artifact, bench.artifact(f"{baseline}-lean"))
     small = {where: scored(bench, lean, folder, few, where) for where in dict.fromkeys((scale.device, "cpu"))}
     exact = in_few_lanes(artifact, bench.artifact(f"{baseline}-fp32"), b"torch.float32")
