@@ -62,7 +62,7 @@ class Cache:
         if shortest < self.length:
             empty = torch.arange(self.length, device=lane.device) >= seen[:, None]  # (B, L)
             self.mask = self.keys.new_zeros(empty.shape).masked_fill_(empty, -torch.inf)[:, None, None]
-        if lane.device.type == "cuda":  # cuDNN's attention is the fastest, but plans for a second for each new shape
+        if lane.device.type == "cuda":  # cuDNN's attention is the fastest, but plans anew for each shape
             steady = self.mask is None and self.length == self.context and len(lane) == len(self.row)
             torch.backends.cuda.enable_cudnn_sdp(steady)
         if longest > len(self.cos):

@@ -155,7 +155,11 @@ def test_a_ring_is_unpinned_before_its_memory_goes(status: int, monkeypatch: pyt
             self.pinned.pop(address)  # raises where nothing is
             return 0
 
+    def zeros(*_: object, **__: object) -> None:
+        raise RuntimeError("CUDA error: the last one")
+
     monkeypatch.setattr(torch.cuda, "cudart", Driver)
+    monkeypatch.setattr(torch, "zeros", zeros)
     ring = Ring.create(100)
     ring.pin()
     assert sum(Driver.pinned.values()) == (wire.SLOTS * ring.slot_bytes if status == 0 else 0)

@@ -6,10 +6,11 @@ WireError. Logits never travel in frames: the worker writes them into a slot of 
 them. The scorer copies the slot before it looks at it, so that nothing can change between check and use. Descriptors
 sent along with a frame are dropped by the kernel: no receiver here has room for them.
 
-This module is all that scorer and worker share. It imports nothing but the standard library and numpy, and
+This module is all that scorer and worker share. It imports the standard library, numpy and, for GPUs, torch, and
 trusts nothing that it reads.
 """
 
+import contextlib
 import fcntl
 import mmap
 import os
@@ -241,9 +242,11 @@ class Ring:
         import torch
 
         address = np.frombuffer(self._map, dtype=np.uint8).ctypes.data
-        cuda = torch.cuda.cudart()
-        if int(cuda.cudaHostRegister(address, SLOTS * self.slot_bytes, _PORTABLE)) == 0:
+        if int(torch.cuda.cudart().cudaHostRegister(address, SLOTS * self.slot_bytes, _PORTABLE)) == 0:
             self._pinned = address
+        else:
+            with contextlib.suppress(RuntimeError):  # the driver's last error, which some later call would raise
+                torch.zeros(1, device="cuda")
 
     def close(self) -> None:
         """Give the memory file back; the mapping goes with its last view."""
