@@ -55,8 +55,6 @@ class Scale:
     seconds: float
     """Of a training by the clock."""
     equal_tokens: int
-    batches: dict[str, int]
-    """Tokens in a step of `equal_tokens`: as many as a card takes at once, since those of track main are for 8."""
     documents: int
     """That are held out and scored: enough to fill most lanes' caches on the main track."""
 
@@ -68,7 +66,6 @@ MAIN = Scale(
     vocabularies={"naive": 1024, "golf": 8192},
     seconds=120,
     equal_tokens=50_331_648,
-    batches={"naive": 65_536, "golf": 98_304},
     documents=4000,
 )
 REHEARSAL = Scale(
@@ -78,7 +75,6 @@ REHEARSAL = Scale(
     vocabularies={"naive": 1024, "golf": 1024},
     seconds=30,
     equal_tokens=32_768,
-    batches={"naive": 8192, "golf": 2048},
     documents=8,
 )
 
@@ -247,8 +243,8 @@ def timed(baseline: str, bench: Bench, seconds: float | None = None) -> Figures:
 
 
 def equal_tokens(baseline: str, bench: Bench) -> Figures:
-    """Training on a number of tokens, and its score."""
-    batch = bench.scale.batches[baseline]
+    """Training on a number of tokens, and its score. A step takes what a card takes at once: the presets' are for 8."""
+    batch = settings_of(bench, f"{baseline}-steps")["micro_tokens"]
     out = bench.artifact(f"{baseline}-tokens")
     recipe = f"--batch_tokens={batch}", f"--steps={bench.scale.equal_tokens // batch}", "--momentum_steps=200"
     bench.python(ROOT / "baselines" / baseline / "train.py", *flags(bench, baseline, out, *recipe))
@@ -350,6 +346,12 @@ def scored(bench: Bench, artifact: Path, folder: Path, documents: int, device: s
     figures = {key: found[key] for key in ("bpb", "nats_per_token", "isolation")}
     rate = round(found["tokens"] / walk)
     return figures | {"scored_tokens": found["tokens"], "scored_tokens_per_second": rate, "seconds": seconds}
+
+
+def settings_of(bench: Bench, name: str) -> Figures:
+    log = bench.artifact(name).with_suffix(".jsonl")
+    found: Figures = json.loads(log.read_text(encoding="utf-8").splitlines()[0])["settings"]
+    return found
 
 
 # The run

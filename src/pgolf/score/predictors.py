@@ -34,10 +34,10 @@ class Predictor:
         self.seconds = {"predictor": 0.0, "wire": 0.0}
         most = manifest.lanes if manifest.form == "step" else max(manifest.context, window_tokens(self.width))
         self.ring = Ring.create(4 * self.width * most)
-        if runtime.device != "cpu":
-            self.ring.pin()
         arguments = {"lanes": manifest.lanes, "count": count} if manifest.form == "step" else {}
         try:
+            if runtime.device != "cpu":
+                self.ring.pin()
             self.worker = Worker(
                 "predict",
                 artifact.members,
