@@ -5,7 +5,7 @@ import struct
 import subprocess
 import tempfile
 import time
-from collections.abc import Collection
+from collections.abc import Collection, Iterator
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -22,6 +22,7 @@ BUCKET_BITS = 23
 FLAGS = ["-O3", "-fno-ipa-cp-clone", "-march=native", "-mprefer-vector-width=512", "-ffp-contract=off"]
 FLAGS += ["-std=c++17", "-shared", "-fPIC", "-pthread"]
 HEADER = struct.Struct("<I")  # number of coded tokens
+FIRST = 16  # The first part of them that is learned is one of this many.
 NO_CONTEXTS = {"text", "mixer"}
 """What else the setting `off` may name: what the mixer knows of the training text, or all of it."""
 
@@ -56,12 +57,18 @@ class Mixer:
         )
         return HEADER.pack(count) + out[: size.value].tobytes()
 
-    def decode(self, data: bytes) -> float:
-        """Learn from what `encode` returned. Returns how many seconds each token took."""
-        begun, (count,) = time.monotonic(), HEADER.unpack_from(data)
+    def decode(self, data: bytes) -> Iterator[tuple[int, float]]:
+        """Learn from what `encode` returned, in two parts, the first of them short.
+
+        After each yields how many tokens are left, and how many seconds each of the part's took.
+        """
+        (count,) = HEADER.unpack_from(data)
         code = np.frombuffer(data, np.uint8, offset=HEADER.size)
-        self.library.mixer_decode(self.handle, address(code), len(code), count)
-        return (time.monotonic() - begun) / max(1, int(count))
+        for part in (count // FIRST, count - count // FIRST):
+            begun = time.monotonic()
+            count -= part
+            self.library.mixer_decode(self.handle, address(code), len(code), part, not count)
+            yield count, (time.monotonic() - begun) / max(1, part)
 
     def learn(self, ids: Ids, lane: Ids) -> None:
         """Learn from the tokens ids (B,) that the lanes (B,) show."""
@@ -106,7 +113,7 @@ def compiled() -> ctypes.CDLL:
         ("mixer_new", pointer, number, number, pointer, pointer, pointer, number, number, ctypes.c_uint64),
         ("mixer_free", None, pointer),
         ("mixer_encode", size, pointer, pointer, size, size, pointer, pointer),
-        ("mixer_decode", None, pointer, pointer, size, size),
+        ("mixer_decode", None, pointer, pointer, size, size, ctypes.c_bool),
         ("mixer_learn", None, pointer, pointer, pointer, number),
         ("mixer_predict", None, pointer, pointer, number, pointer, ctypes.c_float, number),
     ):

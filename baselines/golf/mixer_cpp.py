@@ -21,6 +21,7 @@ SOURCE = r"""
 #include <atomic>
 #include <cstdint>
 #include <cstring>
+#include <optional>
 #include <string>
 #include <thread>
 #include <vector>
@@ -272,6 +273,7 @@ class Mixer {
     vector<int> leaf_of, token_at;
     vector<std::string> pieces;  // each token's text
     vector<Lane> lanes;          // the last one is the training text's
+    std::optional<Decoder> decoder;  // of the training text, once that has begun
     vector<Table> tables;
     Bucket nothing{};            // where there is none
     vector<Estimate> histories, longest, newest;
@@ -321,17 +323,16 @@ class Mixer {
         return done;
     }
 
-    // Learn from `count` tokens that `encode` coded.
-    void decode(const uint8_t* code, size_t size, long count) {
-        Decoder decoder(code, size);
+    // Learn from the next `count` tokens that `encode` coded. Afterwards, after `all` of them, come the lanes.
+    void decode(const uint8_t* code, size_t size, long count, bool all) {
         Lane& lane = lanes.back();
-        show(lanes.size() - 1, bos);
+        if (!decoder) decoder.emplace(code, size), show(lanes.size() - 1, bos);
         for (long i = 0; i < count; i++) {
-            const int leaf = walk(lane, [&](int, float p) { return decoder.decode(p); });
+            const int leaf = walk(lane, [&](int, float p) { return decoder->decode(p); });
             if (token_at[leaf] < 0) break;  // not what `encode` made
             show(lanes.size() - 1, token_at[leaf]);
         }
-        hear_network();
+        if (all) hear_network();
     }
 
     // Learn from the tokens that the lanes show.
@@ -593,7 +594,9 @@ long mixer_encode(Mixer* mixer, const uint16_t* text, long count, long limit, ui
     *size = bytes.size();
     return done;
 }
-void mixer_decode(Mixer* mixer, const uint8_t* code, long size, long count) { mixer->decode(code, size, count); }
+void mixer_decode(Mixer* mixer, const uint8_t* code, long size, long count, bool all) {
+    mixer->decode(code, size, count, all);
+}
 void mixer_learn(Mixer* mixer, const int64_t* ids, const int64_t* lane, int count) { mixer->learn(ids, lane, count); }
 void mixer_predict(Mixer* mixer, const int64_t* lane, int count, float* p, float threshold, int threads) {
     mixer->predict(lane, count, p, threshold, threads);

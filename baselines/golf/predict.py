@@ -10,7 +10,7 @@ import json
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from functools import cached_property, partial
+from functools import partial
 from pathlib import Path
 from typing import cast
 
@@ -24,8 +24,8 @@ from torch import Tensor
 
 BUDGET = {"laptop": 78.0}
 """Seconds that loading and all steps are to take, of the track's 120; 400 elsewhere, of 600."""
-SLOW, LATE = 0.75, 1.5
-"""The network is left alone if it takes SLOW times the budget, or the quickest plan LATE times what is left of it."""
+LATE = 1.5
+"""The network is left alone if the quickest plan takes LATE times what is left of the budget."""
 PLANS = (
     (float("nan"), 0.0),  # the network alone
     *((0.2, 1.8), (0.05, 2.7), (0.03, 3.4), (0.02, 4.1), (0.014, 5.0), (0.01, 5.9), (0.007, 7.2), (0.005, 8.6)),
@@ -47,28 +47,32 @@ def load(root: Path, device: torch.device, lanes: int, count: int) -> "Network |
     model = load_model(root, device)
     if "mixer" in off or not (root / "prior.bin").is_file():
         return Network(model, lanes)
-    threads, budget = torch.get_num_threads(), BUDGET.get(manifest["track"], 400.0)
-    torch.set_num_threads(max(1, threads - 1))  # beside the network the mixer learns
-    trial = partial(network_seconds, Network(model, lanes), lanes, count)
-    prior = (root / "prior.bin").read_bytes()
-    fresh = partial(Mixer, root / manifest["tokenizer"], manifest["bos"], lanes, off - NO_CONTEXTS)
-    predictor = Predictor(Network(model, lanes), partial(taught, fresh, prior, "text" not in off), threads)
-    if trial(lambda: False) < SLOW * budget:
-        # Both at once, as in the steps: what two cores do together is not known from what one does alone.
-        learning = predictor.beside.submit(lambda: predictor.mixer)
-        network = trial(lambda: not learning.done())
-        _, seconds = learning.result()
-        predictor.plan = finest(network, count * seconds, budget - (time.monotonic() - begun), threads)
-    if not predictor.plan:  # the network is alone
-        torch.set_num_threads(threads)
+    mixers = partial(Mixer, root / manifest["tokenizer"], manifest["bos"], lanes, off - NO_CONTEXTS)
+    predictor = Predictor(Network(model, lanes), mixers(), (root / "prior.bin").read_bytes())
+    end = begun + BUDGET.get(manifest["track"], 400.0)
+    predictor.plan = planned(predictor, Network(model, lanes), count, end)
+    if "text" in off:
+        predictor.mixer, predictor.prior = mixers(), iter(())
     return predictor
 
 
-def taught(fresh: Callable[[], Mixer], prior: bytes, keep: bool) -> tuple[Mixer, float]:
-    """A mixer that knows the training text (`keep`) or has forgotten it, and the seconds that each token of it took."""
-    mixer = fresh()
-    seconds = mixer.decode(prior)
-    return mixer if keep else fresh(), seconds
+def planned(predictor: "Predictor", trial: "Network", count: int, end: float) -> int:
+    """The plan with which `count` tokens take until `end`. Unless it is 0, the mixer has learned the training text.
+
+    `trial` is a network to time.
+    """
+    torch.set_num_threads(max(1, predictor.threads - 1))  # beside the network the mixer learns
+    plan = 0
+    for _ in range(2):  # from a part of the text first: a slow machine has no time for all of it
+        learning = predictor.beside.submit(next, predictor.prior)
+        # Both at once, as in the steps: what two cores do together is not known from what one does alone.
+        network = network_seconds(trial, count, learning.done)
+        left, seconds = learning.result()
+        plan = finest(network, count * seconds, end - time.monotonic() - left * seconds, predictor.threads)
+        if not plan:  # the network is alone
+            torch.set_num_threads(predictor.threads)
+            break
+    return plan
 
 
 def finest(network: float, learning: float, left: float, threads: int) -> int:
@@ -82,14 +86,15 @@ def finest(network: float, learning: float, left: float, threads: int) -> int:
     return max((plan for plan, needed in enumerate(seconds) if plan and needed < left), default=1)
 
 
-def network_seconds(network: "Network", lanes: int, count: int, going_on: Callable[[], bool]) -> float:
-    """Seconds that the network will take for `count` tokens, timed in TRIAL_STEPS steps and while `going_on()`."""
-    lane = torch.arange(lanes, device=network.head.device)
+def network_seconds(network: "Network", count: int, done: Callable[[], bool]) -> float:
+    """Seconds that the network will take for `count` tokens, timed until `done()`, in at least TRIAL_STEPS steps."""
+    lanes = len(network.last)
+    lane = torch.arange(lanes, device=network.last.device)
     network.cache.seen.fill_(network.config.context)  # full caches: what nearly all steps read
     step = partial(network.step, lane % network.config.vocab_size, lane)
     step(), step()  # the first ones are slower
     begun, steps = time.monotonic(), 0
-    while steps < TRIAL_STEPS or going_on():
+    while steps < TRIAL_STEPS or not done():
         step()
         steps += 1
     return (time.monotonic() - begun) / steps * count / lanes
@@ -98,27 +103,23 @@ def network_seconds(network: "Network", lanes: int, count: int, going_on: Callab
 class Predictor:
     """Network and mixer. `plan` alone decides what is predicted; another machine may set it before the first step."""
 
-    def __init__(self, network: "Network", teach: Callable[[], tuple[Mixer, float]], threads: int) -> None:
-        self.network, self.teach, self.threads = network, teach, threads
-        self.plan = 0
+    def __init__(self, network: "Network", mixer: Mixer, prior: bytes) -> None:
+        self.network, self.mixer, self.prior = network, mixer, mixer.decode(prior)
+        self.plan, self.threads = 0, torch.get_num_threads()
         self.beside = ThreadPoolExecutor(1)
-
-    @cached_property
-    def mixer(self) -> tuple[Mixer, float]:
-        """See `taught`; made in the first step where the plan is a quicker machine's."""
-        return self.teach()
 
     def step(self, ids: Tensor, lane: Tensor) -> Tensor:
         """Log-probabilities (B, V), or logits, of the next token in each lane (B,), whose last token is in ids (B,)."""
         if not self.plan:
             return self.network.step(ids, lane)
-        mixer, _ = self.mixer
+        for _ in self.prior:  # what this machine left out, if the plan is a quicker one's
+            pass
         shown, lanes = ids.cpu().numpy(), lane.cpu().numpy()
-        learning = self.beside.submit(mixer.learn, shown, lanes)
+        learning = self.beside.submit(self.mixer.learn, shown, lanes)
         p = self.network.step(ids, lane).softmax(-1).cpu().contiguous()
         learning.result()
         threshold, _ = PLANS[min(self.plan, len(PLANS) - 1)]
-        mixer.predict(lanes, p.numpy(), threshold, self.threads)
+        self.mixer.predict(lanes, p.numpy(), threshold, self.threads)
         return p.log_()
 
 

@@ -370,7 +370,7 @@ def test_two_ranks_train_like_one_and_its_artifact_predicts(golf: Any, dataset: 
     assert out.with_suffix(".png").read_bytes().startswith(b"\x89PNG")
     folder = unpack(out, tmp_path / "unpacked")
     alone = "import sys, torch, pathlib; sys.path[:0] = ['.']; import predict; "
-    alone += "p = predict.load(pathlib.Path('.'), torch.device('cpu'), 2, 9); predict.SLOW = 0; "
+    alone += "p = predict.load(pathlib.Path('.'), torch.device('cpu'), 2, 9); predict.LATE = -1; "
     alone += "slow = predict.load(pathlib.Path('.'), torch.device('cpu'), 2, 9); plans = p.plan, slow.plan; "
     alone += "slow.plan = p.plan; logits, same = (x.step(torch.ones(2).long(), torch.arange(2)) for x in (p, slow)); "
     alone += "print(logits.log_softmax(-1).exp().sum().item(), torch.equal(logits, same), *plans)"

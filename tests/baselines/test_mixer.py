@@ -96,7 +96,8 @@ def test_coded_text_is_decoded_and_known(mixer: Any, tokenizer: Path) -> None:
     text = tokens[:, 0]
     code = coder.encode(text, 10_000)
     assert len(code) < len(text)  # under 8 bits a token
-    decoder.decode(code)
+    parts = [left for left, _ in decoder.decode(code)]
+    assert len(text) > parts[0] > parts[1] == 0
     seen = tokens[:50]
     p = stepped(coder, seen)
     assert np.array_equal(p, stepped(decoder, seen))  # the same text has been learned
@@ -119,7 +120,8 @@ def test_code_fits_its_limit(mixer: Any, tokenizer: Path) -> None:
 
 
 def test_damaged_code_ends(mixer: Any, tokenizer: Path) -> None:
-    made(mixer, tokenizer).decode(np.random.default_rng(8).bytes(300)[:2] + b"\0\0" + bytes(range(256)))
+    damaged = np.random.default_rng(8).bytes(300)[:2] + b"\0\0" + bytes(range(256))
+    assert len(list(made(mixer, tokenizer).decode(damaged))) == 2
 
 
 def test_each_context_can_be_switched_off(mixer: Any, tokenizer: Path) -> None:
