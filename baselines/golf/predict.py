@@ -17,7 +17,7 @@ from typing import cast
 import coder
 import torch
 import torch.nn.functional as F
-from cache import Cache
+from cache import Cache, linear
 from mixer import NO_CONTEXTS, Mixer, switched_off
 from model import GPT, Attention, Block, GPTConfig, cap, rms_norm, rope_tables, rotate
 from torch import Tensor
@@ -152,7 +152,7 @@ class Network:
         x = x0 = self.embedding(ids[order], before[order])  # (B, C)
         for number, layer in enumerate(self.layers):
             x = layer(x, x0, cos, sin, self.cache, number)
-        return cap(F.linear(rms_norm(x)[places], self.head).float(), self.config.softcap)
+        return cap(linear(rms_norm(x)[places], self.head).float(), self.config.softcap)
 
     def embedding(self, ids: Tensor, before: Tensor) -> Tensor:
         """Normalised embedding (B, C) of ids (B,) and the ones before them (B,)."""
@@ -179,13 +179,13 @@ class Layer:
 
     def __call__(self, x: Tensor, x0: Tensor, cos: Tensor, sin: Tensor, cache: Cache, number: int) -> Tensor:
         x = torch.addcmul(self.mix[0] * x, self.mix[1], x0)
-        x = x + F.linear(self.attend(rms_norm(x), cos, sin, cache, number), self.out)
-        return x + F.linear(F.leaky_relu(F.linear(rms_norm(x), self.up), self.leak).square(), self.down)
+        x = x + linear(self.attend(rms_norm(x), cos, sin, cache, number), self.out)
+        return x + linear(F.leaky_relu(linear(rms_norm(x), self.up), self.leak).square(), self.down)
 
     def attend(self, x: Tensor, cos: Tensor, sin: Tensor, cache: Cache, number: int) -> Tensor:
         """What attention makes of x (B, C) before its output projection."""
         attn, B = self.attn, len(x)
-        heads = F.linear(x, self.qkv).view(B, -1, attn.width)  # (B, H + 2 H_kv, D)
+        heads = linear(x, self.qkv).view(B, -1, attn.width)  # (B, H + 2 H_kv, D)
         v = heads[:, -attn.kv_heads :]
         qk = rotate(rms_norm(heads[:, : -attn.kv_heads]), cos, sin)
         y = cache.attend(number, qk[:, : attn.heads] * self.gain, qk[:, attn.heads :], v)  # (B, H, D)

@@ -10,8 +10,7 @@ from typing import cast
 
 import quant
 import torch
-import torch.nn.functional as F
-from cache import Cache
+from cache import Cache, linear
 from model import EPS, GPT, Block, GPTConfig, rms_norm, rope_tables, rotate
 from torch import Tensor
 
@@ -54,8 +53,8 @@ class Predictor:
             x = layer(x, x0, cos, sin, self.cache, i)
             if second < 0:
                 skips.append(x)
-        logits = F.linear(normed(x)[places], self.head).float()  # (B, V)
-        return logits.div_(self.config.softcap).tanh_().mul_(self.config.softcap)
+        logits, softcap = linear(normed(x)[places], self.head).float(), self.config.softcap  # (B, V)
+        return logits.mul_(2 / softcap).sigmoid_().mul_(2 * softcap).sub_(softcap)  # as `cap`
 
 
 class Layer:
@@ -66,19 +65,19 @@ class Layer:
         self.width, self.heads, self.kv_heads = attn.width, len(attn.gain), len(attn.key.weight) // attn.width
         self.qkv = torch.cat([attn.query.weight, attn.key.weight, attn.value.weight]).detach().to(dtype)
         self.gain = attn.gain.detach().to(dtype)[:, None]
-        self.out = (block.attn_scale[:, None] * attn.out.weight).detach().to(dtype).T
+        self.out = (block.attn_scale[:, None] * attn.out.weight).detach().to(dtype)
         self.up = mlp.up.weight.detach().to(dtype)
-        self.down = (block.mlp_scale[:, None] * mlp.down.weight).detach().to(dtype).T
+        self.down = (block.mlp_scale[:, None] * mlp.down.weight).detach().to(dtype)
         self.mix = block.mix.detach().to(dtype)
 
     def __call__(self, x: Tensor, x0: Tensor, cos: Tensor, sin: Tensor, cache: Cache, number: int) -> Tensor:
         x = torch.addcmul(self.mix[0] * x, self.mix[1], x0)
-        heads = F.linear(normed(x), self.qkv).view(len(x), -1, self.width)  # (B, H + 2 H_kv, D)
+        heads = linear(normed(x), self.qkv).view(len(x), -1, self.width)  # (B, H + 2 H_kv, D)
         v = heads[:, -self.kv_heads :]
         qk = rotate(normed(heads[:, : -self.kv_heads]), cos, sin)
         y = cache.attend(number, qk[:, : self.heads] * self.gain, qk[:, self.heads :], v)  # (B, H, D)
-        x = torch.addmm(x, y.flatten(1), self.out)
-        return torch.addmm(x, F.linear(normed(x), self.up).relu_().square_(), self.down)
+        x = x + linear(y.flatten(1), self.out)
+        return x + linear(linear(normed(x), self.up).relu_().square_(), self.down)
 
 
 def normed(x: Tensor) -> Tensor:
