@@ -17,7 +17,7 @@ size is the entropy of the codes, and no general compressor comes near it.
 
 import json
 import zlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from math import prod
 from typing import Any
@@ -61,28 +61,6 @@ def _categorical(model: npt.NDArray[np.uint8]) -> Any:
     return constriction.stream.model.Categorical((weights / weights.sum()).astype(np.float32), perfect=False)
 
 
-def encode(groups: Sequence[Codes]) -> tuple[list[npt.NDArray[np.uint8]], bytes]:
-    """Models and stream of groups of codes that begin at 0."""
-    coder = constriction.stream.queue.RangeEncoder()
-    models = [histogram(codes) for codes in groups]
-    for codes, model in zip(groups, models, strict=True):
-        if len(model) > 1:  # else there is only one code, and nothing to say
-            coder.encode(codes, _categorical(model))
-    return models, coder.get_compressed().astype("<u4").tobytes()
-
-
-class Reader:
-    """Takes the groups from a stream again, in order."""
-
-    def __init__(self, stream: bytes) -> None:
-        self.coder = constriction.stream.queue.RangeDecoder(np.frombuffer(stream, "<u4").astype(np.uint32))
-
-    def take(self, model: npt.NDArray[np.uint8], size: int) -> Codes:
-        """The next group, of `size` codes."""
-        codes: Codes = self.coder.decode(_categorical(model), size) if len(model) > 1 else np.zeros(size, np.int32)
-        return codes
-
-
 def as_coded(codes: Codes) -> tuple[Codes, Codes]:
     """Codes (R, C) as they are coded, less the row before where that leaves less than half the power; their kinds (R,).
 
@@ -109,23 +87,27 @@ def split(coded: Mapping[str, Coded]) -> list[Codes]:
 
 def dumps(config: Mapping[str, Any], coded: Mapping[str, Coded], plain: Mapping[str, npt.NDArray[Any]]) -> bytes:
     """Model shape and tensors as bytes (see above)."""
-    groups = split(coded)
-    lowest = [int(group.min(initial=0)) for group in groups]
-    models, stream = encode([group - low for group, low in zip(groups, lowest, strict=True)])
+    encoder, models = constriction.stream.queue.RangeEncoder(), []
+    for group in split(coded):
+        low = int(group.min(initial=0))
+        models.append((low, model := histogram(group - low)))
+        if len(model) > 1:  # else there is only one code, and nothing to say
+            encoder.encode(group - low, _categorical(model))
     header = {
         "config": dict(config),
         "coded": [[name, list(matrix.codes.shape), matrix.step] for name, matrix in coded.items()],
-        "models": [[low, len(model)] for low, model in zip(lowest, models, strict=True)],
+        "models": [[low, len(model)] for low, model in models],
         "plain": [[name, list(tensor.shape)] for name, tensor in plain.items()],
     }
     line = json.dumps(header, separators=(",", ":")).encode() + b"\n"
-    head = zlib.compress(b"".join([line, *(model.tobytes() for model in models)]), 9)
+    head = zlib.compress(b"".join([line, *(model.tobytes() for _, model in models)]), 9)
     halves = (tensor.astype("<f2").tobytes() for tensor in plain.values())
-    return b"".join([len(head).to_bytes(4, "little"), head, *halves, stream])
+    stream = encoder.get_compressed().astype("<u4")
+    return b"".join([len(head).to_bytes(4, "little"), head, *halves, stream.tobytes()])
 
 
 def parse(data: bytes) -> tuple[dict[str, Any], dict[str, Coded], dict[str, npt.NDArray[np.float32]]]:
-    """What `dumps` was given. Raises ValueError when bytes are missing."""
+    """What `dumps` was given. Raises ValueError when the sizes do not add up; a stream cut by whole words passes."""
     halves_at = 4 + int.from_bytes(data[:4], "little")
     try:
         line, _, table = zlib.decompress(data[4:halves_at]).partition(b"\n")
@@ -140,14 +122,15 @@ def parse(data: bytes) -> tuple[dict[str, Any], dict[str, Coded], dict[str, npt.
     for name, shape in header["plain"]:
         plain[name], halves = halves[: prod(shape)].reshape(shape).copy(), halves[prod(shape) :]
 
-    reader, models = Reader(data[stream_at:]), []
-    for low, length in header["models"]:
-        models.append((low, np.frombuffer(table[:length], np.uint8)))
-        table = table[length:]
+    decoder = constriction.stream.queue.RangeDecoder(np.frombuffer(data[stream_at:], "<u4").astype(np.uint32))
+    models = iter(header["models"])
 
-    def take(size: int | np.integer[Any]) -> Codes:
-        low, model = models.pop(0)
-        return reader.take(model, int(size)) + np.int32(low)
+    def take(size: int | np.integer[Any]) -> Codes:  # the next group
+        nonlocal table
+        low, length = next(models)
+        model, table = np.frombuffer(table[:length], np.uint8), table[length:]
+        codes: Codes = decoder.decode(_categorical(model), int(size)) if length > 1 else np.zeros(size, np.int32)
+        return codes + np.int32(low)
 
     shapes = np.array([shape for _, shape, _ in header["coded"]], np.int64).reshape(-1, 2)
     scales, by_row = take(shapes[:, 0].sum()), take(shapes[:, 0].sum())
@@ -168,6 +151,6 @@ def parse(data: bytes) -> tuple[dict[str, Any], dict[str, Coded], dict[str, npt.
 
 
 def loads(data: bytes) -> tuple[dict[str, Any], dict[str, npt.NDArray[np.float32]]]:
-    """Model shape and tensors in fp32. Raises ValueError when bytes are missing."""
+    """Model shape and tensors in fp32 (see `parse`)."""
     config, coded, plain = parse(data)
     return config, {name: matrix.weights() for name, matrix in coded.items()} | plain

@@ -22,9 +22,9 @@ BUCKET_BITS = 23
 FLAGS = ["-O3", "-fno-ipa-cp-clone", "-march=native", "-mprefer-vector-width=512", "-ffp-contract=off"]
 FLAGS += ["-std=c++17", "-shared", "-fPIC", "-pthread"]
 HEADER = struct.Struct("<I")  # number of coded tokens
-FIRST = 16  # The first part of them that is learned is one of this many.
+FIRST = 16  # `decode` learns 1 / FIRST of them first: enough to time it
 NO_CONTEXTS = {"text", "mixer"}
-"""What else the setting `off` may name: what the mixer knows of the training text, or all of it."""
+"""What else `off` may name: "text", the mixer begins without training text; "mixer", the network predicts alone."""
 
 Ids = npt.NDArray[np.int64]
 

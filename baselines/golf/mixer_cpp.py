@@ -82,6 +82,7 @@ uint64_t hash(uint64_t a, uint64_t b) {
 
 // -------------------------------------------------------------------------------------------------------- lanes
 
+constexpr int REPEATED[2] = {5, 2};
 struct Match {  // a place in some lane's text whose last tokens are those of this lane
     uint64_t place = 0;  // lane + 1 and position of the token expected next; 0: none
     int length = 0;      // how many tokens agree
@@ -96,7 +97,7 @@ struct Lane {
     vector<uint64_t> contexts;  // hashes
     vector<float> network;      // the network's probability of each node's leaves, not normalised; leaves come last
     vector<float> raised;       // by how much it is multiplied at each leaf
-    Match longest, newest;
+    Match matches[2];           // after repetitions of REPEATED tokens
 
     uint64_t back(size_t n) const { return n <= text.size() ? text[text.size() - n] + 1u : 0; }
     uint64_t order(int n) const {
@@ -147,23 +148,24 @@ struct alignas(64) Bucket {
     Slot slots[(1 << DEPTH) - 1];
 };
 
+constexpr int POPULATE_WRITE = 23;  // of madvise, from Linux 5.14 on; older headers lack its name
+
 class Table {  // hashed buckets of one context; the less used of two gives way
-    Bucket* buckets;
-    size_t bytes;
-    uint32_t mask;
+    Bucket* buckets = nullptr;
+    size_t bytes = 0;
+    uint32_t mask = 0;
     Bucket* at(uint64_t h, int i) const { return &buckets[((h >> 32) & mask) ^ i]; }
 
   public:
-    explicit Table(int bits) : bytes(sizeof(Bucket) << bits), mask((1u << bits) - 1) {
+    void open(int bits) {
+        bytes = sizeof(Bucket) << bits, mask = (1u << bits) - 1;
         const int flags = MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE;
         buckets = (Bucket*)mmap(nullptr, bytes, PROT_READ | PROT_WRITE, flags, -1, 0);
         if (buckets == MAP_FAILED) throw std::bad_alloc();
         madvise(buckets, bytes, MADV_HUGEPAGE);
+        madvise(buckets, bytes, POPULATE_WRITE);  // before anything is timed: it can take seconds
     }
-    Table(Table&& other) : buckets(other.buckets), bytes(other.bytes), mask(other.mask) { other.buckets = nullptr; }
-    ~Table() {
-        if (buckets) munmap(buckets, bytes);
-    }
+    ~Table() { munmap(buckets, bytes); }
     void prefetch(uint64_t h) const { __builtin_prefetch(at(h, 0)); }
     Bucket* find(uint64_t h, Bucket* otherwise) const {
         for (int i = 0; i < 2; i++)
@@ -218,8 +220,8 @@ struct Vector {
 
 // The inputs of the mixing: of each context the probability, from HISTORY on what its history deserves, and these. What
 // would be the weight of LEARNED, which is always 0, counts how often the vector has learned.
-enum Input { NETWORK = C, LONGEST, NEWEST, HISTORY = 16, BIAS = HISTORY + C, LEARNED };
-static_assert(NEWEST < HISTORY && LEARNED < 2 * HISTORY);
+enum Input { NETWORK = C, MATCH, HISTORY = 16, BIAS = HISTORY + C, LEARNED };
+static_assert(MATCH + 1 < HISTORY && LEARNED < 2 * HISTORY);
 constexpr int SETS = 4;  // of weights; the sum of one vector of each is used
 constexpr float START_DIRECT = 0.05f / SETS, START_HISTORY = 0.1f / SETS, START_MATCH = 0.15f / SETS;
 constexpr float START_NETWORK = 0.4f / SETS, OTHERS = 0.8f;  // what the rest is multiplied by when that joins
@@ -261,8 +263,8 @@ struct Node {  // what a prediction at one node was made of
     Vector inputs;
     Slot* slots[C];
     Estimate* histories[C];
-    Estimate *longest, *newest;  // null: said nothing
-    bool longest_bit, newest_bit;  // what they expect
+    Estimate* matched[2];  // null: the match says nothing
+    bool expected[2];      // the bits that matches expect
     Vector* weights[SETS];
     float p;
 };
@@ -274,36 +276,37 @@ class Mixer {
     vector<std::string> pieces;  // each token's text
     vector<Lane> lanes;          // the last one is the training text's
     std::optional<Decoder> decoder;  // of the training text, once that has begun
-    vector<Table> tables;
-    Bucket nothing{};            // where there is none
-    vector<Estimate> histories, longest, newest;
+    Table tables[C];
+    Bucket nothing{};            // stands for buckets that are missing: no slot has seen a bit
+    vector<Estimate> histories, matches[2];
     vector<Vector> weights[SETS];
-    vector<float> shown;  // how often each leaf was shown, one half more
-    double all;           // their sum
-    vector<uint64_t> seen_long, seen_short;  // place after the last occurrence of 5 and of 2 tokens, by hash
-    static constexpr int LONG = 5, SHORT = 2, PLACE_BITS = 22;
+    vector<float> shown;  // 0.5 + how often each leaf was shown
+    double all;           // their sum over tokens
+    static constexpr int PLACE_BITS = 22;
+    vector<uint64_t> places[2];  // after the last occurrence of REPEATED tokens, by hash
 
   public:
     Mixer(int tokens, int lanes, const int* leaf, const char* const* texts, const int* lengths, int bos, int bits,
           uint64_t off)
-        : tokens(tokens), depth(depth_of(tokens)), leaves(1 << depth), bos(bos), off(off), leaf_of(leaf, leaf + tokens),
-          token_at(leaves, -1), lanes(lanes + 1), histories(C * depth * STATES), longest(32 * depth, Estimate(0.8f)),
-          newest(32 * depth, Estimate(0.7f)), shown(leaves, 0.5f), all(0.5 * tokens), seen_long(1 << PLACE_BITS),
-          seen_short(1 << PLACE_BITS) {
+        : tokens(tokens), depth(32 - __builtin_clz(tokens - 1)), leaves(1 << depth), bos(bos), off(off),
+          leaf_of(leaf, leaf + tokens), token_at(leaves, -1), lanes(lanes + 1), histories(C * depth * STATES),
+          shown(leaves, 0.5f), all(0.5 * tokens) {
         for (int i = 0; i < tokens; i++) token_at[leaf_of[i]] = i, pieces.emplace_back(texts[i], lengths[i]);
         for (Lane& lane : this->lanes)
             lane.contexts.resize(C), lane.network.assign(2 * leaves, 1), lane.raised.assign(leaves, 1);
-        for (int i = 0; i < C; i++) tables.emplace_back(off >> i & 1 ? 1 : std::max(1, bits - CONTEXTS[i].halved));
+        for (int i = 0; i < C; i++) tables[i].open(off >> i & 1 ? 1 : std::max(1, bits - CONTEXTS[i].halved));
         for (size_t i = 0; i < histories.size(); i++) histories[i] = Estimate(expected(i % STATES));
         Vector first{};
         for (int i = 0; i < C; i++) first[i] = START_DIRECT, first[HISTORY + i] = START_HISTORY;
-        first[LONGEST] = first[NEWEST] = START_MATCH, first[NETWORK] = START_NETWORK;
+        first[MATCH] = first[MATCH + 1] = START_MATCH, first[NETWORK] = START_NETWORK;
+        for (int i = 0; i < 2; i++)
+            matches[i].assign(32 * depth, Estimate(i ? 0.7f : 0.8f)), places[i].resize(1 << PLACE_BITS);
         const int sizes[SETS] = {leaves, 16 * tokens, tokens + 1, 1 << C};
         for (int i = 0; i < SETS; i++) weights[i].assign(sizes[i], first);
     }
 
     // Code tokens of the training text until they take `limit` bytes; learn from them. Returns how many were coded.
-    long encode(const uint16_t* text, long count, size_t limit, vector<uint8_t>& out) {
+    long encode(const uint16_t* text, long count, size_t limit, uint8_t* out, long* size) {
         Encoder encoder;
         Lane& lane = lanes.back();
         show(lanes.size() - 1, bos);
@@ -318,12 +321,13 @@ class Mixer {
             show(lanes.size() - 1, text[done]);
         }
         encoder.flush();
-        out.swap(encoder.bytes);
+        std::copy(encoder.bytes.begin(), encoder.bytes.end(), out);
+        *size = encoder.bytes.size();
         hear_network();
         return done;
     }
 
-    // Learn from the next `count` tokens that `encode` coded. Afterwards, after `all` of them, come the lanes.
+    // Learn from the next `count` tokens that `encode` coded. With `all` they are the last: the lanes come next.
     void decode(const uint8_t* code, size_t size, long count, bool all) {
         Lane& lane = lanes.back();
         if (!decoder) decoder.emplace(code, size), show(lanes.size() - 1, bos);
@@ -360,12 +364,6 @@ class Mixer {
     }
 
   private:
-    static int depth_of(int tokens) {
-        int depth = 0;
-        while ((1 << depth) < tokens) depth++;
-        return depth;
-    }
-
     static float expected(int state) {  // of a history, before anything is known of it
         if (state >= EXACT) return (state % 32 + 0.5f) / 32;
         float ones = 0.4f, all = 0.8f;
@@ -373,7 +371,8 @@ class Mixer {
         return ones / all;
     }
 
-    // The weights have learned without the network, whose input was 0: make room for it.
+    // The training text was learned without the network (its input was 0), so its weights are still the first ones.
+    // Scale down the others to make room.
     void hear_network() {
         for (auto& set : weights)
             for (Vector& w : set) {
@@ -398,12 +397,11 @@ class Mixer {
             lane.raised[leaf] += float(all / (RARE * shown[leaf]));
             shown[leaf]++, all++;
         }
-        uint64_t &long_before = seen_long[lane.order(LONG) >> (64 - PLACE_BITS)];
-        uint64_t &short_before = seen_short[lane.order(SHORT) >> (64 - PLACE_BITS)];
-        __builtin_prefetch(&long_before), __builtin_prefetch(&short_before);
+        uint64_t* place[2];
+        for (int i = 0; i < 2; i++)
+            __builtin_prefetch(place[i] = &places[i][lane.order(REPEATED[i]) >> (64 - PLACE_BITS)]);
         for (int i = 0; i < C; i++) lane.contexts[i] = hash(CONTEXTS[i].of(lane), i + 1);
-        follow(number, lane.longest, long_before, LONG);
-        follow(number, lane.newest, short_before, SHORT);
+        for (int i = 0; i < 2; i++) follow(number, lane.matches[i], *place[i], REPEATED[i]);
     }
 
     static void read(Lane& lane, uint8_t c) {
@@ -508,8 +506,8 @@ class Mixer {
         const uint32_t been = look(level, node, buckets, at);
         at.inputs[NETWORK] = clamp(natural_log(lane.network[2 * node + 1] / lane.network[2 * node]), -12, 12);
         at.inputs[BIAS] = 0.3f;
-        at.longest = expect(lane.longest, longest, level, node, at.inputs[LONGEST], at.longest_bit);
-        at.newest = expect(lane.newest, newest, level, node, at.inputs[NEWEST], at.newest_bit);
+        for (int i = 0; i < 2; i++)
+            at.matched[i] = expect(lane.matches[i], matches[i], level, node, at.inputs[MATCH + i], at.expected[i]);
         const uint32_t chosen[SETS] = {uint32_t(node), lane.text.back() * 16u + level, uint32_t(lane.back(2)), been};
         Vector sum{};
         for (int i = 0; i < SETS; i++) sum.add(*(at.weights[i] = &weights[i][chosen[i]]), 1);
@@ -530,6 +528,7 @@ class Mixer {
         int state[HISTORY];
         for (int i = 0; i < HISTORY; i++) {
             const int p = slots[i] & 0xFFFF, n = slots[i] >> 16 & 0xFF, history = slots[i] >> 24;
+            // Of a long history only the class of its length (7) and of its probability (32) are kept.
             const int size = (n > 9) + (n > 15) + (n > 23) + (n > 39) + (n > 79) + (n > 159);
             state[i] = history < EXACT ? history : EXACT + size * 32 + (p >> 11);
             seen[i] = n ? 1 : 0;
@@ -560,8 +559,8 @@ class Mixer {
             const float rate = 0.0006f + 0.004f / (1 + (*weights)[LEARNED]++ / 300);
             weights->add(at.inputs, (bit - at.p) * rate);
         }
-        if (at.longest) at.longest->learn(at.longest_bit == bit);
-        if (at.newest) at.newest->learn(at.newest_bit == bit);
+        for (int i = 0; i < 2; i++)
+            if (at.matched[i]) at.matched[i]->learn(at.expected[i] == bit);
         for (int i = 0; i < C; i++) {
             if (off >> i & 1) continue;
             if (at.slots[i]->n) at.histories[i]->learn(bit);
@@ -588,11 +587,7 @@ Mixer* mixer_new(int tokens, int lanes, const int* leaf, const char* const* text
 }
 void mixer_free(Mixer* mixer) { delete mixer; }
 long mixer_encode(Mixer* mixer, const uint16_t* text, long count, long limit, uint8_t* out, long* size) {
-    vector<uint8_t> bytes;
-    const long done = mixer->encode(text, count, limit, bytes);
-    std::copy(bytes.begin(), bytes.end(), out);
-    *size = bytes.size();
-    return done;
+    return mixer->encode(text, count, limit, out, size);
 }
 void mixer_decode(Mixer* mixer, const uint8_t* code, long size, long count, bool all) {
     mixer->decode(code, size, count, all);

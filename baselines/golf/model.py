@@ -1,9 +1,8 @@
-"""The strong baseline's transformer. Every technique is a switch of `GPTConfig`; nothing else is here.
+"""The strong baseline's transformer: naive's without U-Net skips, and with the switches of `GPTConfig`.
 
-From the naive baseline stay RMSNorm without weights, QK-norm with a gain per head, grouped-query attention, the
-embedding mixed into every block, output projections that start at zero, one matrix for embedding and head, and logits
-capped by tanh; its U-Net skips are gone. What is new has its source beside its switch and, in bpb, what it is worth on
-the laptop track to this network alone (three seeds, 95 %). docs/benchmarks/golf.md has the commands.
+Kept from naive: RMSNorm without weights, QK-norm with a gain per head, grouped-query attention, the embedding mixed
+into every block, output projections that start at zero, one matrix for embedding and head, logits capped by tanh. Each
+switch names its source and the bpb that it gains the network alone on the laptop track (docs/benchmarks/golf.md).
 """
 
 from dataclasses import dataclass, fields
@@ -15,6 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 MAY_BE_ZERO = ("xsa", "leak", "softcap", "rope_dims")
+GATE_INPUTS = 12  # channels that the gates of heads and of smear look at
 
 
 @dataclass(frozen=True)
@@ -22,8 +22,7 @@ class GPTConfig:
     """Shape of the model and its switches; the defaults are the contest-sized model."""
 
     vocab_size: int = 8192
-    context: int = 2048
-    """Longest sequence in tokens."""
+    context: int = 2048  # Longest sequence in tokens.
     layers: int = 11  # Transformer blocks.
     dim: int = 512  # Width of the residual stream.
     heads: int = 8  # Query heads.
@@ -32,7 +31,7 @@ class GPTConfig:
     """Wider MLPs gained more than more layers did once codes of 4 bits were cheap (contest, March)."""
     rope_base: float = 10000.0  # Base of the rotary frequencies.
     rope_dims: int = 16
-    """Partial rotary positions (GPT-NeoX): only this many dimensions of a head turn (middle: +0.007); 0: all."""
+    """Partial rotary positions (GPT-NeoX): only this many dimensions of a head turn (middle: +0.017); 0: all."""
     qk_gain: float = 5.0  # Initial gain of each query head.
     softcap: float = 30.0
     """Logits are softcap * tanh(logits / softcap) (Gemma 2, arXiv:2408.00118); 0: as they are."""
@@ -42,7 +41,7 @@ class GPTConfig:
     xsa: int = 11
     """This many last layers attend exclusively (XSA, contest): -0.009 ± 0.006; see `Attention.exclude`."""
     gate: bool = True
-    """Each head's output is scaled by a sigmoid of the first channels of its input (modded-nanogpt): -0.005 ± 0.008."""
+    """Each head's output is scaled by 2 sigmoid(first channels of the input) (modded-nanogpt): -0.005 ± 0.008."""
     smear: bool = True
     """Each embedding takes up a learned, gated share of the one before (modded-nanogpt): -0.014 ± 0.011."""
 
@@ -57,8 +56,8 @@ class GPTConfig:
             raise ValueError(f"{self.heads} heads cannot share {self.kv_heads} kv_heads evenly")
         if self.rope_dims % 2 or self.rope_dims > self.dim // self.heads:
             raise ValueError(f"rope_dims {self.rope_dims} is odd or wider than a head of {self.dim // self.heads}")
-        if self.dim < Attention.GATE_INPUTS:
-            raise ValueError(f"dim {self.dim} is below the {Attention.GATE_INPUTS} channels that the gates look at")
+        if self.dim < GATE_INPUTS:
+            raise ValueError(f"dim {self.dim} is below the {GATE_INPUTS} channels that the gates look at")
 
 
 class Linear(nn.Linear):
@@ -92,24 +91,6 @@ def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
     return torch.cat((turned, x[..., width:]), dim=-1)
 
 
-class Rotary(nn.Module):
-    """Turns the first R of D dimensions by the position in the window; `ahead` is the mask of what lies ahead."""
-
-    cos: Tensor
-    sin: Tensor
-    ahead: Tensor
-
-    def __init__(self, context: int, width: int, base: float) -> None:
-        super().__init__()
-        cos, sin = rope_tables(context, width, base)
-        self.register_buffer("cos", cos, persistent=False)
-        self.register_buffer("sin", sin, persistent=False)
-        self.register_buffer("ahead", torch.full((context, context), -torch.inf).triu(1), persistent=False)
-
-    def forward(self, x: Tensor) -> Tensor:  # (B, T, H, D)
-        return rotate(x, self.cos[: x.size(1)], self.sin[: x.size(1)])
-
-
 def attend(q: Tensor, k: Tensor, v: Tensor, ahead: Tensor) -> Tensor:
     """Causal attention (B, T, H, D) of queries (B, T, H, D), scaled already, to keys and values (B, T, H_kv, D).
 
@@ -127,8 +108,6 @@ def attend(q: Tensor, k: Tensor, v: Tensor, ahead: Tensor) -> Tensor:
 
 
 class Attention(nn.Module):
-    GATE_INPUTS = 12
-
     def __init__(self, config: GPTConfig, layer: int) -> None:
         super().__init__()
         self.heads, self.kv_heads, self.width = config.heads, config.kv_heads, config.dim // config.heads
@@ -138,20 +117,20 @@ class Attention(nn.Module):
         self.value = Linear(config.dim, self.kv_heads * self.width)
         self.out = Linear(config.dim, config.dim, zero=True)
         self.gain = nn.Parameter(torch.full((config.heads,), config.qk_gain))
-        self.gate = nn.Parameter(torch.zeros(config.heads, self.GATE_INPUTS)) if config.gate else None
+        self.gate = nn.Parameter(torch.zeros(config.heads, GATE_INPUTS)) if config.gate else None
 
-    def forward(self, x: Tensor, rotary: Rotary) -> Tensor:
+    def forward(self, x: Tensor, cos: Tensor, sin: Tensor, ahead: Tensor) -> Tensor:
         B, T, C = x.shape
         q = self.query(x).view(B, T, self.heads, self.width)  # (B, T, H, D)
         k = self.key(x).view(B, T, self.kv_heads, self.width)  # (B, T, H_kv, D)
         v = self.value(x).view(B, T, self.kv_heads, self.width)
-        q = rotary(rms_norm(q)) * (self.gain / self.width**0.5).to(x.dtype)[:, None]
-        k = rotary(rms_norm(k))
-        y = attend(q, k, v, rotary.ahead[:T, :T])
+        q = rotate(rms_norm(q), cos, sin) * (self.gain / self.width**0.5).to(x.dtype)[:, None]
+        k = rotate(rms_norm(k), cos, sin)
+        y = attend(q, k, v, ahead)
         if self.exclusive:
             y = self.exclude(y, v)
         if self.gate is not None:
-            y = y * 2 * torch.sigmoid(F.linear(x[..., : self.GATE_INPUTS], self.gate.to(x.dtype)))[..., None]
+            y = y * 2 * torch.sigmoid(F.linear(x[..., :GATE_INPUTS], self.gate.to(x.dtype)))[..., None]
         out: Tensor = self.out(y.reshape(B, T, C))
         return out
 
@@ -184,15 +163,19 @@ class Block(nn.Module):
         self.mlp_scale = nn.Parameter(torch.ones(config.dim))
         self.mix = nn.Parameter(torch.tensor([[1.0], [0.0]]).repeat(1, config.dim))  # of the input, of the embedding
 
-    def forward(self, x: Tensor, x0: Tensor, rotary: Rotary) -> Tensor:  # (B, T, C) twice
+    def forward(self, x: Tensor, x0: Tensor, *tables: Tensor) -> Tensor:  # (B, T, C) twice; see GPT.forward
         mix = self.mix.to(x.dtype)
         x = mix[0] * x + mix[1] * x0
-        x = x + self.attn_scale.to(x.dtype) * self.attn(rms_norm(x), rotary)
+        x = x + self.attn_scale.to(x.dtype) * self.attn(rms_norm(x), *tables)
         x = x + self.mlp_scale.to(x.dtype) * self.mlp(rms_norm(x))
         return x
 
 
 class GPT(nn.Module):
+    cos: Tensor
+    sin: Tensor
+    ahead: Tensor
+
     def __init__(self, config: GPTConfig, dtype: torch.dtype = torch.float32) -> None:
         """Parameters are fp32; activations and matrix products are `dtype`."""
         super().__init__()
@@ -200,17 +183,23 @@ class GPT(nn.Module):
         self.dtype = dtype
         self.embed = nn.Embedding(config.vocab_size, config.dim)
         nn.init.normal_(self.embed.weight, std=config.embed_std)
-        self.smear = nn.Parameter(torch.zeros(Attention.GATE_INPUTS + 1)) if config.smear else None
+        # What smear is multiplied by, then the weights of its gate.
+        self.smear = nn.Parameter(torch.zeros(1 + GATE_INPUTS)) if config.smear else None
         self.blocks = nn.ModuleList(Block(config, layer) for layer in range(config.layers))
-        self.rotary = Rotary(config.context, config.rope_dims or config.dim // config.heads, config.rope_base)
+        cos, sin = rope_tables(config.context, config.rope_dims or config.dim // config.heads, config.rope_base)
+        self.register_buffer("cos", cos, persistent=False)
+        self.register_buffer("sin", sin, persistent=False)
+        ahead = torch.full((config.context, config.context), -torch.inf).triu(1)  # attention adds it to the weights
+        self.register_buffer("ahead", ahead, persistent=False)
 
     def forward(self, ids: Tensor, targets: Tensor | None = None) -> Tensor:
         """Logits (B, T, V) in fp32 for ids (B, T); with targets (B, T) the mean loss in nats per token."""
-        if self.config.context < ids.size(1):
-            raise ValueError(f"{ids.size(1)} tokens are more than the context of {self.config.context}")
+        T = ids.size(1)
+        if self.config.context < T:
+            raise ValueError(f"{T} tokens are more than the context of {self.config.context}")
         x = x0 = self.embedding(ids)  # (B, T, C)
         for block in self.blocks:
-            x = block(x, x0, self.rotary)
+            x = block(x, x0, self.cos[:T], self.sin[:T], self.ahead[:T, :T])
         x = rms_norm(x)
         head, softcap = self.embed.weight, self.config.softcap
         if targets is not None:
@@ -223,7 +212,7 @@ class GPT(nn.Module):
         if self.smear is None:
             return x
         smear = self.smear.to(x.dtype)
-        gate = torch.sigmoid(F.linear(x[..., : Attention.GATE_INPUTS], smear[None, 1:]))  # (B, T, 1)
+        gate = torch.sigmoid(F.linear(x[..., :GATE_INPUTS], smear[None, 1:]))  # (B, T, 1)
         return rms_norm(x + smear[0] * gate * F.pad(x[:, :-1], (0, 0, 1, 0)))
 
 
@@ -232,19 +221,14 @@ def cap(logits: Tensor, softcap: float) -> Tensor:
     return 2 * softcap * torch.sigmoid(logits * (2 / softcap)) - softcap if softcap else logits
 
 
-def slope(capped: Tensor, softcap: float) -> Tensor:
-    """Derivative of `cap` where it gives `capped`."""
-    return 1 - (capped / softcap).square()
-
-
 ROWS = 16384
 
 
 class CappedCrossEntropy(torch.autograd.Function):
-    """Head, softcap and cross-entropy in one: the logits of ROWS tokens at a time, gradients at once.
+    """Head, softcap and cross-entropy in one, for ROWS tokens at a time (Liger kernel, arXiv:2410.10989).
 
-    Neither logits nor their gradient ever exist for the whole batch, which is what limits its size, and the
-    backward pass has nothing left to do but to scale (Liger kernel, arXiv:2410.10989).
+    The forward pass also computes the gradients, and the backward pass only scales them. So logits and their gradient
+    never exist for the whole batch, whose size they would limit.
     """
 
     @staticmethod
@@ -252,19 +236,21 @@ class CappedCrossEntropy(torch.autograd.Function):
         weight, n, total = head.to(x.dtype), len(x), x.new_zeros((), dtype=torch.float32)
         grad_head, grads_x = torch.zeros_like(head), []
         for i in range(0, n, ROWS):
-            rows, wanted = x[i : i + ROWS], targets[i : i + ROWS]
-            logits = cap(F.linear(rows, weight).float(), softcap)  # (R, V), and again wherever used: never in memory
+            rows, target = x[i : i + ROWS], targets[i : i + ROWS]
+            logits = cap(F.linear(rows, weight).float(), softcap)  # (R, V)
             highest = logits.amax(-1, keepdim=True)
-            e = (logits - highest).exp()
-            partition = e.sum(-1, keepdim=True)
-            wanted_logit = logits.gather(-1, wanted[:, None])  # (R, 1)
-            total = total + (highest + partition.log() - wanted_logit).sum()
-            grad, own = e / (n * partition), torch.full_like(wanted_logit, 1 / n)
-            if softcap:
-                grad, own = grad * slope(logits, softcap), own * slope(wanted_logit, softcap)
-            grad = grad.to(x.dtype)  # but for the targets: theirs are single rows of the products
-            grads_x.append((grad @ weight - own * weight[wanted]).to(x.dtype))
-            grad_head = (grad_head + (grad.mT @ rows).float()).index_add(0, wanted, -own * rows.float())
+            exps = (logits - highest).exp()
+            partition = exps.sum(-1, keepdim=True)
+            target_logit = logits.gather(-1, target[:, None])  # (R, 1)
+            total = total + (highest + partition.log() - target_logit).sum()
+            # The gradient of the logits is (softmax - one-hot of the target) / n: `grad` less `at_target` in one place.
+            grad, at_target = exps / (n * partition), torch.full_like(target_logit, 1 / n)
+            if softcap:  # the derivative of the cap is 1 - (capped / softcap)^2
+                grad = grad * (1 - (logits / softcap).square())
+                at_target = at_target * (1 - (target_logit / softcap).square())
+            grad = grad.to(x.dtype)
+            grads_x.append((grad @ weight - at_target * weight[target]).to(x.dtype))
+            grad_head = (grad_head + (grad.mT @ rows).float()).index_add(0, target, -at_target * rows.float())
         ctx.save_for_backward(torch.cat(grads_x), grad_head)
         return total / n
 

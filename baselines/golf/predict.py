@@ -19,13 +19,13 @@ import torch
 import torch.nn.functional as F
 from cache import Cache, linear
 from mixer import NO_CONTEXTS, Mixer, switched_off
-from model import GPT, Attention, Block, GPTConfig, cap, rms_norm, rope_tables, rotate
+from model import GATE_INPUTS, GPT, Block, GPTConfig, cap, rms_norm, rope_tables, rotate
 from torch import Tensor
 
 BUDGET = {"laptop": 78.0}
 """Seconds that loading and all steps are to take, of the track's 120; 400 elsewhere, of 600."""
 LATE = 1.5
-"""The network is left alone if the quickest plan takes LATE times what is left of the budget."""
+"""The mixer is left out if even the quickest plan takes more than LATE times the seconds that are left."""
 PLANS = (
     (float("nan"), 0.0),  # the network alone
     *((0.2, 1.8), (0.05, 2.7), (0.03, 3.4), (0.02, 4.1), (0.014, 5.0), (0.01, 5.9), (0.007, 7.2), (0.005, 8.6)),
@@ -34,12 +34,12 @@ PLANS = (
 """Thresholds of `Mixer.predict`, and how many times as long a prediction then takes one thread as learning a token of
 the training text (docs/benchmarks/golf-mixer.md, Thresholds)."""
 BESIDE = 1.1
-"""How many times as long the steps take as was timed, since they share the cores with the scorer."""
+"""Factor on the timed seconds: the steps share the cores with the scorer."""
 TRIAL_STEPS = 50
 
 
 def load(root: Path, device: torch.device, lanes: int, count: int) -> "Network | Predictor":
-    """The predictor of the artifact in `root`."""
+    """The predictor of the artifact in `root`, for `count` tokens in `lanes` lanes."""
     begun = time.monotonic()
     manifest = json.loads((root / "submission.json").read_text(encoding="utf-8"))
     settings = (manifest.get("training") or {}).get("settings", {})
@@ -57,20 +57,19 @@ def load(root: Path, device: torch.device, lanes: int, count: int) -> "Network |
 
 
 def planned(predictor: "Predictor", trial: "Network", count: int, end: float) -> int:
-    """The plan with which `count` tokens take until `end`. Unless it is 0, the mixer has learned the training text.
+    """The finest plan that predicts `count` tokens by `end` (see `finest`). Unless it is 0, the mixer knows the prior.
 
-    `trial` is a network to time.
+    `trial` is a network to time, whose cache is spoilt.
     """
     torch.set_num_threads(max(1, predictor.threads - 1))  # beside the network the mixer learns
     plan = 0
-    for _ in range(2):  # from a part of the text first: a slow machine has no time for all of it
+    for _ in range(2):  # decide after a part of the prior, since a slow machine has no time for the rest; then again
         learning = predictor.beside.submit(next, predictor.prior)
         # Both at once, as in the steps: what two cores do together is not known from what one does alone.
         network = network_seconds(trial, count, learning.done)
         left, seconds = learning.result()
         plan = finest(network, count * seconds, end - time.monotonic() - left * seconds, predictor.threads)
-        if not plan:  # the network is alone
-            torch.set_num_threads(predictor.threads)
+        if not plan:
             break
     return plan
 
@@ -78,7 +77,7 @@ def planned(predictor: "Predictor", trial: "Network", count: int, end: float) ->
 def finest(network: float, learning: float, left: float, threads: int) -> int:
     """The finest plan that takes at most `left` seconds, else the quickest; 0, no mixer, if that is too late by far.
 
-    `network`: seconds of all its steps; `learning`: seconds in which as much of the training text would be learned.
+    `network`: seconds of all its steps; `learning`: seconds in which the mixer would learn as many tokens.
     """
     seconds = [BESIDE * (max(network, learning) + learning * cost / threads) for _, cost in PLANS]
     if seconds[1] > LATE * left:
@@ -110,6 +109,8 @@ class Predictor:
 
     def step(self, ids: Tensor, lane: Tensor) -> Tensor:
         """Log-probabilities (B, V), or logits, of the next token in each lane (B,), whose last token is in ids (B,)."""
+        # By the plan, also where another machine chose it: products may round differently with other threads.
+        torch.set_num_threads(max(1, self.threads - 1) if self.plan else self.threads)
         if not self.plan:
             return self.network.step(ids, lane)
         for _ in self.prior:  # what this machine left out, if the plan is a quicker one's
@@ -159,7 +160,7 @@ class Network:
         x = self.embed[ids]
         if self.smear is None:
             return x
-        gate = torch.sigmoid(F.linear(x[:, : Attention.GATE_INPUTS], self.smear[None, 1:]))  # (B, 1)
+        gate = torch.sigmoid(F.linear(x[:, :GATE_INPUTS], self.smear[None, 1:]))  # (B, 1)
         return rms_norm(x + self.smear[0] * gate * self.embed[before])
 
 
@@ -192,5 +193,5 @@ class Layer:
         if attn.exclusive:
             y = attn.exclude(y[:, None], v[:, None]).squeeze(1)
         if self.gate is not None:
-            y = y * 2 * torch.sigmoid(F.linear(x[:, : attn.GATE_INPUTS], self.gate))[..., None]
+            y = y * 2 * torch.sigmoid(F.linear(x[:, :GATE_INPUTS], self.gate))[..., None]
         return y.flatten(1)

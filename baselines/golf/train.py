@@ -13,7 +13,7 @@ if __name__ == "__main__" and signal.getsignal(signal.SIGINT) is signal.default_
 
 import sys
 import tempfile
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import asdict, dataclass, replace
 from functools import partial
@@ -39,15 +39,14 @@ from pgolf.train.settings import FromData, Options
 
 CALIBRATION_BATCHES = 16
 FRAMING = 1024
-"""Bytes that the weights add beside themselves: the tar's padding, and the frame's block headers, 3 in 128 KiB."""
+"""Bytes that packing adds to the weights: padding of the tar, and zstd's block headers, 3 bytes per 128 KiB."""
 SMALLEST_PRIOR = 64  # bytes: the mixer's coder keeps some in reserve
 PACKAGES = ["torch", "numpy", "constriction", "sentencepiece"]
 DIVERGED = "training diverged; lower the learning rates"
 LANES = 64
-"""With a mixer. Few: it sees the tokens of a step only after it, so the fewer lanes the more it knows."""
+"""With a mixer. It learns a step's tokens after the step, so with fewer lanes it has learned more before each one."""
 DESCRIPTION = "Train the strong baseline under the clock and pack the artifact."
-HERE = Path(__file__).parent
-SOURCE = {path.name: path.read_bytes() for path in HERE.glob("*.py")}  # what runs now; cache.py is naive's
+SOURCE = {path.name: path.read_bytes() for path in Path(__file__).parent.glob("*.py")}  # what runs now
 
 
 @dataclass(frozen=True)
@@ -58,10 +57,8 @@ class Settings(GPTConfig):
     """
 
     vocab_size: FromData = 8192
-    batch_tokens: int = 786_432
-    """Tokens per step, all ranks together."""
-    micro_tokens: int = 98_304
-    """Largest number of tokens that one rank takes through the model at once."""
+    batch_tokens: int = 786_432  # Tokens per step, all ranks together.
+    micro_tokens: int = 98_304  # Largest number of tokens that one rank takes through the model at once.
     matrix_lr: float = 0.023  # Learning rate of matrices (Muon).
     table_lr: float = 0.03  # Learning rate of the embedding (Adam).
     vector_lr: float = 0.02  # Learning rate of vectors (Adam).
@@ -69,12 +66,9 @@ class Settings(GPTConfig):
     """Decoupled, for matrices and tables (contest: smaller weights are cheaper to code): -0.041 ± 0.017."""
     momentum: float = 0.97  # Of Muon, after momentum_steps.
     momentum_start: float = 0.85  # Of Muon, at the first step.
-    momentum_steps: int = 500
-    """Muon's momentum goes from `momentum_start` to `momentum` over these steps."""
-    warmdown: float = 0.7
-    """The learning rates fall linearly over this last fraction of the run (arXiv:2405.18392) ..."""
-    floor: float = 0.1
-    """The learning rates end at this fraction of their height (contest: 0.1)."""
+    momentum_steps: int = 500  # Muon's momentum goes from `momentum_start` to `momentum` over these steps.
+    warmdown: float = 0.7  # Last part of the run, in which the learning rates fall linearly (arXiv:2405.18392).
+    floor: float = 0.1  # Fraction of the learning rates at the end of the run (contest).
     ema: float = 0.997
     """The packed weights are a moving average over the steps with this decay (contest); 0: the last ones."""
 
@@ -90,13 +84,10 @@ class Settings(GPTConfig):
     """Training text that the mixer learns before it predicts, in bytes of the artifact (see mixer.py); 0: no mixer."""
     off: str = ""
     """Names of the mixer's contexts that are switched off, or "text" or "mixer", with ; between them (see mixer.py)."""
-    limit: int = 0
-    """Largest artifact in bytes; 0: the track's."""
+    limit: int = 0  # Largest artifact in bytes; 0: the track's.
 
-    warmup_steps: int = 20
-    """Steps on random tokens before the clock; undone afterwards."""
-    bf16: bool = True
-    """Matrix products in bf16, on a GPU and on the CPUs that are faster with it; 0: all in fp32."""
+    warmup_steps: int = 20  # Steps on random tokens before the clock; undone afterwards.
+    bf16: bool = True  # Matrix products in bf16, on a GPU and on the CPUs that are faster with it; 0: all in fp32.
     compile: bool = True  # Use torch.compile, if it works here.
     log_every: int = 50  # Steps from one line of the log to the next.
 
@@ -124,44 +115,17 @@ class Settings(GPTConfig):
 
 
 # The main preset's switches are the contest's practice. Those of the laptop are measured: docs/benchmarks/golf.md.
+# fmt: off
 LAPTOP = Settings(
-    vocab_size=2048,
-    context=64,
-    layers=2,
-    dim=128,
-    heads=2,
-    kv_heads=1,
-    mlp_ratio=2,
-    rope_dims=0,
-    softcap=0.0,
-    xsa=2,
-    prior_bytes=780_000,
-    batch_tokens=2048,
-    micro_tokens=2048,
-    momentum=0.95,
-    momentum_steps=100,
-    ema=0.0,
-    floor=0.0,
-    calibration_tokens=16_384,
-    warmup_steps=3,
-    log_every=10,
+    vocab_size=2048, context=64, layers=2, dim=128, heads=2, kv_heads=1, mlp_ratio=2, rope_dims=0, softcap=0.0, xsa=2,
+    batch_tokens=2048, micro_tokens=2048, momentum=0.95, momentum_steps=100, floor=0.0, ema=0.0,
+    calibration_tokens=16_384, prior_bytes=780_000, warmup_steps=3, log_every=10,
 )
 MIDDLE = replace(
-    LAPTOP,
-    context=512,
-    layers=5,
-    dim=256,
-    heads=4,
-    mlp_ratio=3,
-    xsa=5,
-    prior_bytes=1_000_000,
-    batch_tokens=4096,
-    micro_tokens=2048,
-    matrix_lr=0.02,
-    momentum_steps=300,
-    limit=3_000_000,
-    log_every=50,
+    LAPTOP, context=512, layers=5, dim=256, heads=4, mlp_ratio=3, xsa=5, batch_tokens=4096, matrix_lr=0.02,
+    momentum_steps=300, prior_bytes=1_000_000, limit=3_000_000, log_every=50,
 )
+# fmt: on
 """For 3,000,000 bytes and half an hour on one core: --track unlimited --preset middle --seconds 2100."""
 PRESETS = {"main": Settings(), "laptop": LAPTOP, "unlimited": Settings(), "middle": MIDDLE}
 
@@ -183,15 +147,16 @@ class Trainer:
                 self.mixer = Mixer(run.data.tokenizer, run.data.bos, 0, switched_off(s.off) - NO_CONTEXTS)
             except ValueError as error:
                 raise UsageError(f"off is {s.off!r}: {error}") from None
+        # Encoding takes a core for the first part of the run. torch's threads wait for each other, so one on that core
+        # would slow down all of them: until the prior is encoded, torch has one thread less.
         every = torch.get_num_threads()
-        # Threads wait for the slowest of them, so a core that encodes as well would hold up all.
         fewer = max(1, every - 1) if self.mixer else every
-        self.threads = [fewer, every] if s.prior_bytes else [every]  # on all ranks: they warm up together
+        self.threads = [fewer, every] if s.prior_bytes else [every]  # two stages on all ranks: they warm up together
 
     def begin(self) -> None:
         if self.mixer:
             s, shards = self.settings, self.run.data.train_shards
-            tokens = first_tokens(shards, s.vocab_size, 2 * s.prior_bytes)  # more than fit
+            tokens = first_tokens(shards, s.vocab_size, 2 * s.prior_bytes)  # two per byte: more than fit
             self.prior = ThreadPoolExecutor(1).submit(self.mixer.encode, tokens, s.prior_bytes)  # beside training
             torch.set_num_threads(self.threads[0])
 
@@ -203,7 +168,7 @@ class Trainer:
         self.take_step(0, 1.0, ids, ids)
 
     def step(self, step: int, left: float, done: float, ids: Tensor, targets: Tensor) -> tuple[Tensor, float]:
-        if self.prior and self.prior.done():
+        if self.prior and self.prior.done():  # its core is free
             torch.set_num_threads(self.threads[-1])
         scale = self.settings.lr_scale(done)
         return self.take_step(step, scale, ids, targets), scale
@@ -214,7 +179,7 @@ class Trainer:
         loss = loop.gradients(self.run.forward, (ids, targets), s.micro_tokens // s.context)
         loss = self.optimizer.step(scale, loop.momentum(s, step), loss)
         if s.ema:
-            with torch.no_grad():  # at first over the last tenth of the steps, so that the first weights are forgotten
+            with torch.no_grad():  # early on over the last tenth of the steps, which forgets the initial weights
                 torch._foreach_lerp_(self.average, self.weights, max(1 - s.ema, 10 / (10 + step)))
         return loss
 
@@ -223,7 +188,9 @@ class Trainer:
         self, path: Path, feed: Iterator[tuple[Tensor, Tensor]], training: dict[str, Any]
     ) -> tuple[dict[str, Any], str]:
         """Calibrate, quantise to what fits, and pack."""
-        run, s, limit = self.run, self.settings, limit_of(self.run)
+        run, s = self.run, self.settings
+        largest = rules.track(run.options.track).artifact_bytes
+        limit = min(s.limit or largest, largest)
         members = self.members(training)
         # The average predicts better than the last weights, so calibration looks at it, too.
         for weight, mean in zip(self.weights, self.average, strict=False):
@@ -236,8 +203,18 @@ class Trainer:
         except ValueError as error:
             raise Refused(f"{error}: {DIVERGED}") from None
         # All other members are packed once, to know the room that the weights may fill.
-        taken = size_of({**members, "weights.bin": b""}, path, rules.track(run.options.track).artifact_bytes)
-        quantise, count = self.quantiser(state, inverses if s.gptq else {}, sensitivity)
+        with tempfile.TemporaryDirectory(dir=path.parent, prefix=".size-") as folder:
+            taken = pack({**members, "weights.bin": b""}, Path(folder) / path.name, largest)
+        matrices = {name: t for name, t in state.items() if name.endswith("weight")}
+        vectors = {name: t.cpu().numpy() for name, t in state.items() if name not in matrices}
+        count = sum(map(Tensor.numel, matrices.values()))
+        used = inverses if s.gptq else {}
+        rows = quant.row_steps(matrices, used, sensitivity) if s.balance else None
+
+        def quantise(step: float) -> bytes:
+            """The weights in steps of `step` standard deviations."""
+            return coder.dumps(asdict(run.model.config), quant.quantize(matrices, used, step, rows), vectors)
+
         try:
             weights, step = quant.fit(quantise, limit - taken - FRAMING, count, s.finest)
         except ValueError as error:
@@ -265,34 +242,6 @@ class Trainer:
         elif self.settings.prior_bytes:  # in the warm-up: as large as it gets, and as hard to compress
             members["prior.bin"] = np.random.bytes(self.settings.prior_bytes)
         return members
-
-    def quantiser(
-        self,
-        state: Mapping[str, Tensor],
-        inverses: Mapping[str, quant.InverseHessian],
-        sensitivity: Mapping[str, Tensor],
-    ) -> tuple[Callable[[float], bytes], int]:
-        """A function from a step in standard deviations to the bytes of the weights, and their number."""
-        matrices = {name: t for name, t in state.items() if name.endswith("weight")}
-        plain = {name: t.cpu().numpy() for name, t in state.items() if name not in matrices}
-        rows = quant.row_steps(matrices, inverses, sensitivity) if self.settings.balance else None
-        config = asdict(self.run.model.config)
-
-        def quantise(step: float) -> bytes:
-            return coder.dumps(config, quant.quantize(matrices, inverses, step, rows), plain)
-
-        return quantise, sum(map(Tensor.numel, matrices.values()))
-
-
-def limit_of(run: loop.Run) -> int:
-    track = rules.track(run.options.track).artifact_bytes
-    return min(run.settings.limit or track, track)
-
-
-def size_of(members: dict[str, bytes], path: Path, limit: int) -> int:
-    """Bytes of an artifact of these members, packed beside `path`."""
-    with tempfile.TemporaryDirectory(dir=path.parent, prefix=".size-") as folder:
-        return pack(members, Path(folder) / path.name, limit)
 
 
 def calibrate(
