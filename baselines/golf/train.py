@@ -126,7 +126,7 @@ MIDDLE = replace(
     momentum_steps=300, prior_bytes=1_000_000, limit=3_000_000, log_every=50,
 )
 # fmt: on
-"""For 3,000,000 bytes and half an hour on one core: --track unlimited --preset middle --seconds 2100."""
+"""For 3,000,000 bytes and half an hour on one core: --track unlimited --preset middle --seconds 1800."""
 PRESETS = {"main": Settings(), "laptop": LAPTOP, "unlimited": Settings(), "middle": MIDDLE}
 
 

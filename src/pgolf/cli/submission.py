@@ -166,12 +166,12 @@ def add_ablate(commands: Commands) -> None:
         "variants", nargs="*", metavar="KEY=VALUE[,KEY=VALUE]", help="settings that differ from the base"
     )
     parser.add_argument("--data", type=Path, required=True, help="dataset folder")
-    parser.add_argument("--track", default="laptop", choices=rules.TRACKS)
+    parser.add_argument("--track", default="laptop", choices=rules.TRACKS, help="default: %(default)s")
     parser.add_argument("--preset", help="the trainer's settings to begin with (default: those of the track)")
     budget = parser.add_mutually_exclusive_group(required=True)
     budget.add_argument("--steps", type=int, help="budget in steps: the same on any machine")
     budget.add_argument("--seconds", type=float, help="budget in seconds: needs a quiet machine")
-    parser.add_argument("--seeds", type=int, nargs="+", default=[1, 2, 3])
+    parser.add_argument("--seeds", type=int, nargs="+", default=[1, 2, 3], help="default: 1 2 3")
     parser.add_argument("--base", action="append", default=[], metavar="KEY=VALUE", help="setting of all runs")
     parser.add_argument("--trainer", type=Path, default=Path("baselines/golf/train.py"), help="default: %(default)s")
     parser.add_argument(
@@ -184,7 +184,12 @@ def add_ablate(commands: Commands) -> None:
         help="score the first N documents only, or as many of the development text",
     )
     parser.add_argument("--no-sandbox", action="store_true", help="no sandbox: for your own code, a little faster")
-    parser.add_argument("--out", type=Path, default=Path("runs/ablate"), help="folder of the runs, table and plot")
+    parser.add_argument(
+        "--out",
+        type=Path,
+        default=Path("runs/ablate"),
+        help="folder of the runs, table and plot (default: %(default)s)",
+    )
     parser.add_argument("--json", action="store_true", help="print the table as JSON")
 
 
