@@ -75,7 +75,7 @@ class Mixer:
         self.library.mixer_learn(self.handle, address(ids), address(lane), len(ids))
 
     def predict(self, lane: Ids, p: npt.NDArray[np.float32], threshold: float, threads: int) -> None:
-        """Turn the network's probabilities p (B, V) of the next token of each lane, in place, into the mixture's.
+        """Turn the network's probabilities p (B, V) of each lane's next token, in place, into the mixture's log.
 
         Subtrees less probable than `threshold` keep the network's shares. The number of threads changes nothing.
         """

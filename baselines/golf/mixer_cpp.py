@@ -349,8 +349,8 @@ class Mixer {
         }
     }
 
-    // Turn the network's probabilities (count, V) of the lanes' next tokens into the mixture's. Subtrees less probable
-    // than `threshold` keep the network's shares. Nothing learns meanwhile, so threads change nothing.
+    // Turn the network's probabilities (count, V) of the lanes' next tokens into logarithms of the mixture's. Subtrees
+    // less probable than `threshold` keep the network's shares. Nothing learns meanwhile, so threads change nothing.
     void predict(const int64_t* lane, int count, float* p, float threshold, int threads) {
         std::atomic<int> next = 0;
         auto work = [&]() {
@@ -475,6 +475,7 @@ class Mixer {
         expand(lane, 0, 1, 1, none, threshold, mixed);
         const int* leaf = leaf_of.data();
         for (int i = 0; i < tokens; i++) p[i] = std::max(mixed[leaf[i]], 1e-12f);
+        for (int i = 0; i < tokens; i++) p[i] = natural_log(p[i]);
     }
 
     // The mixture's probabilities of the leaves below a node, whose own is p.

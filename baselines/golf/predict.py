@@ -121,7 +121,7 @@ class Predictor:
         learning.result()
         threshold, _ = PLANS[min(self.plan, len(PLANS) - 1)]
         self.mixer.predict(lanes, p.numpy(), threshold, self.threads)
-        return p.log_()
+        return p
 
 
 def load_model(root: Path, device: torch.device) -> GPT:

@@ -46,7 +46,7 @@ def stepped(mixer: Any, tokens: Array, threads: int = 1, threshold: float = 0.01
         p = np.full((LANES, mixer.vocab_size), 1 / mixer.vocab_size, np.float32)
         mixer.learn(np.ascontiguousarray(ids), lanes)
         mixer.predict(lanes, p, threshold, threads)
-        out.append(p)
+        out.append(np.exp(p))
     return np.stack(out)
 
 
@@ -140,7 +140,7 @@ def test_what_is_improbable_keeps_the_networks_shares(mixer: Any, tokenizer: Pat
     mixed = p.copy()
     one.learn(np.full(LANES, BOS), np.arange(LANES))
     one.predict(np.arange(LANES), mixed, 2.0, 1)  # no node is that probable
-    np.testing.assert_allclose(mixed, p, rtol=1e-3, atol=1e-8)
+    np.testing.assert_allclose(np.exp(mixed), p, rtol=1e-3, atol=1e-8)
 
 
 def test_a_threshold_changes_nothing_that_is_learned(mixer: Any, tokenizer: Path) -> None:
