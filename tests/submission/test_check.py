@@ -3,9 +3,11 @@
 import base64
 import json
 import random
+import sys
 from dataclasses import replace
 from io import BufferedReader
 from pathlib import Path
+from types import ModuleType
 
 import pytest
 
@@ -48,12 +50,14 @@ def test_a_folder_is_checked_as_what_it_packs_into(dataset: Path, make_artifact:
     [
         ("import pytest\n", "import-undeclared", "error"),
         ("import no_such_module.part\n", "import-missing", "warning"),
+        ("import module_without_spec\n", "import-missing", "warning"),
         ("import helper\n", "import-undeclared", "error"),
     ],
 )
 def test_imports_are_named_with_their_line(
-    dataset: Path, make_artifact: MakeArtifact, code: str, rule: str, severity: str
+    dataset: Path, make_artifact: MakeArtifact, monkeypatch: pytest.MonkeyPatch, code: str, rule: str, severity: str
 ) -> None:
+    monkeypatch.setitem(sys.modules, "module_without_spec", ModuleType("module_without_spec"))  # as compiled ones are
     members = {"helper.py": b"\nimport json\nfrom hypothesis import given\n"}
     path = make_artifact("try:\n    " + code + "except ImportError:\n    pass\n" + UNIFORM, members)
     report = check(path, dataset, UNSANDBOXED, train=False)
@@ -107,14 +111,20 @@ def test_verbose_shows_what_raised(
     assert "ZeroDivisionError" in finding["what"] and "Traceback" in seen.err
 
 
-def test_source_that_is_too_large_or_holds_data(dataset: Path, make_artifact: MakeArtifact) -> None:
+def test_source_that_is_too_large_or_holds_data(
+    dataset: Path, make_artifact: MakeArtifact, monkeypatch: pytest.MonkeyPatch
+) -> None:
     data = base64.b64encode(random.Random(1).randbytes(180_000))
-    path = make_artifact(UNIFORM, {"blob.py": b'X = """' + data + b'"""\n'})
-    report = check(path, dataset, UNSANDBOXED, train=False)
-    assert {(f.rule, f.severity, f.file) for f in report.findings} == {
-        ("source-bytes", "error", "blob.py"),
-        ("source-noise", "warning", "blob.py"),
-    }
+
+    def findings(size: int) -> list[tuple[str, str, str | None]]:
+        path = make_artifact("import blob\n" + UNIFORM, {"blob.py": b'X = """' + data[:size] + b'"""\n'})
+        return [(f.rule, f.severity, f.file) for f in check(path, dataset, UNSANDBOXED, train=False).findings]
+
+    assert findings(100_000) == [("source-noise", "warning", "blob.py")]
+    parsed: list[str] = []
+    monkeypatch.setattr("pgolf.submission.members._imported", lambda source, name: parsed.append(name))
+    assert findings(len(data)) == [("source-bytes", "error", "blob.py")]
+    assert parsed == [], "too much to parse in this process"
 
 
 def test_the_text_is_read_once(dataset: Path, make_artifact: MakeArtifact, monkeypatch: pytest.MonkeyPatch) -> None:

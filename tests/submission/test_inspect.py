@@ -70,6 +70,9 @@ def test_public_formats_are_known_by_their_bytes() -> None:
     assert tensors.figures(found)[0].dtype == "bfloat16"
 
 
+CODE = {"dtype": "I8", "shape": [1], "data_offsets": [0, 1]}
+
+
 @pytest.mark.parametrize(
     "data",
     [
@@ -80,11 +83,23 @@ def test_public_formats_are_known_by_their_bytes() -> None:
         safetensors({"a": {"dtype": "I8", "shape": [99], "data_offsets": [0, 99]}}, b"short"),
         safetensors({"a": {"dtype": "I8", "shape": [-1], "data_offsets": [0, -1]}}, b"short"),
         safetensors([1], b""),
+        safetensors({name: {"dtype": "I8", "shape": [9], "data_offsets": [0, 9]} for name in "ab"}, b"both here"),
+        safetensors(
+            {"__metadata__": " " * (1 << 24), "a": {"dtype": "I8", "shape": [1], "data_offsets": [0, 1]}}, b"x"
+        ),
         npz(a=np.array(["text"])),
     ],
 )
 def test_other_bytes_hold_no_tensors(data: bytes) -> None:
     assert tensors.recognise(data) is None
+
+
+@pytest.mark.parametrize("shape", [[1] * 65, [1] * 400_000, [10**4000, 10**4000], [True], "1"])
+def test_a_shape_is_bounded_before_it_is_multiplied(shape: object, monkeypatch: pytest.MonkeyPatch) -> None:
+    multiplied: list[object] = []
+    monkeypatch.setattr(tensors.math, "prod", multiplied.append)
+    assert tensors.recognise(safetensors({"a": CODE | {"shape": shape}}, b"x")) is None
+    assert multiplied == []
 
 
 def test_tensors_in_a_member_and_beside_the_artifact(

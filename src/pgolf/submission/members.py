@@ -5,6 +5,7 @@ import importlib.util
 import sys
 import tarfile
 from collections.abc import Iterator, Mapping
+from importlib.machinery import ModuleSpec
 from pathlib import Path
 
 import zstandard
@@ -20,9 +21,12 @@ CODE, TOKENIZER, OTHER = ROLES = ("code", "tokenizer", "weights and other")
 
 def look(found: Artifact) -> Iterator[Finding]:
     """All findings about members."""
-    yield from _imports(found)
     yield from _unused(found)
-    yield from _sources(found)
+    if too_large := list(_source_bytes(found)):
+        yield from too_large
+        return  # a syntax tree takes many times the source's size in memory
+    yield from _noise(found)
+    yield from _imports(found)
 
 
 def role(found: Artifact, name: str) -> str:
@@ -74,7 +78,7 @@ def _imports(found: Artifact) -> Iterator[Finding]:
         for member, line, module in _reachable(found.members, root):
             if module in sys.stdlib_module_names:
                 continue
-            spec = None if module == "__main__" else importlib.util.find_spec(module)
+            spec = _spec(module)
             if spec is None:
                 remedy = f"install what provides {module}, or remove the import"
                 yield Finding("import-missing", WARNING, member, line, f"imports {module}, which is not here", remedy)
@@ -83,6 +87,14 @@ def _imports(found: Artifact) -> Iterator[Finding]:
                 yield Finding(
                     "import-undeclared", ERROR, member, line, what, f"add its package to {MANIFEST}: packages"
                 )
+
+
+def _spec(module: str) -> ModuleSpec | None:
+    """Where it would be imported from; None: nowhere."""
+    try:
+        return importlib.util.find_spec(module)
+    except ValueError:  # a module without a file of this very process, such as __main__
+        return None
 
 
 def _reachable(members: Mapping[str, bytes], root: str) -> Iterator[tuple[str, int, str]]:
@@ -121,13 +133,17 @@ def _unused(found: Artifact) -> Iterator[Finding]:
             yield Finding("member-useless", WARNING, name, None, what, "leave it out of the artifact")
 
 
-def _sources(found: Artifact) -> Iterator[Finding]:
-    """Of what an organizer gets to train again: its size, and data that may hide in it."""
+def _source_bytes(found: Artifact) -> Iterator[Finding]:
+    """Of what an organizer gets to train again: its size."""
     code, limit = sources(found.members), rules.track(found.manifest.track).source_bytes
     if (total := sum(map(len, code.values()))) > limit:
         largest = max(code, key=lambda name: len(code[name]))
-        what = f"the Python files and {MANIFEST} have {total:,} bytes; the track's limit is {limit:,}"
-        yield Finding("source-bytes", ERROR, largest, None, what, "move data out of the code")
-    for name, rate in noise.noisy(code):
+        what = f"the Python files and {MANIFEST} have {total:,} bytes, so they are not read; the track's limit is "
+        yield Finding("source-bytes", ERROR, largest, None, what + f"{limit:,}", "move data out of the code")
+
+
+def _noise(found: Artifact) -> Iterator[Finding]:
+    """Data that may hide in what an organizer gets to train again."""
+    for name, rate in noise.noisy(sources(found.members)):
         what = f"{rules.NOISE_WINDOW_BYTES:,} bytes of it compress to {rate:.0%}, code to under {rules.NOISE_RATE:.0%}"
         yield Finding("source-noise", WARNING, name, None, what, "move data out of the code: training starts from none")

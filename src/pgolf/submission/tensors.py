@@ -37,6 +37,8 @@ _FLOATS = {"F64": "<f8", "F32": "<f4", "F16": "<f2"}
 _INTEGERS = {"I64": "<i8", "I32": "<i4", "I16": "<i2", "I8": "i1", "U64": "<u8", "U32": "<u4", "U16": "<u2", "U8": "u1"}
 _DTYPES = {**_FLOATS, **_INTEGERS, "BOOL": "u1", "BF16": "V2"}
 _MOST = 100_000  # tensors in a file
+_HEADER_BYTES = 1 << 24  # of a safetensors header, whose JSON takes many times its size in memory
+_DIMENSIONS = 64  # numpy's own limit
 
 
 @dataclass(frozen=True)
@@ -94,15 +96,21 @@ def _safetensors(data: bytes) -> dict[str, Array]:
     start = 8 + int.from_bytes(data[:8], "little")
     if not 8 < start <= len(data):
         raise ValueError("no header")
+    if start > _HEADER_BYTES:
+        raise ValueError("a header of more than 16 MiB")
     header = json.loads(data[8:start])
-    arrays = {}
+    arrays, left = {}, len(data) - start
     for name, entry in header.items():
         if name != "__metadata__":
             begin, end = entry["data_offsets"]
-            shape = [int(size) for size in entry["shape"]]
+            shape = entry["shape"]  # bounded before it is multiplied
+            if len(shape) > _DIMENSIONS or not all(type(size) is int and 0 <= size <= len(data) for size in shape):
+                raise ValueError(f"{name}: no shape of a tensor in this file")
             dtype = np.dtype(_DTYPES[entry["dtype"]])
             if not 0 <= begin <= end <= len(data) - start or end - begin != math.prod(shape) * dtype.itemsize:
                 raise ValueError(f"{name}: not inside the file")
+            if (left := left - (end - begin)) < 0:
+                raise ValueError(f"{name}: overlaps another tensor")  # as many could, each as large as the file
             arrays[name] = np.frombuffer(data, dtype, math.prod(shape), start + begin).reshape(shape)
     return arrays
 
