@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from conftest import damaged
 from pgolf import rules
-from pgolf.artifact import Manifest, pack, parse, read
+from pgolf.artifact import Manifest, pack, parse, read, source_bytes
 from pgolf.errors import Refused, UsageError
 from pgolf.submission.folder import folder_members
 
@@ -105,6 +105,9 @@ BAD_MEMBERS = {
     "duplicate of a folder": (info("predict.py/x"), "one of its folders is a file"),
     "backslash": (info("a\\b"), "backslashes"),
     "control character": (info("a\x1b[31m"), "control characters"),
+    "code with a name of other letters": (info("ä.py"), "name of a Python file"),
+    "code with a space": (info("my code/a.py"), "name of a Python file"),
+    "code with a long name": (info(f"{'a/' * 49}a.py"), "name of a Python file"),
 }
 
 
@@ -113,6 +116,16 @@ def test_bad_member(name: str) -> None:
     """Each kind of member that could reach outside, or confuse, is refused by name and rule."""
     member, expected = BAD_MEMBERS[name]
     assert expected in refusal(compressed(tar_of((member, b""))))
+
+
+def test_names_of_files_that_no_trainer_gets_are_free(tmp_path: Path) -> None:
+    names = ("my weights/ä.bin", f"{'a/' * 60}a.bin", f"{'a/' * 48}a.py")
+    pack(GOOD | dict.fromkeys(names, b""), tmp_path / "a.zst", LIMIT)
+    assert set(names) <= read(tmp_path / "a.zst", LIMIT).members.keys()
+
+
+def test_names_of_code_count_as_source() -> None:
+    assert source_bytes({"a.py": b"", "b/c.py": b"12"}) == 4 + 6 + 2
 
 
 def test_other_tar_dialects_are_refused() -> None:

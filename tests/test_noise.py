@@ -28,5 +28,11 @@ def test_noise_in_many_small_files_is_found() -> None:
     assert len(list(noisy(CODE | parts))) > 2
 
 
+def test_noise_in_the_names_of_empty_files_is_found() -> None:
+    coded = base64.b64encode(random.Random(2).randbytes(13_000), altchars=b"-_").decode()
+    names = [f"{coded[at : at + 90]}.py" for at in range(0, len(coded), 90)]
+    assert len(list(noisy(CODE | dict.fromkeys(names, b"")))) > 2
+
+
 def test_nothing_is_no_noise() -> None:
     assert not list(noisy({})) and not list(noisy({"a.py": b"", "b.py": b"x = 1"}))

@@ -31,6 +31,7 @@ DOCS = "docs/artifact.md"
 LEVEL = 22  # of zstd
 
 _BLOCK = 512
+_PYTHON_NAME = 100  # characters
 _CHUNK = 1024  # one chunk of compressed input grows to at most 32 MiB, so the cap is checked in time
 
 
@@ -245,6 +246,11 @@ def _member_name(raw: bytes, where: str) -> str:
         raise Refused(f"{name}: absolute paths are not allowed")
     if any(part in ("", ".", "..") for part in name.split("/")):
         raise Refused(f"{name!r}: empty, '.' and '..' path parts are not allowed")
+    if name.endswith(".py") and not re.fullmatch(rf"[\w./-]{{1,{_PYTHON_NAME}}}", name, re.ASCII):  # a trainer gets it
+        raise Refused(
+            f"{name!r}: the name of a Python file may have {_PYTHON_NAME} characters: letters, digits, '_', '-', '.' "
+            "and '/'"
+        )
     return name
 
 
@@ -343,3 +349,8 @@ def _require(key: str, values: dict[str, Any], holds: bool) -> None:
 def sources(members: Mapping[str, bytes]) -> dict[str, bytes]:
     """The members that train.py needs to train again: code and manifest, never weights or other blobs."""
     return {name: data for name, data in members.items() if name.endswith(".py") or name == MANIFEST}
+
+
+def source_bytes(sources: Mapping[str, bytes]) -> int:
+    """Their size with that of their names, which train.py can read as well."""
+    return sum(len(name.encode()) + len(data) for name, data in sources.items())

@@ -457,6 +457,16 @@ def test_sources_over_the_limit(case: Case) -> None:
     assert record.status == "refused" and record.reason and "the limit of track laptop is 128,000" in record.reason
 
 
+def test_names_count_as_source(case: Case) -> None:
+    """Which empty files have as well."""
+    limit = rules.TRACKS["laptop"].source_bytes
+    members = case.members | {f"{number:097d}.py": b"" for number in range(200)} | {"big.py": b"#" * (limit - 19_000)}
+    assert sum(len(data) for name, data in members.items() if name != "tokenizer.model") < limit
+    case.path.write_bytes(packed(members))
+    record = case.run()
+    assert record.status == "refused" and record.reason and "names included" in record.reason
+
+
 TRAINER = """
 import json, sys
 from pathlib import Path

@@ -123,10 +123,10 @@ def check(case: Case, folder: Folder) -> None:
         case.say(case.claim.note)
     if (track := case.claim.track) not in (None, case.track.name):
         raise Refused(f"the submission is for track {track}, its artifact for {case.track.name}")
-    if (size := sum(map(len, case.sources.values()))) > (most := case.track.source_bytes):
+    if (size := artifact.source_bytes(case.sources)) > (most := case.track.source_bytes):
         raise Refused(
-            f"the sources (*.py and submission.json) have {size:,} bytes; the limit of track {case.track.name} is "
-            f"{most:,}"
+            f"the sources (*.py and submission.json, names included) have {size:,} bytes; the limit of track "
+            f"{case.track.name} is {most:,}"
         )
     check_installed(case.artifact.manifest.packages)
     if case.options.isolated:

@@ -57,7 +57,11 @@ def slices(public: tuple[float, int], secret: float, given: Mapping[str, bytes])
     """
     bpb, size = public
     gap = (secret - bpb) * size
-    packed = len(zstandard.ZstdCompressor(level=19).compress(b"".join(data for _, data in sorted(given.items()))))
+    packed = len(
+        zstandard.ZstdCompressor(level=19).compress(
+            b"".join(name.encode() + data for name, data in sorted(given.items()))
+        )
+    )
     if gap > 8 * packed + rules.SLICE_RATE * bpb * size:
         yield (
             f"the public text is coded in {gap:,.0f} bits less than its bytes would take at the secret text's rate; "

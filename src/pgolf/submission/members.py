@@ -136,10 +136,13 @@ def _unused(found: Artifact) -> Iterator[Finding]:
 def _source_bytes(found: Artifact) -> Iterator[Finding]:
     """Of what an organizer gets to train again: its size."""
     code, limit = sources(found.members), rules.track(found.manifest.track).source_bytes
-    if (total := sum(map(len, code.values()))) > limit:
+    if (total := artifact.source_bytes(code)) > limit:
         largest = max(code, key=lambda name: len(code[name]))
-        what = f"the Python files and {MANIFEST} have {total:,} bytes, so they are not read; the track's limit is "
-        yield Finding("source-bytes", ERROR, largest, None, what + f"{limit:,}", "move data out of the code")
+        what = (
+            f"the Python files and {MANIFEST} have {total:,} bytes with their names; the track's limit is {limit:,}, "
+            "and more is not looked at"
+        )
+        yield Finding("source-bytes", ERROR, largest, None, what, "move data out of the code")
 
 
 def _noise(found: Artifact) -> Iterator[Finding]:
