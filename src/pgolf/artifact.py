@@ -248,8 +248,8 @@ def _member_name(raw: bytes, where: str) -> str:
         raise Refused(f"{name!r}: empty, '.' and '..' path parts are not allowed")
     if name.endswith(".py") and not re.fullmatch(rf"[\w./-]{{1,{_PYTHON_NAME}}}", name, re.ASCII):  # a trainer gets it
         raise Refused(
-            f"{name!r}: the name of a Python file may have {_PYTHON_NAME} characters: letters, digits, '_', '-', '.' "
-            "and '/'"
+            f"{name!r:.120}: the name of a Python file may have {_PYTHON_NAME} characters: letters, digits, '_', '-', "
+            "'.' and '/'"
         )
     return name
 

@@ -5,14 +5,57 @@ from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from pgolf import artifact
-from pgolf.artifact import MANIFEST, Artifact
+from pgolf.artifact import MANIFEST, Artifact, Manifest
+from pgolf.data import sentencepiece_file
 from pgolf.data.dataset import Dataset, training_files
+from pgolf.data.sentencepiece_file import Contents
+from pgolf.errors import Refused
 from pgolf.files import printable
 from pgolf.sandbox.training import Job
 
 _OUT = "/tmp/artifact.zst"  # inside the sandbox; what counts is what the trainer hands over
 _BUDGET = "--steps", "--seconds"
 _WORDS = 60  # characters of a name or value
+
+
+@dataclass(frozen=True)
+class Given:
+    """What train.py can read of an artifact before the clock starts: nothing else of it is in the sandbox."""
+
+    sources: Mapping[str, bytes]
+    name: str
+    """The tokenizer's; the dataset's is the same file."""
+    tokenizer: Contents | None
+    """None: no SentencePiece model, so no training shards can be made with it and nothing is trained."""
+
+    @property
+    def source_bytes(self) -> int:
+        """What the track's limit on source is about."""
+        return artifact.source_bytes(self.sources) + (self.tokenizer.source_bytes if self.tokenizer else 0)
+
+    @property
+    def text(self) -> dict[str, bytes]:
+        """All of it that its author chose, by file."""
+        return {**self.sources, **({self.name: self.tokenizer.text} if self.tokenizer else {})}
+
+
+def given(found: Artifact) -> Given:
+    """Raises Refused for a SentencePiece model that holds what tokenizing does not need."""
+    name, contents = found.manifest.tokenizer, None
+    if _is_sentencepiece(found.manifest):
+        try:
+            contents = sentencepiece_file.read(found.members[name])
+        except ValueError as error:
+            raise Refused(
+                f"the tokenizer {printable(name)} {error}; train.py gets it before the clock, so it may only hold what "
+                "SentencePiece writes (docs/artifact.md#tokenizers)"
+            ) from None
+    return Given(artifact.sources(found.members), name, contents)
+
+
+def _is_sentencepiece(manifest: Manifest) -> bool:
+    """Whether the harness would run it as a SentencePiece model, the only kind that shards are made with."""
+    return manifest.tokenizer != "bytes" and not manifest.tokenizer.endswith((".json", ".py"))
 
 
 def job(
@@ -46,8 +89,9 @@ def job(
 def is_in_tokens_of(found: Artifact, dataset: Dataset) -> bool:
     """Whether the shards of `dataset` are in the tokens of the artifact's tokenizer."""
     manifest = found.manifest
-    same = found.members.get(manifest.tokenizer) == dataset.tokenizer.read_bytes()
-    return same and manifest.transform == dataset.transform
+    if not _is_sentencepiece(manifest) or manifest.transform != dataset.transform:
+        return False
+    return found.members[manifest.tokenizer] == dataset.tokenizer.read_bytes()
 
 
 @dataclass(frozen=True)

@@ -22,7 +22,7 @@ class Track:
     interval_bpb: float = 0.005
     """A re-run whose 95 % interval has a larger half-width decides nothing about a claim."""
     source_bytes: int = 200_000
-    """Most bytes of code that trains again: what was learned before the clock could lie in it (docs/rules.md)."""
+    """Most bytes of an author that a trainer can read: what was learned before the clock could lie in them."""
 
 
 TRACKS = {
@@ -68,6 +68,9 @@ WORKER_OUTPUT_BYTES = 1024 * 1024  # stdout and stderr together
 # What train.py may be, use and hand over where an organizer runs it again.
 NOISE_WINDOW_BYTES = 8192  # of code, compressed alone
 NOISE_RATE = 0.5  # of its size after that, at most: real code has under 0.5, noise in hexadecimal 0.51, in base64 0.76
+TOKENIZER_PIECE_BYTES = 10  # text of a piece, on average, that is no source: real vocabularies have 4 to 8.5 ...
+TOKENIZER_TEXT_BYTES = 400_000  # ... and of all pieces: 50,000 of a real vocabulary
+TOKENIZER_OTHER_BYTES = 8192  # of a tokenizer besides pieces and standard normalisation rules: real ones have 2,200
 TRAIN_MEMORY = 0.75  # of the machine's
 TRAIN_PROCESSES = 8192  # threads count
 TRAIN_DISK_BYTES = 8 * 1024**3

@@ -1,6 +1,7 @@
 """The re-run: what it trains and scores, how it ends, what it publishes, and that it can be killed."""
 
 import json
+import random
 import re
 import shutil
 import stat
@@ -11,7 +12,9 @@ from pathlib import Path
 from typing import Any, get_args, get_type_hints
 
 import jsonschema
+import numpy as np
 import pytest
+import sentencepiece as spm
 
 from conftest import ALL, DOCUMENTS, ROOT, write_dataset
 from contest.fakes import CALIBRATION, Scorer, Trainer, disjoint_dataset, install, packed, submission
@@ -22,7 +25,8 @@ from pgolf.contest import calibrate, rerun_record, state, verdict
 from pgolf.contest.case import Options
 from pgolf.contest.rerun import rerun
 from pgolf.contest.rerun_record import Rerun
-from pgolf.data.dataset import open_dataset
+from pgolf.data.build.byte_model import byte_model
+from pgolf.data.dataset import open_dataset, training_files
 from pgolf.errors import EnvironmentBroken, Refused, UsageError
 from pgolf.files import is_temporary, open_regular
 from pgolf.sandbox import box
@@ -78,8 +82,10 @@ def test_a_rerun_trains_on_sources_and_scores(case: Case, data: Path, secret: Pa
         assert run.artifact and run.artifact.sha256 in [digest for digest, _ in case.scorer.calls]
     assert len({run.seed for run in record.seeds}) == 3
     assert {member.name: member.source for member in record.members} == {
-        name: name in case.trainer.jobs[0].sources for name in case.members
+        name: name in {*case.trainer.jobs[0].sources, "tokenizer.model"} for name in case.members
     }
+    given, kept = re.findall(r"^(?:trained on|kept out) +(.*)", rerun_record.table(record), re.MULTILINE)
+    assert " of source in 3 files, and tokenizer.model " in given and kept.startswith("weights.bin 1 bytes")
     assert record.seconds == {"calibrate": 1.0, "train": 18.0, "score": 12.0, "total": 31.0}
 
 
@@ -426,12 +432,62 @@ def test_a_secret_text_that_is_trained_on(case: Case, tmp_path: Path, tokenizer_
 
 
 def test_another_tokenizer_is_wrong_usage(case: Case, data: Path) -> None:
-    case.path.write_bytes(packed(case.members | {"tokenizer.model": b"other"}))
-    with pytest.raises(UsageError, match="data build SOURCE --tokenizer"):
-        case.run()
-    case.path.write_bytes(packed(submission(data, transform="case-1")))
-    with pytest.raises(UsageError, match="data build SOURCE --tokenizer"):
-        case.run()
+    """Also one that no shards can be made with, though the file of the dataset's lies beside it."""
+    others = [
+        case.members | {"tokenizer.model": byte_model()},
+        submission(data, transform="case-1"),
+        submission(data, tokenizer="bytes", vocab_size=257, bos=256) | {"bytes": case.members["tokenizer.model"]},
+        submission(data, tokenizer="tokenizer.json") | {"tokenizer.json": case.members["tokenizer.model"]},
+    ]
+    for members in others:
+        case.path.write_bytes(packed(members))
+        with pytest.raises(UsageError, match="data build SOURCE --tokenizer"):
+            case.run()
+
+
+def hidden_in(model: bytes, data: bytes) -> bytes:
+    """The model with data in a field that SentencePiece does not know, and so skips."""
+    return model + bytes([0xC2, 0x3E, len(data) & 127 | 128, len(data) >> 7 & 127 | 128, len(data) >> 14]) + data
+
+
+def test_a_tokenizer_that_carries_weights_is_refused(case: Case, tmp_path: Path, tokenizer_model: Path) -> None:
+    """The trainer would read them in its dataset, before the clock. Whatever the data that the organizer has."""
+    weights = random.Random(1).randbytes(700_000)
+    fat = tmp_path / "fat.model"
+    fat.write_bytes(hidden_in(tokenizer_model.read_bytes(), weights))
+    plain, same = (spm.SentencePieceProcessor(model_file=str(path)) for path in (tokenizer_model, fat))
+    assert all(plain.encode(text) == same.encode(text) for text in DOCUMENTS)
+    with_it = disjoint_dataset(tmp_path / "fat", fat)
+    files, _ = training_files(open_dataset(with_it))
+    assert weights in files["tokenizer.model"], "the attack is real"
+    case.path.write_bytes(packed(submission(with_it)))
+    for folder in (with_it, case.options.data):
+        record = case.run(data=folder)
+        assert (
+            record.status == "refused" and record.reason and record.reason.startswith("the tokenizer tokenizer.model")
+        )
+        assert "field 1000" in record.reason and record.verdict and record.verdict.status == "refused"
+    assert case.trainer.jobs == []
+
+
+def test_what_counts_of_a_tokenizer_is_source(case: Case, tmp_path: Path, tokenizer_model: Path) -> None:
+    """And is looked at like it: here the scores, which BPE does not need."""
+    numbers = np.random.default_rng(1).random(4000, np.float32)
+    pieces = [
+        b"\x0a%c\x0a%c%b\x15%b" % (len(text) + 7, len(text), text, score.tobytes())
+        for text, score in ((b"w%d" % at, score) for at, score in enumerate(numbers))
+    ]
+    model = tmp_path / "scores.model"
+    model.write_bytes(tokenizer_model.read_bytes() + b"".join(pieces))
+    data = disjoint_dataset(tmp_path / "scores", model)
+    case.trainer.members = case.members = submission(data)
+    case.path.write_bytes(packed(case.members))
+    record = case.run(data=data, seeds=1)
+    assert record.status == "ok" and any(line.startswith("tokenizer.model: 8,192") for line in record.quarantine)
+    limit = rules.TRACKS["laptop"].source_bytes
+    case.path.write_bytes(packed(case.members | {"big.py": b"#" * (limit - 15_000)}))
+    record = case.run(data=data, out=tmp_path / "other")
+    assert record.status == "refused" and record.reason and "what counts of the tokenizer" in record.reason
 
 
 def test_shards_for_an_artifact_are_built_with_its_tokenizer(

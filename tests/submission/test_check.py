@@ -127,6 +127,16 @@ def test_source_that_is_too_large_or_holds_data(
     assert parsed == [], "too much to parse in this process"
 
 
+def test_a_tokenizer_that_holds_more_than_a_vocabulary(
+    dataset: Path, make_artifact: MakeArtifact, tokenizer_model: Path
+) -> None:
+    model = tokenizer_model.read_bytes()
+    for extra, expected in ((b"", []), (b"\xc2\x3e\x05learn", ["tokenizer-contents"])):
+        path = make_artifact(UNIFORM, {"tokenizer.model": model + extra})
+        found = check(path, dataset, UNSANDBOXED, train=False).findings
+        assert [(f.rule, f.severity, f.file) for f in found] == [(e, "error", "tokenizer.model") for e in expected]
+
+
 def test_the_text_is_read_once(dataset: Path, make_artifact: MakeArtifact, monkeypatch: pytest.MonkeyPatch) -> None:
     opened: list[str] = []
 

@@ -1,13 +1,13 @@
 """What is run again and on which data: opened, and checked before anything is trained."""
 
 import hashlib
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from pgolf import artifact, repeat, rules
+from pgolf import repeat, rules
 from pgolf.artifact import Artifact
 from pgolf.contest.claim import Claim
 from pgolf.contest.rerun_record import Limits, Rerun, SliceText
@@ -15,6 +15,7 @@ from pgolf.contest.state import Folder
 from pgolf.data.dataset import Dataset, file_digest, open_dataset, overlap
 from pgolf.errors import EnvironmentBroken, Refused, UsageError
 from pgolf.files import printable
+from pgolf.repeat import Given
 from pgolf.sandbox.box import check_hidden
 from pgolf.sandbox.environment import check_installed
 
@@ -66,7 +67,7 @@ class Case:
     device: str
     claim: Claim
     artifact: Artifact
-    sources: Mapping[str, bytes]
+    given: Given
     dataset: Dataset
     training_digest: str
     texts: tuple[ScoredText, ...]
@@ -85,8 +86,13 @@ class Case:
 
 
 def prepare(found: Claim, received: Artifact, options: Options, device: str, say: Callable[[str], None]) -> Case:
-    """Open the data. Raises UsageError when it cannot be what the submission is run again on."""
+    """Open the data.
+
+    Raises UsageError when it cannot be what the submission is run again on, Refused when its tokenizer can be nothing
+    to train with.
+    """
     manifest = received.manifest
+    given = repeat.given(received)
     dataset = open_dataset(options.data)
     if not dataset.train_shards:
         raise UsageError(f"{options.data}: holds no training shards")
@@ -99,8 +105,7 @@ def prepare(found: Claim, received: Artifact, options: Options, device: str, say
     texts = tuple(_text(each, None if number else each.name) for number, each in enumerate(opened))
     if len({text.shown.sha256 for text in texts}) < len(texts):
         raise UsageError("--score-data names a text that is scored already; give each once")
-    sources = artifact.sources(received.members)
-    return Case(options, device, found, received, sources, dataset, _training_digest(dataset), texts, say)
+    return Case(options, device, found, received, given, dataset, _training_digest(dataset), texts, say)
 
 
 def _text(dataset: Dataset, name: str | None) -> ScoredText:
@@ -123,10 +128,10 @@ def check(case: Case, folder: Folder) -> None:
         case.say(case.claim.note)
     if (track := case.claim.track) not in (None, case.track.name):
         raise Refused(f"the submission is for track {track}, its artifact for {case.track.name}")
-    if (size := artifact.source_bytes(case.sources)) > (most := case.track.source_bytes):
+    if (size := case.given.source_bytes) > (most := case.track.source_bytes):
         raise Refused(
-            f"the sources (*.py and submission.json, names included) have {size:,} bytes; the limit of track "
-            f"{case.track.name} is {most:,}"
+            f"the sources (*.py and submission.json, names included, and what counts of the tokenizer) have {size:,} "
+            f"bytes; the limit of track {case.track.name} is {most:,}"
         )
     check_installed(case.artifact.manifest.packages)
     if case.options.isolated:

@@ -46,14 +46,14 @@ def _losses(folder: Folder, number: int, text: ScoredText) -> Losses:
 def _implausible(record: Rerun, case: Case, first: Losses, found: Speed | None) -> Iterator[str]:
     """Why a person has to look at it."""
     devices = record.processes if case.device.startswith("cuda") else 1
-    yield from plausible.sources(case.sources)
+    yield from plausible.sources(case.given.text)
     for run in record.seeds:
         if run.declared and record.calibration:
             yield from plausible.operations(run.declared, run.seconds["train"], record.calibration, devices)
     yield from plausible.stretch(first)
     means = [_mean(run.scores[number].bpb for run in record.seeds) for number in range(len(case.texts))]
     for secret in means[1:]:
-        yield from plausible.slices((means[0], case.texts[0].bytes), secret, case.sources)
+        yield from plausible.slices((means[0], case.texts[0].bytes), secret, case.given.text)
     if found:
         yield from plausible.speed(found)
 

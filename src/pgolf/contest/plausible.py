@@ -16,7 +16,7 @@ _FLOPS = 6  # per parameter and token, forward and backward (Kaplan et al. 2020,
 
 
 def sources(given: Mapping[str, bytes]) -> Iterator[str]:
-    """Sources that hold something that compresses like noise: weights or text as literals."""
+    """Files given to the trainer that hold something that compresses like noise: weights or text as literals."""
     for name, rate in noisy(given):
         yield (
             f"{printable(name)}: {rules.NOISE_WINDOW_BYTES:,} bytes of it compress to {rate:.0%}, "
@@ -52,8 +52,8 @@ def stretch(losses: Losses) -> Iterator[str]:
 def slices(public: tuple[float, int], secret: float, given: Mapping[str, bytes]) -> Iterator[str]:
     """A public text that is coded better than a secret one by more than source and chance explain.
 
-    `public` is the score in bits per byte and the text's bytes, `secret` the other score. The trainer got the sources
-    and nothing else of the submission, so they are all that can have carried the public text.
+    `public` is the score in bits per byte and the text's bytes, `secret` the other score. The trainer got these
+    files and nothing else of the submission, so they are all that can have carried the public text.
     """
     bpb, size = public
     gap = (secret - bpb) * size
@@ -65,7 +65,7 @@ def slices(public: tuple[float, int], secret: float, given: Mapping[str, bytes])
     if gap > 8 * packed + rules.SLICE_RATE * bpb * size:
         yield (
             f"the public text is coded in {gap:,.0f} bits less than its bytes would take at the secret text's rate; "
-            f"the sources compress to {8 * packed:,} bits"
+            f"the sources and the vocabulary compress to {8 * packed:,} bits"
         )
 
 

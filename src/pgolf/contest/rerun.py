@@ -49,9 +49,9 @@ def rerun(path: Path, options: Options, say: Callable[[str], None] = lambda line
         found = claim.read(path, options.claimed)
         begun = replace(begun, artifact=Packed(None, _size(found.artifact)), claimed=Claimed(found.bpb, found.seeds))
         received = artifact.read(found.artifact, rules.ARTIFACT_BYTES)
+        case = prepare(found, received, options, device, say)
     except Refused as error:
         return _refused(begun, str(error)), None
-    case = prepare(found, received, options, device, say)
     with state.opened(options.out or _FOLDERS / received.sha256[:16]) as folder:
         latest = _described(begun, case)
         folder.check(identity(latest, case))

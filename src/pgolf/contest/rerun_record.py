@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from pgolf import rules
-from pgolf.artifact import Artifact, sources
+from pgolf.artifact import MANIFEST, Artifact, sources
 from pgolf.contest.verdict import Verdict
 from pgolf.files import printable, read_regular, write_atomically
 from pgolf.score.record import Environment, Packed, Submission, Text, typed
@@ -142,7 +142,7 @@ class Rerun:
 
 def members(artifact: Artifact) -> tuple[Member, ...]:
     """The report on an artifact's members."""
-    given = sources(artifact.members)
+    given = sources(artifact.members).keys() | {artifact.manifest.tokenizer}
     return tuple(
         Member(name, name in given, len(content), round(entropy(content), 3))
         for name, content in sorted(artifact.members.items())
@@ -207,15 +207,22 @@ def _head(record: Rerun) -> list[str]:
         name, author = map(printable, (record.submission.name, record.submission.author))
         values = {"submission": f"{name} by {author}, track {record.track}", **values}
     given = [member for member in record.members if member.source]
-    values["trained on"] = f"{sum(member.bytes for member in given):,} bytes of source in {len(given)} files"
+    code = [member for member in given if member.name.endswith(".py") or member.name == MANIFEST]
+    tokenizer = [f", and {_member(member)}" for member in given if member not in code]
+    size = sum(member.bytes for member in code)
+    values["trained on"] = f"{size:,} bytes of source in {len(code)} files" + "".join(tokenizer)
     others = sorted((member for member in record.members if not member.source), key=lambda member: -member.bytes)
-    shown = [f"{printable(m.name)} {m.bytes:,} bytes at {m.entropy:.2f} bits per byte" for m in others[:_SHOWN]]
-    values["kept out"] = ", ".join(shown) + (f" and {len(others) - _SHOWN} more" if others[_SHOWN:] else "")
+    shown = ", ".join(map(_member, others[:_SHOWN]))
+    values["kept out"] = shown + (f" and {len(others) - _SHOWN} more" if others[_SHOWN:] else "")
     if speed := record.calibration:
         bf16 = "" if speed.bf16_tflops is None else f", bf16 {speed.bf16_tflops:.2f}"
         naive = "" if speed.naive_ms is None else f", naive {speed.naive_ms:.1f} ms per step"
         values["machine"] = f"fp32 {speed.fp32_tflops:.2f} TFLOP/s{bf16}, memory {speed.bandwidth_gb:.1f} GB/s{naive}"
     return [f"{name:<11} {value}" for name, value in values.items()]
+
+
+def _member(member: Member) -> str:
+    return f"{printable(member.name)} {member.bytes:,} bytes at {member.entropy:.2f} bits per byte"
 
 
 def _tail(verdict: Verdict) -> list[str]:

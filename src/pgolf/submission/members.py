@@ -10,9 +10,11 @@ from pathlib import Path
 
 import zstandard
 
-from pgolf import artifact, noise, rules
+from pgolf import artifact, noise, repeat, rules
 from pgolf.artifact import MANIFEST, Artifact, sources
+from pgolf.errors import Refused
 from pgolf.files import printable
+from pgolf.repeat import Given
 from pgolf.sandbox import environment
 from pgolf.submission.findings import ERROR, WARNING, Finding
 
@@ -22,10 +24,17 @@ CODE, TOKENIZER, OTHER = ROLES = ("code", "tokenizer", "weights and other")
 def look(found: Artifact) -> Iterator[Finding]:
     """All findings about members."""
     yield from _unused(found)
-    if too_large := list(_source_bytes(found)):
-        yield from too_large
+    try:
+        given = repeat.given(found)
+    except Refused as error:
+        remedy = "train a tokenizer by `pgolf tokenizer train`"
+        yield Finding("tokenizer-contents", ERROR, found.manifest.tokenizer, None, str(error), remedy)
+        given = Given(sources(found.members), found.manifest.tokenizer, None)
+    limit = rules.track(found.manifest.track).source_bytes
+    if given.source_bytes > limit:
+        yield _too_large(given, limit)
         return  # a syntax tree takes many times the source's size in memory
-    yield from _noise(found)
+    yield from _noise(given)
     yield from _imports(found)
 
 
@@ -133,20 +142,18 @@ def _unused(found: Artifact) -> Iterator[Finding]:
             yield Finding("member-useless", WARNING, name, None, what, "leave it out of the artifact")
 
 
-def _source_bytes(found: Artifact) -> Iterator[Finding]:
-    """Of what an organizer gets to train again: its size."""
-    code, limit = sources(found.members), rules.track(found.manifest.track).source_bytes
-    if (total := artifact.source_bytes(code)) > limit:
-        largest = max(code, key=lambda name: len(code[name]))
-        what = (
-            f"the Python files and {MANIFEST} have {total:,} bytes with their names; the track's limit is {limit:,}, "
-            "and more is not looked at"
-        )
-        yield Finding("source-bytes", ERROR, largest, None, what, "move data out of the code")
+def _too_large(given: Given, limit: int) -> Finding:
+    """What an organizer gets to train again has more bytes than the track allows."""
+    largest = max(given.sources, key=lambda name: len(given.sources[name]))
+    what = f"the Python files and {MANIFEST}, with their names, have {artifact.source_bytes(given.sources):,} bytes"
+    if given.tokenizer and given.tokenizer.source_bytes:
+        what += f" and the tokenizer {given.tokenizer.source_bytes:,} that count"
+    what += f"; the track's limit is {limit:,}, and more is not looked at"
+    return Finding("source-bytes", ERROR, largest, None, what, "move data out of them")
 
 
-def _noise(found: Artifact) -> Iterator[Finding]:
+def _noise(given: Given) -> Iterator[Finding]:
     """Data that may hide in what an organizer gets to train again."""
-    for name, rate in noise.noisy(sources(found.members)):
+    for name, rate in noise.noisy(given.text):
         what = f"{rules.NOISE_WINDOW_BYTES:,} bytes of it compress to {rate:.0%}, code to under {rules.NOISE_RATE:.0%}"
-        yield Finding("source-noise", WARNING, name, None, what, "move data out of the code: training starts from none")
+        yield Finding("source-noise", WARNING, name, None, what, "move data out of it: training starts from none")

@@ -30,6 +30,7 @@ from conftest import SHARED, needs_fineweb
 from pgolf.cli.main import main
 from pgolf.data.build import build as build_module
 from pgolf.data.build import sources, tokenize
+from pgolf.data.build.byte_model import byte_model
 from pgolf.data.build.checkpoint import claimed
 from pgolf.data.build.shard_writer import ShardWriter
 from pgolf.data.dataset import Dataset, load_tokenizer, open_dataset, overlap
@@ -522,6 +523,10 @@ ERRORS: dict[str, tuple[dict[str, bytes], list[str], int, str]] = {
         {"a.jsonl": b'{"text": "ab"}\n' * 4}, ["a.jsonl", "--vocab-size", "99"], 2, "needs at least",
     ),
     "no model": ({"m": b"no", **jsonl()}, ["bad.jsonl", "--tokenizer", "m"], 2, "m: not a SentencePiece model"),
+    "model that holds more": (
+        {"m": byte_model() + b"\xc2\x3e\x05learn", **jsonl()}, ["bad.jsonl", "--tokenizer", "m"], 2,
+        "m: holds field 1000",
+    ),
     "missing model": (jsonl(), ["bad.jsonl", "--tokenizer", "m"], 2, "m: no such file"),
     "two vocabularies": (
         {"m": b"no", **jsonl()}, ["bad.jsonl", "--tokenizer", "m", "--vocab-size", "9"], 2, "leave out --vocab-size",

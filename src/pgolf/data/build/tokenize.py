@@ -22,11 +22,13 @@ import numpy as np
 import numpy.typing as npt
 import sentencepiece as spm
 
+from pgolf.data import sentencepiece_file
 from pgolf.data.build.batch import Batch
-from pgolf.data.dataset import VOCAB_SIZE, document_digest, load_tokenizer
+from pgolf.data.dataset import TOKENIZER_BYTES, VOCAB_SIZE, document_digest, load_tokenizer
 from pgolf.data.shards import Tokens
 from pgolf.data.transforms import TRANSFORMS, Transform
 from pgolf.errors import EnvironmentBroken, UsageError
+from pgolf.files import read_regular
 
 NORMALIZATIONS = ("identity", "nmt_nfkc")
 
@@ -135,6 +137,10 @@ def check(path: Path) -> None:
         raise UsageError(f"{path}: has {processor.vocab_size():,} pieces; tokens are uint16, so {VOCAB_SIZE:,} fit")
     if processor.bos_id() < 0:
         raise UsageError(f"{path}: has no BOS piece, so documents could not be told apart")
+    try:
+        sentencepiece_file.read(read_regular(path, TOKENIZER_BYTES))
+    except ValueError as error:
+        raise UsageError(f"{path}: {error}; train one by `pgolf tokenizer train`") from None
 
 
 def encode(batch: Batch, encoding: Encoding, canonical: bool) -> Encoded:
