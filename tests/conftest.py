@@ -137,9 +137,12 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 @pytest.fixture(scope="session", autouse=True)
 def own_lock(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
-    """A lock for the tests alone: they neither wait for a scorer on this machine nor delay one."""
+    """A lock for the tests alone: they neither wait for a scorer on this machine nor delay one. And a key for
+    re-runs.
+    """
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("PGOLF_LOCK", str(tmp_path_factory.mktemp("lock") / "lock"))
+        patch.setenv("XDG_STATE_HOME", str(tmp_path_factory.mktemp("state")))
         yield
 
 

@@ -1,6 +1,7 @@
 """The re-run: what it trains and scores, how it ends, what it publishes, and that it can be killed."""
 
 import json
+import os
 import random
 import re
 import shutil
@@ -405,14 +406,112 @@ def test_a_changed_state_is_noticed(case: Case) -> None:
     case.run(seeds=1)
     (case.out / "seed-1" / "artifact.zst").write_bytes(b"other")
     record = case.run(seeds=1)
-    assert record.status == "failed" and record.reason and "was changed after the training" in record.reason
-    (case.out / "state.json").write_text("{")
-    with pytest.raises(EnvironmentBroken, match="is not what a re-run wrote"):
+    assert record.status == "failed" and record.reason and "was changed after it was made" in record.reason
+
+
+@pytest.mark.parametrize(
+    "name", ["state.json", "calibration.json", "seed-1/run.json", "seed-1/score-*.score.json", "seed-1/score-*.npz"]
+)
+@pytest.mark.parametrize("change", ["edited", "of another re-run", "unreadable"])
+def test_only_what_this_user_wrote_here_is_believed(case: Case, tmp_path: Path, name: str, change: str) -> None:
+    """Not even a file of another re-run of the same artifact, data and machine, where the best seeds could be from."""
+    case.run(seeds=1)
+    (place,) = case.out.glob(name)
+    other = tmp_path / "other"
+    case.run(seeds=1, out=other)
+    if change == "of another re-run":
+        shutil.copy(other / place.relative_to(case.out), place)
+    elif place.suffix == ".json" and change == "edited":
+        values = json.loads(place.read_text())
+        changes = {"bpb": 1.0} if "bpb" in values else {"seed": 1} if "seed" in values else {"bandwidth_gb": 1.0}
+        place.write_text(json.dumps(values | changes))
+    else:
+        place.write_bytes(place.read_bytes()[:-9])
+    before = {path: path.read_bytes() for path in case.out.rglob("*") if path.is_file()}
+    if place.suffix == ".npz":
+        record = case.run(seeds=1)
+        assert record.status == "failed" and record.reason and "was changed after it was made" in record.reason
+        return
+    with pytest.raises(UsageError, match="was not written by this user's pgolf"):
+        case.run(seeds=1)
+    assert {path: path.read_bytes() for path in case.out.rglob("*") if path.is_file()} == before
+
+
+def test_files_of_one_seed_are_none_of_another(case: Case) -> None:
+    case.run(seeds=2)
+    shutil.rmtree(case.out / "seed-2")
+    shutil.copytree(case.out / "seed-1", case.out / "seed-2")
+    with pytest.raises(UsageError, match=r"seed-2/run\.json: was not written by this user's pgolf"):
+        case.run(seeds=2)
+
+
+@pytest.mark.parametrize("where", ["default", "out"])
+def test_a_submission_brings_its_finished_rerun_along(
+    case: Case, tmp_path: Path, where: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """In the scratch folder of its own folder, in which the organizer works, or in a pull request's."""
+    monkeypatch.setattr("pgolf.cli.contest.Options", lambda **values: Options(**values, isolated=False))
+    submission = tmp_path / "submission"
+    submission.mkdir()
+    monkeypatch.chdir(submission)
+    with monkeypatch.context() as author:
+        author.setenv("XDG_STATE_HOME", str(tmp_path / "author"))
+        record, place = rerun(case.path, replace(case.options, out=None))
+    assert record.status == "ok" and place and place.parent.parent == Path("runs/rerun")
+    case.trainer.jobs.clear()
+    arguments = ["rerun", str(case.path), "--data", str(case.options.data), "--device", "cpu", "--claim", "2"]
+    arguments += ["--out", str(place.parent)] * (where == "out")
+    assert main(arguments) == 2
+    assert f"{place.parent}/state.json: was not written by this user's pgolf" in capsys.readouterr().err
+    (place.parent / "state.json").unlink()
+    assert main(arguments) == 2, "nor is what lies there without a state used, or written over"
+    assert case.trainer.jobs == []
+
+
+def test_the_finished_is_kept_where_the_folder_is_relative(case: Case, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Scores too: a score that was noisy is not drawn anew."""
+    monkeypatch.chdir(case.out.parent)
+    first, place = rerun(case.path, replace(case.options, out=None))
+    assert place and not place.is_absolute()
+    assert rerun(case.path, replace(case.options, out=None))[0] == first
+    assert len(case.trainer.jobs) == len(case.scorer.calls) == 3
+
+
+@pytest.mark.parametrize("kind", ["FIFO", "link", "folder"])
+def test_a_lock_that_is_no_file(case: Case, tmp_path: Path, kind: str) -> None:
+    """It neither hangs the re-run nor makes it write elsewhere."""
+    case.out.mkdir()
+    lock, elsewhere = case.out / "lock", tmp_path / "elsewhere"
+    {"FIFO": os.mkfifo, "link": lambda path: path.symlink_to(elsewhere), "folder": os.mkdir}[kind](lock)
+    with pytest.raises(UsageError, match="lock: was not written by this user's pgolf"):
+        case.run()
+    assert not elsewhere.exists() and case.trainer.jobs == []
+
+
+def test_the_folder_of_a_seed_is_no_link(case: Case, tmp_path: Path) -> None:
+    case.run(seeds=1)
+    (case.out / "seed-2").symlink_to(tmp_path)
+    with pytest.raises(UsageError, match="seed-2: was not written by this user's pgolf"):
+        case.run(seeds=2)
+
+
+def test_the_key_is_this_users_alone(case: Case, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path / "state"))
+    case.run(seeds=1)
+    key = tmp_path / "state" / "pgolf" / "key"
+    assert stat.S_IMODE(key.stat().st_mode) == 0o600 and stat.S_IMODE(key.parent.stat().st_mode) == 0o700
+    assert [*key.parent.iterdir()] == [key] and len(key.read_bytes()) == 32
+    key.chmod(0o644)
+    with pytest.raises(EnvironmentBroken, match="is not a key that this user alone can read"):
+        case.run(seeds=1)
+    key.unlink()
+    key.symlink_to(tmp_path / "elsewhere")
+    with pytest.raises(EnvironmentBroken, match="XDG_STATE_HOME"):
         case.run(seeds=1)
 
 
 def test_two_reruns_do_not_share_a_folder(case: Case) -> None:
-    with state.opened(case.out), pytest.raises(UsageError, match="another re-run is using this folder"):
+    with state.opened(case.out, {}), pytest.raises(UsageError, match="another re-run is using this folder"):
         case.run()
 
 

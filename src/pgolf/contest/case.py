@@ -9,6 +9,7 @@ from typing import Any
 
 from pgolf import repeat, rules
 from pgolf.artifact import Artifact
+from pgolf.contest import seal
 from pgolf.contest.claim import Claim
 from pgolf.contest.rerun_record import Limits, Rerun, SliceText
 from pgolf.contest.state import Folder
@@ -135,7 +136,8 @@ def check(case: Case, folder: Folder) -> None:
         )
     check_installed(case.artifact.manifest.packages)
     if case.options.isolated:
-        check_hidden(folder.root, case.artifact.manifest.packages)
+        for place in (folder.root, seal.home()):
+            check_hidden(place, case.artifact.manifest.packages)
     if folder.is_new:  # otherwise the data is the same as then
         for text in case.texts:
             with unnamed(text, case.say):

@@ -38,7 +38,7 @@ def judged(record: Rerun, case: Case, folder: Folder) -> Rerun:
 
 def _losses(folder: Folder, number: int, text: ScoredText) -> Losses:
     try:
-        return losses.read(losses.path(folder.score(number, text.shown.sha256)))
+        return losses.read(folder.losses(number, text.shown.sha256))
     except UsageError as error:
         raise EnvironmentBroken(f"{error}; remove the folder of this seed") from None
 

@@ -10,7 +10,7 @@ import hashlib
 import os
 import shutil
 from collections.abc import Callable, Iterator
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 
 from pgolf import artifact, repeat, rules
@@ -25,8 +25,6 @@ from pgolf.contest.verdict import judge
 from pgolf.errors import EnvironmentBroken, Refused, UsageError
 from pgolf.machine import cores
 from pgolf.sandbox import box, training
-from pgolf.score import losses
-from pgolf.score import record as score_record
 from pgolf.score import score as scorer
 from pgolf.score.devices import find_device
 from pgolf.score.losses import Losses
@@ -52,14 +50,15 @@ def rerun(path: Path, options: Options, say: Callable[[str], None] = lambda line
         case = prepare(found, received, options, device, say)
     except Refused as error:
         return _refused(begun, str(error)), None
-    with state.opened(options.out or _FOLDERS / received.sha256[:16]) as folder:
-        latest = _described(begun, case)
-        folder.check(identity(latest, case))
+    latest = _described(begun, case)
+    with state.opened(options.out or _FOLDERS / received.sha256[:16], identity(latest, case)) as folder:
         try:
             for record in _stages(latest, case, folder):
                 latest = record  # which knows more than the one before
         except Refused as error:
             latest = _refused(latest, str(error))
+        except state.Foreign:
+            raise
         except (EnvironmentBroken, UsageError) as error:  # wrong usage later on: something has gone since the start
             latest = replace(latest, status="failed", reason=str(error))
         except OSError as error:
@@ -97,11 +96,11 @@ def _described(begun: Rerun, case: Case) -> Rerun:
 def _stages(record: Rerun, case: Case, folder: Folder) -> Iterator[Rerun]:
     """Yield the record whenever more of it is known, so that what ends the re-run leaves what was known by then."""
     check(case, folder)
-    seeds = folder.prepare(identity(record, case), case.options.seeds)
+    seeds = folder.prepare(case.options.seeds)
     if (calibration := folder.read(_CALIBRATION, Calibration)) is None:
         case.say("measuring the machine")
         calibration = calibrate(case.dataset, case.track, case.device, case.options.processes, case.options.isolated)
-        folder.write(_CALIBRATION, calibration)
+        folder.write(_CALIBRATION, asdict(calibration))
     yield (record := replace(record, calibration=calibration))
     for number, seed in enumerate(seeds, 1):
         where = f"seed {number} of {len(seeds)}"
@@ -188,8 +187,7 @@ def _compared(run: SeedRun, submitted: Artifact, content: bytes) -> SeedRun:
 
 def _score(case: Case, folder: Folder, number: int, run: SeedRun, text: ScoredText, where: str) -> Record:
     """The record of a score, made now unless it is there. Raises EnvironmentBroken when the machine fails."""
-    place = folder.score(number, text.shown.sha256)
-    found = folder.read(place, Record)
+    found = folder.score(number, text.shown.sha256)
     if found and run.artifact and found.artifact.sha256 == run.artifact.sha256:
         return found
     case.say(f"{where}: scoring on {text}")
@@ -201,10 +199,7 @@ def _score(case: Case, folder: Folder, number: int, run: SeedRun, text: ScoredTe
         result = scorer.score(folder.artifact(number), text.dataset, options, kept.append)
         if result.status == "failed":
             raise EnvironmentBroken(f"{where}: {result.reason}")
-    for each in kept:
-        losses.write(each, losses.path(place))
-        losses.path(place).chmod(0o600)
-    score_record.write(result, place)
+    folder.finish_score(number, text.shown.sha256, result, next(iter(kept), None))
     ended = result.status if result.bpb is None else f"{result.bpb:.6f} bpb"
     case.say(f"{where}: {ended} on {text} in {result.seconds['total']:.1f} s")
     return result

@@ -21,7 +21,8 @@ _SUFFIX = ".losses.npz"
 UNSOUND = (OSError, ValueError, KeyError, EOFError, MemoryError, NotImplementedError, zipfile.BadZipFile)
 """What `read_arrays` raises for a file that is none of ours."""
 
-_LARGEST = 1 << 26  # bytes: ten times what the contest's 50,000 documents take
+LARGEST = 1 << 26
+"""Bytes: ten times what the contest's 50,000 documents take."""
 
 
 @dataclass(frozen=True)
@@ -59,17 +60,22 @@ def path(record: Path) -> Path:
     return record.with_name(record.name.removesuffix(".json").removesuffix(".score") + _SUFFIX)
 
 
-def write(losses: Losses, path: Path) -> None:
-    """Write atomically."""
+def encode(losses: Losses) -> bytes:
+    """The file."""
     file = io.BytesIO()
     np.savez_compressed(file, **{name: getattr(losses, name) for name in ("artifact", "data", "nats", "sizes")})
-    write_atomically(path, file.getvalue())
+    return file.getvalue()
+
+
+def write(losses: Losses, path: Path) -> None:
+    """Write atomically."""
+    write_atomically(path, encode(losses))
 
 
 def read(path: Path) -> Losses:
     """Read what `write` wrote. Raises UsageError for anything else."""
     try:
-        file = read_arrays(read_regular(path, _LARGEST), _LARGEST)
+        file = read_arrays(read_regular(path, LARGEST), LARGEST)
         losses = Losses(str(file["artifact"]), str(file["data"]), file["nats"], file["sizes"])
     except FileNotFoundError:
         raise UsageError(f"{path}: no such file; `pgolf score` writes it beside the record") from None
