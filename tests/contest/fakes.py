@@ -118,6 +118,7 @@ class Scorer:
     noise: float = 0.0001
     status: str = "ok"
     reason: str | None = None
+    reasons: tuple[str, ...] = ()
     error: Exception | None = None
     shift: dict[str, float] = field(default_factory=dict)
     """Added for the text in a folder of this name."""
@@ -143,7 +144,13 @@ class Scorer:
         }
         if self.status == "ok":
             keep(Losses(found.sha256, text.sha256, bpb * math.log(2) * sizes, sizes))
-            values |= {"bpb": bpb, "eligible": True, "bytes": text.bytes, "code": CodeLength(64, ())}
+            values |= {
+                "bpb": bpb,
+                "eligible": not self.reasons,
+                "reasons": self.reasons,
+                "bytes": text.bytes,
+                "code": CodeLength(64, ()),
+            }
         return Record(**values)
 
 

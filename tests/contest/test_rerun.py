@@ -323,6 +323,40 @@ def test_exit_codes_without_a_verdict(
     assert "no such artifact" in capsys.readouterr().err
 
 
+def test_practice_scores_reproduce_nothing(case: Case) -> None:
+    """What the machine or the text lacks says nothing against the submission, and confirms no claim."""
+    case.scorer.reasons = ("the text has 9 bytes", "no sandbox")
+    record = case.run()
+    assert record.status == "ok" and record.verdict and record.verdict.status == "inconclusive"
+    assert "practice scores, which do not count (the text has 9 bytes; no sandbox)" in record.verdict.reason
+    assert "inconclusive: practice scores" in rerun_record.table(record)
+
+
+def window(members: dict[str, bytes]) -> dict[str, bytes]:
+    found = json.loads(members["submission.json"])
+    del found["lanes"]
+    return members | {"submission.json": json.dumps(found | {"form": "window", "context": 128}).encode()}
+
+
+def coded(members: dict[str, bytes]) -> dict[str, bytes]:
+    return manifest(tokenizer="tok.py")(members) | {"tok.py": b""}
+
+
+@pytest.mark.parametrize(("change", "words"), [(window, "window form"), (coded, "the tokenizer is code")])
+def test_what_never_counts_is_not_run_again(
+    case: Case, change: Any, words: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A model that looks ahead in its window would reproduce any claim."""
+    case.path.write_bytes(packed(change(case.members)))
+    arguments = ["rerun", str(case.path), "--data", str(case.options.data), "--out", str(case.out), "--device", "cpu"]
+    assert main([*arguments, "--claim", "2", "--json"]) == 1
+    record = json.loads(capsys.readouterr().out)
+    jsonschema.validate(record, SCHEMA)
+    assert record["status"] == record["verdict"]["status"] == "refused" and record["artifact"]["sha256"]
+    assert "no score of this artifact counts: " in record["reason"] and words in record["reason"]
+    assert case.trainer.jobs == [] and not case.out.exists()
+
+
 def test_equal_seeds_count_once(case: Case) -> None:
     case.trainer.weights = lambda seed: b"same"
     record = case.run()

@@ -63,6 +63,23 @@ def test_a_refusal_comes_first_then_the_quarantine() -> None:
         assert (found.status, found.reason) == (QUARANTINED, "odd; strange")
 
 
+@pytest.mark.parametrize(
+    ("claimed", "quarantine", "status"),
+    [
+        (1.1004, [], INCONCLUSIVE),
+        (1.0, [], DOES_NOT),
+        (1.1004, ["odd"], QUARANTINED),
+        (None, [], NO_CLAIM),
+    ],
+)
+def test_scores_that_do_not_count_confirm_nothing(claimed: float | None, quarantine: list[str], status: str) -> None:
+    found = judge(claimed, CLOSE, WIDEST, quarantine=quarantine, practice=["no sandbox", "a small text"])
+    assert found.status == status
+    assert found.reason.startswith("practice scores, which do not count (no sandbox; a small text): ")
+    refused = judge(claimed, CLOSE, WIDEST, refused="too late", practice=["no sandbox"])
+    assert (refused.status, refused.reason) == (REFUSED, "too late")
+
+
 @given(st.lists(st.floats(0.5, 3), min_size=2, max_size=9), st.floats(0.5, 3), st.floats(0.1, 2))
 def test_figures_are_those_of_students_t(scores: list[float], claimed: float, speed: float) -> None:
     found = judge(claimed, scores, WIDEST, speed=Speed(speed, "calibration"))

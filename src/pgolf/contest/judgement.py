@@ -24,10 +24,13 @@ def judged(record: Rerun, case: Case, folder: Folder) -> Rerun:
         for run, each in zip(record.seeds, kept, strict=True)
     ]
     counted = distinct(keys)
-    scores = [bpb for number in counted if (bpb := record.seeds[number].scores[0].bpb) is not None]
+    results = [record.seeds[number].scores[0] for number in counted]
+    scores = [result.bpb for result in results if result.bpb is not None]
+    practice = tuple(dict.fromkeys(reason for result in results for reason in result.reasons))
     found = _speed(record, case)
     quarantine = tuple(dict.fromkeys(_implausible(record, case, kept[0], found)))
-    verdict = judge(case.claim.bpb, scores, case.track.interval_bpb, speed=found, quarantine=quarantine)
+    widest = case.track.interval_bpb
+    verdict = judge(case.claim.bpb, scores, widest, speed=found, quarantine=quarantine, practice=practice)
     if len(counted) < len(record.seeds):
         again = (
             f"{len(record.seeds) - len(counted)} of {len(record.seeds)} seeds gave what another gave, and count once"

@@ -47,10 +47,13 @@ def rerun(path: Path, options: Options, say: Callable[[str], None] = lambda line
         found = claim.read(path, options.claimed)
         begun = replace(begun, artifact=Packed(None, _size(found.artifact)), claimed=Claimed(found.bpb, found.seeds))
         received = artifact.read(found.artifact, rules.ARTIFACT_BYTES)
+        begun = _described(begun, received)
+        if reasons := scorer.reasons_of_submission(received.manifest):
+            raise Refused(f"no score of this artifact counts: {'; '.join(reasons)}")
         case = prepare(found, received, options, device, say)
     except Refused as error:
         return _refused(begun, str(error)), None
-    latest = _described(begun, case)
+    latest = replace(begun, data=Text(case.dataset.name, case.training_digest), limits=case.limits)
     with state.opened(options.out or _FOLDERS / received.sha256[:16], identity(latest, case)) as folder:
         try:
             for record in _stages(latest, case, folder):
@@ -80,16 +83,13 @@ def _refused(record: Rerun, reason: str) -> Rerun:
     return replace(record, status="refused", reason=reason, verdict=judge(claimed, (), 0.0, refused=reason))
 
 
-def _described(begun: Rerun, case: Case) -> Rerun:
-    received = case.artifact
+def _described(begun: Rerun, received: Artifact) -> Rerun:
     return replace(
         begun,
-        track=case.track.name,
+        track=received.manifest.track,
         submission=Submission(received.manifest.name, received.manifest.author),
         artifact=Packed(received.sha256, received.size),
         members=rerun_record.members(received),
-        data=Text(case.dataset.name, case.training_digest),
-        limits=case.limits,
     )
 
 

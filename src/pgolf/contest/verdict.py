@@ -6,7 +6,7 @@ With the scores x_1 ... x_n of n seeds in bits per byte, their mean m, their sta
 
     m - half > claim + CLAIM_BPB                    does not reproduce, or inconclusive if the machine is slower
     else: n < 2 or half > the track's interval_bpb  inconclusive: too few seeds
-    else:                                           reproduces
+    else:                                           reproduces; inconclusive if the scores do not count
 """
 
 import math
@@ -61,10 +61,13 @@ def judge(
     speed: Speed | None = None,
     refused: str | None = None,
     quarantine: Sequence[str] = (),
+    practice: Sequence[str] = (),
 ) -> Verdict:
     """The verdict on a claim, from the scores of the seeds that count.
 
     `widest`: largest half-width that decides. `refused`: why the submission is. `quarantine`: why a person has to look.
+    `practice`: why the scores do not count, by the machine or the text. A submission could have cheated where they do
+    not, which lowers a score; so a claim below them is still denied, and none is confirmed.
     """
     mean = half = None
     if scores:
@@ -79,6 +82,9 @@ def judge(
         status, reason = NO_CLAIM, "there is no claimed score to compare with"
     else:
         status, reason = _compare(claimed, scores, half, widest, speed)
+    if practice and status != REFUSED:
+        status = INCONCLUSIVE if status == REPRODUCES else status
+        reason = f"practice scores, which do not count ({'; '.join(practice)}): {reason}"
     return Verdict(status, reason, len(scores), mean, half, claimed, difference, speed)
 
 

@@ -172,22 +172,35 @@ def reasons(
     manifest: Manifest, dataset: Dataset, text: CanonicalText, isolation: Isolation | None, options: Options
 ) -> list[str]:
     """Why the score does not count; empty when it does."""
+    found = reasons_of_submission(manifest)
+    if options.development:
+        found.append("the development text, not the validation text")
+    if options.documents is not None:
+        found.append("only a sample of the documents")
+    found += reasons_of_text(dataset, text.bytes)
+    if isolation is None:
+        return [*found, "no sandbox"]
+    return [*found, *isolation.reasons(options.fresh_machine)]
+
+
+def reasons_of_submission(manifest: Manifest) -> list[str]:
+    """Why no score of the artifact counts, on any machine and any text."""
     found: list[str] = []
     if manifest.form != "step":
         found.append("not proven: window form, in which a predictor receives tokens before they are scored")
     if tokenization.is_code(manifest):
         found.append("the tokenizer is code of the submission, which has held the text before it is scored")
-    if options.development:
-        found.append("the development text, not the validation text")
-    if options.documents is not None:
-        found.append("only a sample of the documents")
-    if text.bytes < rules.ELIGIBLE_TEXT_BYTES:
-        found.append(f"the text has {text.bytes:,} bytes, {rules.ELIGIBLE_TEXT_BYTES:,} are needed")
+    return found
+
+
+def reasons_of_text(dataset: Dataset, size: int) -> list[str]:
+    """Why no score on that many bytes of the dataset's text counts."""
+    found: list[str] = []
+    if size < rules.ELIGIBLE_TEXT_BYTES:
+        found.append(f"the text has {size:,} bytes, {rules.ELIGIBLE_TEXT_BYTES:,} are needed")
     if dataset.from_environment:
         found.append("the text can be rebuilt from what is installed on the machine (demo)")
-    if isolation is None:
-        return [*found, "no sandbox"]
-    return [*found, *isolation.reasons(options.fresh_machine)]
+    return found
 
 
 def step_through(
