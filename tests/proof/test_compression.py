@@ -15,7 +15,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from conftest import ALL, CAUSAL, COUNTS, ROOT, UNIFORM, MakeArtifact
+from conftest import ALL, CAUSAL, COUNTS, DOCUMENTS, ROOT, UNIFORM, MakeArtifact
 from pgolf import rules
 from pgolf.artifact import Artifact, Manifest
 from pgolf.cli.main import main
@@ -257,7 +257,10 @@ def test_recorded_score_is_proven(
         assert proof["bytes"] == record["bytes"] and proof["tokens"] == record["tokens"]
     else:
         assert 0 < proof["bytes"] < record["bytes"] and proof["steps"] % rules.CODE_EVERY == 0
-    assert f"{proof['bytes']:,} of" in capsys.readouterr().out
+    out = capsys.readouterr().out
+    assert f"{proof['bytes']:,} of" in out
+    assert f"{record['bpb']:.6f} bpb, as recorded" in out and "not proven  that the score is eligible" in out
+    assert proof["bpb"] == record["bpb"]
 
 
 @pytest.mark.parametrize("source", [NOISY, COUNTS.replace("self.counts[ids].log()", "(2.0 * self.counts[ids].log())")])
@@ -270,13 +273,67 @@ def test_what_cannot_be_proven(
     place = path.with_suffix(".score.json")
     record = json.loads(place.read_text())
     if source != NOISY:
+        less = {name: 0.9 * record[name] for name in ("bpb", "nats_per_token")}
         bits = [0.9 * bits for bits in record["code"]["bits"]]
-        place.write_text(json.dumps({**record, "bpb": 0.9 * record["bpb"], "code": {**record["code"], "bits": bits}}))
+        place.write_text(json.dumps({**record, **less, "code": {**record["code"], "bits": bits}}))
     capsys.readouterr()
     assert prove(path, dataset, "--all") == 1
     error = capsys.readouterr().err
-    assert "not proven" in error and error.count("\n") == 1
+    assert error.startswith("refused: not proven: ") and error.count("\n") == 1 and "no score wrote" not in error
     assert json.loads(place.read_text())["proof"]["status"] == "refused"
+
+
+def short(record: dict[str, Any]) -> dict[str, Any]:
+    """The bits of the first steps, and a score that they would be all of."""
+    bits = record["code"]["bits"][:1]
+    bpb = bits[0] / record["bytes"]
+    nats = bits[0] * math.log(2) / record["tokens"]
+    return {"bpb": bpb, "nats_per_token": nats, "steps": rules.CODE_EVERY, "code": {"every": 64, "bits": bits}}
+
+
+def sample(record: dict[str, Any]) -> dict[str, Any]:
+    size = len(DOCUMENTS[0].encode())
+    bpb = record["bpb"] * record["bytes"] / size
+    return {"documents": 1, "bytes": size, "bpb": bpb, "eligible": True, "reasons": []}
+
+
+LIES: list[tuple[Any, str]] = [
+    (lambda r: {"bpb": 0.5}, "its bpb does not follow"),
+    (lambda r: {"bpb": 0.5, "nats_per_token": 0.5 * r["nats_per_token"] / r["bpb"]}, "code.bits are not those"),
+    (lambda r: {"bpb": 2 * r["bpb"], "nats_per_token": 2 * r["nats_per_token"], "steps": 128}, "code.bits has"),
+    (lambda r: {"tokens": 2 * r["tokens"], "nats_per_token": 0.5 * r["nats_per_token"]}, "its tokens is"),
+    (lambda r: {"code": {**r["code"], "every": 1 << 40}}, "code.every is"),
+    (lambda r: {"code": {"every": 64, "bits": []}}, "code.bits has 0 entries"),
+    (lambda r: {"code": {"every": 64, "bits": r["code"]["bits"][::-1]}}, "code.bits are not those"),
+    (lambda r: {"code": None}, "without code"),
+    (lambda r: {"form": "window", "code": None}, "its form is"),
+    (lambda r: {"documents": -1}, "negative"),
+    (lambda r: {"bytes": None}, "bytes is missing"),
+    (lambda r: {"data": None}, "data is missing"),
+    (lambda r: {"eligible": True}, "eligible and has reasons"),
+    (lambda r: {"eligible": True, "reasons": [], "isolation": "bubblewrap"}, "eligible, although: the text has"),
+    (lambda r: {"submission": {"name": "test", "author": "somebody else"}}, "its submission is"),
+    (sample, "only a sample of the documents"),
+    (short, "its steps is 64"),
+]
+
+
+def test_a_record_by_hand_is_not_proven(
+    make_artifact: MakeArtifact, dataset: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """What contradicts itself, the text or the artifact is refused by the name of its field, with exit code 1."""
+    path = make_artifact(COUNTS, lanes=2)
+    assert main(["score", str(path), "--data", str(dataset), "--device", "cpu", "--no-sandbox"]) == 0
+    place = path.with_suffix(".score.json")
+    record = json.loads(place.read_text())
+    assert len(record["code"]["bits"]) > 2
+    for lie, sentence in LIES:
+        place.write_text(json.dumps(record | lie(record)))
+        capsys.readouterr()
+        assert prove(path, dataset, "--bytes", "1") == 1, sentence
+        error = capsys.readouterr().err
+        assert error.startswith("refused: not proven: no score wrote this record: ") and sentence in error
+        assert json.loads(place.read_text())["proof"]["status"] == "refused"
 
 
 def test_window_form_cannot_be_compressed(make_artifact: MakeArtifact, tmp_path: Path) -> None:

@@ -42,8 +42,8 @@ ORDER = {
     "code": "every bits",
     "spot_check": "tokens changed largest token",
     "environment": "pgolf python torch numpy sentencepiece platform processor cores device devices",
-    "proof": "status reason steps of_steps tokens bytes of_bytes recorded_bits code_bits data isolation environment "
-    "seconds",
+    "proof": "status reason bpb steps of_steps tokens bytes of_bytes recorded_bits code_bits data isolation "
+    "environment seconds",
 }
 
 

@@ -31,6 +31,7 @@ def test_every_token_is_scored_once_and_shown_later(texts: list[list[int]], layo
     count = schedule.count(asked, len(texts), len(targets.tokens))
     times = np.zeros(len(targets.tokens), dtype=int)
     due: dict[int, int] = {}
+    steps = 0
     walk = schedule.steps(asked, count)
     step = schedule.begin(walk)
     while step is not None:
@@ -40,9 +41,11 @@ def test_every_token_is_scored_once_and_shown_later(texts: list[list[int]], layo
             assert shown == due.get(lane, BOS)
         at = targets.at(step)
         times[at] += 1
+        steps += 1
         due |= dict(zip(step.lane.tolist(), targets.tokens[at].tolist(), strict=True))
         step = schedule.advance(walk, targets.tokens[at])
     assert (times == 1).all()
+    assert steps == schedule.length(asked, [len(text) + 1 for text in texts])
 
 
 @given(TEXTS, LAYOUTS, LANES)

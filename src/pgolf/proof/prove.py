@@ -15,9 +15,9 @@ import numpy as np
 
 from pgolf import artifact, rules
 from pgolf.artifact import Artifact
-from pgolf.data.dataset import open_dataset
+from pgolf.data.dataset import CanonicalText, Dataset, open_dataset
 from pgolf.errors import EnvironmentBroken, Refused, UsageError
-from pgolf.files import beside
+from pgolf.files import beside, printable
 from pgolf.proof import compression
 from pgolf.proof.compression import Packet
 from pgolf.proof.decoder import decode_elsewhere
@@ -27,8 +27,9 @@ from pgolf.sandbox.probe import isolation
 from pgolf.sandbox.wire import Ids
 from pgolf.score import record, schedule, tokenization
 from pgolf.score.devices import Runtime, one_thread
-from pgolf.score.record import Proof, Record
+from pgolf.score.record import Proof, Record, Submission
 from pgolf.score.schedule import Targets
+from pgolf.score.score import reasons_of_submission, reasons_of_text
 
 
 @dataclass(frozen=True)
@@ -43,6 +44,9 @@ class Amount:
 def prove(path: Path, data: Path, amount: Amount, runtime: Runtime) -> Record:
     """Prove the recorded score of the artifact at `path` on the validation text of `data`.
 
+    The record may come from a stranger. What of it can be known is compared, but a proof is about its bits alone: not
+    about isolation and the other things that make a score eligible.
+
     Returns the score's record with the figures in "proof": status "ok" (proven), or "refused" (the submission breaks a
     rule, or its code is longer than its record says) or "failed" (this machine or the data is not fit) with the reason.
     Raises UsageError when there is nothing to prove.
@@ -50,7 +54,7 @@ def prove(path: Path, data: Path, amount: Amount, runtime: Runtime) -> Record:
     started = time.monotonic()
     read = artifact.read(path, rules.ARTIFACT_BYTES)
     scored = _read_record(path, read.sha256)
-    latest = Proof(of_steps=scored.steps, of_bytes=scored.bytes, data=scored.data)
+    latest = Proof(bpb=scored.bpb, of_steps=scored.steps, of_bytes=scored.bytes, data=scored.data)
     reason: str | None = None
     try:
         with closing(_stages(latest, scored, read, path, data, amount, runtime)) as stages:
@@ -83,17 +87,21 @@ def _stages(
     """Yield the proof whenever more of it is known, so that a refusal keeps what was known by then."""
     if read.manifest.form != "step":
         raise UsageError("a score of the window form cannot be proven; only the step form can")
-    assert scored.data  # a score has it
+    if fault := record.contradiction(scored):
+        raise Refused(f"not proven: no score wrote this record: {fault}")
+    assert scored.data  # then it has it
     dataset = open_dataset(data)
     text = dataset.canonical_text()
     texts = text.documents[: scored.documents]
     if text.sha256 != scored.data.sha256 or sum(map(len, texts)) != scored.bytes:
-        raise UsageError(f"{data}: is not the text of the record; prove it on {scored.data.name}")
+        raise UsageError(f"{data}: is not the text of the record; prove it on {printable(scored.data.name)}")
+    _check_eligible(scored, read, dataset, text)
     with lock.hold(), one_thread(runtime.device), compression.judged():
         yield (proof := replace(proof, isolation=isolation().description if runtime.isolated else "none"))
         if runtime.isolated:
             check_hidden(dataset.root, read.manifest.packages)
         encoded = compression.tokenize(read, texts, runtime)
+        _check_figures(scored, read, encoded)
         done = compression.encode(read, texts, encoded, runtime, _more(scored, amount), scored.plan)
     packet, code_bits = done.packet, 8 * len(done.packet.code)
     recorded = recorded_bits(scored, packet.steps)
@@ -114,6 +122,33 @@ def _stages(
     yield (proof := replace(proof, tokens=len(known)))
     with lock.hold(), compression.judged():
         yield replace(proof, bytes=proven_bytes(read, texts, encoded, known, runtime))
+
+
+def _check_eligible(scored: Record, read: Artifact, dataset: Dataset, text: CanonicalText) -> None:
+    """Raises Refused for a record that says of a score that it counts, although artifact or text are against it."""
+    assert scored.bytes and scored.documents  # a score has them
+    against = [*reasons_of_submission(read.manifest), *reasons_of_text(dataset, scored.bytes)]
+    if scored.documents < len(text.documents):
+        against.append("only a sample of the documents")
+    if scored.eligible and against:
+        raise Refused(f"not proven: no score wrote this record: it is eligible, although: {'; '.join(against)}")
+
+
+def _check_figures(scored: Record, read: Artifact, encoded: Sequence[Ids]) -> None:
+    """Raises Refused for a record that says something else than artifact and text do."""
+    manifest, lengths = read.manifest, [len(ids) + 1 for ids in encoded]
+    known = {
+        "form": manifest.form,
+        "submission": Submission(manifest.name, manifest.author),
+        "tokens": sum(lengths),
+        "steps": schedule.length(manifest, lengths),
+    }
+    for field, value in known.items():
+        if (found := getattr(scored, field)) != value:
+            raise Refused(
+                f"not proven: no score wrote this record: its {field} is {printable(found):.80}, but has to be "
+                f"{printable(value):.80}"
+            )
 
 
 def _more(scored: Record, amount: Amount) -> Callable[[int, int, float], bool]:
@@ -193,7 +228,8 @@ def table(proof: Proof) -> str:
     assert proof.data and proof.code_bits is not None and proof.recorded_bits  # a proof has them
     share = proof.code_bits / proof.recorded_bits - 1
     lines = {
-        "text": f"{proof.data.name}: {proof.bytes:,} of {proof.of_bytes:,} bytes",
+        "score": f"{proof.bpb:.6f} bpb, as recorded",
+        "text": f"{printable(proof.data.name)}: {proof.bytes:,} of {proof.of_bytes:,} bytes",
         "tokens": f"{proof.tokens:,}",
         "steps": f"the first {proof.steps:,} of {proof.of_steps:,}",
         "recorded": f"{proof.recorded_bits:,.0f} bits",
@@ -201,5 +237,7 @@ def table(proof: Proof) -> str:
         "seconds": seconds,
         "isolation": proof.isolation,
         "proven": "another process got these bytes back from the artifact and the code alone",
+        "not proven": "that the score is eligible"
+        + ("" if proof.steps == proof.of_steps else ", and the bits of the steps that follow"),
     }
     return "\n".join(f"{name:<11} {value}" for name, value in lines.items())

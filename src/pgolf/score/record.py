@@ -2,6 +2,7 @@
 
 import importlib.metadata
 import json
+import math
 import platform
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, is_dataclass
@@ -106,6 +107,8 @@ class Proof:
 
     status: str = "failed"
     reason: str | None = None
+    bpb: float | None = None
+    """The recorded score, which the proof is about."""
     steps: int | None = None
     of_steps: int | None = None
     tokens: int | None = None
@@ -195,6 +198,45 @@ def read_scored(path: Path, missing: str, other: str) -> Record:
     if found.bpb is None:
         raise UsageError(f"{path}: the record of a score that was {printable(found.status)}")
     return found
+
+
+def contradiction(record: Record) -> str | None:
+    """Why no score can have written these figures together, by the name of a field; None when they agree.
+
+    `record`: of a finished score. Agreeing figures prove nothing: anybody can write them.
+    """
+    needed = "bpb", "nats_per_token", "tokens", "bytes", "documents", "data"
+    if missing := [name for name in needed if not getattr(record, name)]:
+        return f"{missing[0]} is missing"
+    if record.artifact.sha256 is None:
+        return "artifact.sha256 is missing"
+    assert record.bpb and record.nats_per_token and record.tokens and record.bytes and record.documents
+    if min(record.bpb, record.nats_per_token, record.tokens, record.bytes, record.documents) < 0:
+        return "its bpb, nats_per_token, tokens, bytes or documents is negative"
+    bits = record.nats_per_token * record.tokens / math.log(2)
+    if not math.isclose(bits / record.bytes, record.bpb, rel_tol=1e-9):
+        return "its bpb does not follow from its nats_per_token, tokens and bytes"
+    if record.eligible == bool(record.reasons):
+        return "it is eligible and has reasons against it" if record.eligible else "it is not eligible without a reason"
+    return _contradicting_code(record, bits)
+
+
+def _contradicting_code(record: Record, bits: float) -> str | None:
+    """The same for the field `code`, in a score of that many bits."""
+    code, steps = record.code, record.steps or 0
+    if (code is not None) != (record.form == "step"):
+        return f"its form is {printable(record.form)}, with{'out' * (code is None)} code"
+    if code is None:
+        return None
+    if code.every != rules.CODE_EVERY:
+        return f"its code.every is {code.every:,}, not {rules.CODE_EVERY:,}"
+    if len(code.bits) != steps // code.every:
+        return f"its code.bits has {len(code.bits):,} entries, which are not those of {steps:,} steps"
+    cumulative = [0.0, *code.bits]
+    most = math.inf if steps % code.every else cumulative[-1] + 1  # after the last entry come further steps, or none
+    if cumulative != sorted(cumulative) or not cumulative[-1] - 1 <= bits <= most:
+        return "its code.bits are not those of its bpb"
+    return None
 
 
 def typed(kind: Any, value: Any) -> Any:

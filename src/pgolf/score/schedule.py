@@ -4,6 +4,7 @@ In each step every active lane shows one token, the predictor returns logits of 
 true next tokens shown. So a step depends on scored tokens, the number of documents or tokens, and the manifest alone.
 """
 
+import heapq
 from collections.abc import Generator, Sequence
 from dataclasses import dataclass
 
@@ -71,6 +72,16 @@ def advance(walk: Walk, following: Ids) -> Step | None:
 def part_sizes(tokens: int, lanes: int) -> Index:
     """Tokens (lanes,) of each part of the layout "parts": equal but for one."""
     return tokens // lanes + (np.arange(lanes) < tokens % lanes).astype(np.int64)
+
+
+def length(manifest: Manifest, documents: Sequence[int]) -> int:
+    """How many steps there are for documents of that many tokens, BOS included."""
+    if manifest.layout == "parts":
+        return int(part_sizes(sum(documents), manifest.lanes).max())
+    ends = sorted(documents[: manifest.lanes])  # a heap: the step after the last one of each lane
+    for tokens in documents[manifest.lanes :]:
+        heapq.heapreplace(ends, ends[0] + tokens)
+    return max(ends, default=0)
 
 
 @dataclass(frozen=True)

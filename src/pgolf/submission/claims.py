@@ -169,16 +169,8 @@ def _one(folder: Path, found: Entry, seed: Seed, result: Record) -> Iterator[Fin
 
 def _edited(result: Record, path: Path) -> str | None:
     """Why the figures of a record cannot have been written together; None when they agree."""
-    if not (result.tokens and result.bytes and result.nats_per_token and result.artifact.sha256 and result.data):
-        return "figures of a finished score are missing"
-    bits = result.nats_per_token * result.tokens / math.log(2)
-    if not math.isclose(bits / result.bytes, result.bpb or 0.0, rel_tol=1e-9):
-        return "its bpb does not follow from its nats, tokens and bytes"
-    if result.eligible == bool(result.reasons):
-        return "it is eligible and has reasons against it" if result.eligible else "it is not eligible without a reason"
-    cumulative = result.code.bits if result.code else ()
-    if cumulative and not (list(cumulative) == sorted(cumulative) and cumulative[-1] <= bits + 1):
-        return "its cumulative bits are not those of its score"
+    if fault := record.contradiction(result):
+        return fault
     if losses.path(path).is_file():
         try:
             each = losses.read(losses.path(path))
@@ -186,7 +178,7 @@ def _edited(result: Record, path: Path) -> str | None:
             return str(error)
         if each.artifact != result.artifact.sha256:
             return "the losses beside it are of another artifact"
-        if not math.isclose(float(each.bits.sum()), bits, rel_tol=1e-6):
+        if not math.isclose(float(each.bits.sum()), (result.bpb or 0) * (result.bytes or 0), rel_tol=1e-6):
             return "the losses beside it have another sum"
     return None
 
