@@ -1,5 +1,6 @@
 """The picture in docs/architecture.md shows every package, on the floors that the import contracts enforce."""
 
+import ast
 import re
 import tomllib
 
@@ -15,6 +16,14 @@ def test_picture_shows_every_package_and_module() -> None:
     modules = {path.stem for path in PACKAGE.glob("*.py")} - {"__init__", "__main__"}
     shown = [name for floor in FLOORS for name in floor]
     assert sorted(shown) == sorted(packages | modules)
+
+
+def test_json_that_is_written_has_no_nan() -> None:
+    """Python writes NaN and Infinity, which other readers of JSON refuse, unless it is told not to."""
+    for path in PACKAGE.rglob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.Call) and ast.unparse(node.func) in ("json.dump", "json.dumps"):
+                assert "allow_nan=False" in ast.unparse(node), f"{path}:{node.lineno}"
 
 
 def test_import_contracts_have_the_floors_of_the_picture() -> None:

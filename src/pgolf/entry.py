@@ -122,7 +122,7 @@ def encode(entry: Entry) -> bytes:
     values = asdict(entry)
     if entry.artifact.url is None:
         del values["artifact"]["url"]
-    data = (json.dumps(values, indent=1, ensure_ascii=False) + "\n").encode("utf-8", "surrogatepass")
+    data = (json.dumps(values, indent=1, ensure_ascii=False, allow_nan=False) + "\n").encode("utf-8", "surrogatepass")
     parse(data)
     return data
 

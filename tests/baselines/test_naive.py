@@ -361,6 +361,13 @@ def test_a_log_has_one_writer(naive: Any, dataset: Path, tmp_path: Path, capfd: 
     assert lines(tmp_path / "a.jsonl") == []
 
 
+def test_a_figure_that_json_has_not_ends_no_run(tmp_path: Path) -> None:
+    log = Log(tmp_path / "a.jsonl", 1, 1.0, 1, 1)
+    log.write(step=1)
+    log.write(bits=float("nan"))
+    assert log.failure and lines(tmp_path / "a.jsonl") == [{"step": 1}]
+
+
 def test_results_are_complete_before_the_picture(
     naive: Any, dataset: Path, tmp_path: Path, capfd: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:

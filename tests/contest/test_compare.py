@@ -121,6 +121,17 @@ def test_a_broken_file_of_losses_is_named(tmp_path: Path, content: bytes) -> Non
         compare.compare(a, a)
 
 
+@pytest.mark.parametrize("nats", [math.nan, math.inf, 1e300])
+def test_losses_that_no_text_has_are_named(tmp_path: Path, nats: float) -> None:
+    """They would make a comparison that JSON cannot hold."""
+    a = scored(tmp_path / "a.score.json", [1.0, 2.0, nats], bpb=1.0)
+    with pytest.raises(UsageError, match=r"a\.losses\.npz: not a file of log-losses"):
+        compare.compare(a, a)
+    with pytest.raises(UsageError, match="figures that no text has"):
+        losses.write(Losses("a" * 64, "d" * 64, np.ones(3), np.zeros(3, np.int64)), losses.path(a))
+        losses.read(losses.path(a))
+
+
 def test_losses_of_documents_add_up_to_those_of_tokens() -> None:
     encoded = [np.zeros(n, dtype=np.int32) for n in (3, 0, 5)]
     nll = np.arange(11, dtype=np.float64)

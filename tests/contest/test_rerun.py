@@ -22,7 +22,7 @@ from contest.fakes import CALIBRATION, Scorer, Trainer, disjoint_dataset, instal
 from pgolf import entry, repeat, rules
 from pgolf.artifact import parse
 from pgolf.cli.main import main
-from pgolf.contest import calibrate, rerun_record, state, verdict
+from pgolf.contest import calibrate, claim, rerun_record, state, verdict
 from pgolf.contest.case import Options
 from pgolf.contest.rerun import rerun
 from pgolf.contest.rerun_record import Rerun
@@ -409,6 +409,27 @@ def test_a_folder_has_its_claim_and_the_speed_behind_it(case: Case, tmp_path: Pa
     (folder / "submission.json").write_text("{}")
     record = case.run(claimed=None)
     assert record.status == "refused" and record.reason and "format is missing" in record.reason
+
+
+@pytest.mark.parametrize("number", ["1" + "0" * 400, "9" * 30, "1e300", "NaN", "1e999", "0", "-5", "1e-300"])
+def test_a_claimed_calibration_has_figures_of_a_machine(case: Case, tmp_path: Path, number: str) -> None:
+    """Any other number says nothing about a machine, breaks no re-run and enters no published record."""
+    record = case.run(seeds=1)
+    claimed = tmp_path / "records" / "rerun.json"
+    claimed.parent.mkdir()
+    for name in ("fp32_tflops", "bf16_tflops", "bandwidth_gb", "naive_ms"):
+        rerun_record.write(replace(record, calibration=replace(CALIBRATION, **{name: 77.5})), claimed)
+        claimed.write_text(claimed.read_text().replace("77.5", number))
+        found, words = claim.calibration(claimed)
+        assert found is None and re.search("says nothing|is not used", words or "")
+
+
+def test_declared_settings_are_numbers_of_json(case: Case) -> None:
+    """They go into the published record."""
+    for number in ("NaN", "1e999", "9" * 30):
+        text = case.members["submission.json"].decode().replace('"lr": 1', f'"lr": {number}')
+        with pytest.raises(Refused, match="training is"):
+            packed(case.members | {"submission.json": text.encode()})
 
 
 @pytest.mark.parametrize(

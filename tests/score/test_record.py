@@ -121,6 +121,13 @@ def test_record_is_read_back(tmp_path: Path) -> None:
         "{}",
         json.dumps(values | {"code": 7}),
         json.dumps(values | {"bytes": "7"}),
+        json.dumps(values | {"bytes": 1 << 63}),
+        json.dumps(values | {"seconds": {"total": "7"}}),
+        *(
+            json.dumps(values | {"bpb": 7.5}).replace("7.5", number)
+            for number in ("NaN", "-Infinity", "1e999", "9" * 99)
+        ),
+        *(json.dumps(values | {"seconds": {"total": 7.5}}).replace("7.5", number) for number in ("NaN", "1e999")),
         "[" * 9999,
     ):
         place.write_text(text)

@@ -2,6 +2,7 @@
 
 import io
 import json
+import math
 from pathlib import Path
 
 import numpy as np
@@ -10,6 +11,7 @@ import pytest
 from conftest import ROOT, UNIFORM, MakeArtifact
 from pgolf import artifact
 from pgolf.cli.main import main
+from pgolf.errors import UsageError
 from pgolf.submission import inspect, members, tensors
 
 NAIVE = ROOT / "submissions" / "2026-11-26_naive" / "artifact.zst"
@@ -118,6 +120,13 @@ def test_tensors_in_a_member_and_beside_the_artifact(
     assert (tmp_path / "a.png").read_bytes().startswith(b"\x89PNG")
     print(inspect.table(inspect.inspect(path)))
     assert "embedding" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("bits", [math.inf, 1e308, -1.0])
+def test_bits_that_no_tensor_takes(bits: float) -> None:
+    """Added up they would be infinite, which JSON does not have."""
+    with pytest.raises(UsageError, match="has to be one number"):
+        tensors.figures({"a": np.ones(1), "bits:a": np.array(bits), "b": np.ones(1), "bits:b": np.array(bits)})
 
 
 def test_what_cannot_be_inspected(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

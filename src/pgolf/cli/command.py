@@ -98,7 +98,7 @@ def _print_output(role: str, output: str) -> None:
 def print_record(result: Mapping[str, Any], table: str, as_json: bool) -> None:
     """The record itself is on disk by now: a terminal that cannot show a name loses nothing."""
     if as_json:
-        print(json.dumps(result, indent=2))
+        print(json.dumps(result, indent=2, allow_nan=False))
     else:
         print(table, file=sys.stdout if result["status"] == "ok" else sys.stderr, flush=True)
 

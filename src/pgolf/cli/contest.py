@@ -33,7 +33,7 @@ def add_diff(commands: Commands) -> None:
 
 def _diff(args: argparse.Namespace) -> int:
     result = compare.compare(args.a, args.b)
-    print(json.dumps(compare.as_json(result), indent=2) if args.json else compare.table(result))
+    print(json.dumps(compare.as_json(result), indent=2, allow_nan=False) if args.json else compare.table(result))
     if args.plot and (fault := compare.plot(result, args.plot)):
         note(fault)
     return 0
@@ -114,7 +114,7 @@ def _rerun(args: argparse.Namespace) -> int:
     )
     record, place = rerun(args.submission, options, _progress)
     if args.json:
-        print(json.dumps(rerun_record.as_json(record), indent=2))
+        print(json.dumps(rerun_record.as_json(record), indent=2, allow_nan=False))
     else:
         print(rerun_record.table(record), file=sys.stdout if record.status == "ok" else sys.stderr, flush=True)
     if place:

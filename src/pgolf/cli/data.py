@@ -152,7 +152,7 @@ def _folder(text: str) -> Path:
 def _apart(args: argparse.Namespace) -> int:
     left_out = apart(open_dataset(args.data), args.out)
     if args.json:
-        print(json.dumps({"data": str(args.out), "left_out": left_out}))
+        print(json.dumps({"data": str(args.out), "left_out": left_out}, allow_nan=False))
     else:
         for name, count in left_out.items():
             print(f"{printable(name)}: {count:,} documents left out")
@@ -243,7 +243,7 @@ def _report(args: argparse.Namespace, index: dict[str, Any], there: bool, second
         "seconds": round(seconds, 1),
     }
     if args.json:
-        print(json.dumps(summary))
+        print(json.dumps(summary, allow_nan=False))
         return
     print(f"{printable(args.out)}: {'already built, nothing to do' if there else f'built in {seconds:.1f} s'}")
     print(f"{'':12}{'documents':>12}{'tokens':>16}{'bytes':>16}{'bytes/token':>13}")

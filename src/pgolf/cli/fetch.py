@@ -47,7 +47,7 @@ def _fetch(args: argparse.Namespace) -> int:
     state = fetch.fetch(wanted, out, note)
     summary = {"data": str(out), **{k: v for k, v in state.items() if k != "files"}}
     summary["seconds"] = round(monotonic() - start, 1)
-    print(json.dumps(summary) if args.json else _table(out, summary))
+    print(json.dumps(summary, allow_nan=False) if args.json else _table(out, summary))
     return 0
 
 

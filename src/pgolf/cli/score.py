@@ -112,7 +112,7 @@ def _doctor(args: argparse.Namespace) -> int:
     with lock.hold():
         checks = probe.report(find_device(args.device))
     if args.json:
-        print(json.dumps([asdict(check) for check in checks], indent=2))
+        print(json.dumps([asdict(check) for check in checks], indent=2, allow_nan=False))
     else:
         for check in checks:
             word = "ok" if check.holds else "MISSING" if check.needed else "missing"

@@ -46,7 +46,7 @@ def add_new(commands: Commands) -> None:
 def _new(args: argparse.Namespace) -> int:
     folder = new.new(args.name, args.source, args.track, args.author, args.out)
     if args.json:
-        print(json.dumps({"folder": str(folder)}))
+        print(json.dumps({"folder": str(folder)}, allow_nan=False))
         return 0
     print(f"{printable(folder)}: made; what to do in it, step by step: {printable(folder / 'AGENTS.md')}")
     return 0
@@ -126,7 +126,7 @@ def _import(args: argparse.Namespace) -> int:
     )
     with shown_output(args.verbose):
         result = importing.import_submission(request, Runtime(find_device(args.device), not args.no_sandbox))
-    print(json.dumps(importing.as_json(result), indent=2) if args.json else importing.table(result))
+    print(json.dumps(importing.as_json(result), indent=2, allow_nan=False) if args.json else importing.table(result))
     return 0
 
 
@@ -201,7 +201,7 @@ def _ablate(args: argparse.Namespace) -> int:
         print("pgolf: interrupted; the same command goes on from here", file=sys.stderr)
         return 130
     (args.out / "ablation.md").write_text(ablate.markdown(rows) + "\n", encoding="utf-8")
-    print(json.dumps(rows, indent=1) if args.json else ablate.markdown(rows))
+    print(json.dumps(rows, indent=1, allow_nan=False) if args.json else ablate.markdown(rows))
     if fault := plots.draw_effects(rows, args.out / "ablation.png"):
         note(fault)
     return 0
@@ -241,7 +241,7 @@ def _check(args: argparse.Namespace) -> int:
     options = Options(args.track, args.device, isolated=not args.no_sandbox)
     with shown_output(args.verbose):
         report = check.check(args.submission, args.data or default_dataset(), options, train=not args.no_train)
-    print(json.dumps(check.as_json(report), indent=2) if args.json else check.table(report))
+    print(json.dumps(check.as_json(report), indent=2, allow_nan=False) if args.json else check.table(report))
     return 0 if report.passes else Refused.exit_code
 
 
@@ -265,7 +265,7 @@ def add_inspect(commands: Commands) -> None:
 
 def _inspect(args: argparse.Namespace) -> int:
     found = inspect.inspect(args.artifact, args.tensors)
-    print(json.dumps(inspect.as_json(found), indent=2) if args.json else inspect.table(found))
+    print(json.dumps(inspect.as_json(found), indent=2, allow_nan=False) if args.json else inspect.table(found))
     if args.plot and (fault := inspect.plot(found, args.plot)):
         note(fault)
         return EnvironmentBroken.exit_code
@@ -306,7 +306,7 @@ def _plot(args: argparse.Namespace) -> int:
         raise UsageError("--page shows the text of one record")
     if all(logs):
         runs = [curves.read(path) for path in args.files]
-        print(json.dumps(curves.as_json(runs)) if args.json else curves.table(runs))
+        print(json.dumps(curves.as_json(runs), allow_nan=False) if args.json else curves.table(runs))
         fault = curves.plot(runs, args.out) if args.out else None
     else:
         found = costs.read(args.files)
@@ -317,7 +317,7 @@ def _plot(args: argparse.Namespace) -> int:
                 raise UsageError(f"--document {bad[0]}: the text has documents 0 to {len(found[0].sizes) - 1}")
             title = f"What the tokens cost: {args.files[0].name}"
             write_atomically(args.page, page.page(found[0], shown, title).encode())
-        print(json.dumps(costs.as_json(all_costs), indent=1) if args.json else costs.table(all_costs))
+        print(json.dumps(costs.as_json(all_costs), indent=1, allow_nan=False) if args.json else costs.table(all_costs))
         fault = costs.plot(all_costs, args.out) if args.out else None
     if fault:
         note(fault)
@@ -372,5 +372,5 @@ def _try(args: argparse.Namespace) -> int:
     data = args.data or default_dataset()
     with shown_output(args.verbose):
         result = attempt.attempt(args.artifact, args.code, dict(args.set), data, options, note)
-    print(json.dumps(attempt.as_json(result), indent=2) if args.json else attempt.table(result))
+    print(json.dumps(attempt.as_json(result), indent=2, allow_nan=False) if args.json else attempt.table(result))
     return 0

@@ -91,7 +91,7 @@ def _train(args: argparse.Namespace) -> int:
     result = {"tokenizer": str(args.out), "vocab_size": args.vocab_size, "bytes": args.out.stat().st_size}
     result |= {"documents": len(texts), "characters": sum(map(len, texts))}
     if args.json:
-        print(json.dumps(result))
+        print(json.dumps(result, allow_nan=False))
     else:
         print(
             f"{printable(args.out)}: {args.vocab_size:,} pieces, {result['bytes']:,} bytes, trained on "
@@ -103,7 +103,7 @@ def _train(args: argparse.Namespace) -> int:
 def _compare(args: argparse.Namespace) -> int:
     texts = _sample(args)
     rows = workbench.compare(args.tokenizers, texts, args.transform)
-    print(json.dumps([asdict(row) for row in rows]) if args.json else _table(rows, texts))
+    print(json.dumps([asdict(row) for row in rows], allow_nan=False) if args.json else _table(rows, texts))
     if args.plot and (problem := plots.draw_vocabularies([asdict(row) for row in rows], args.plot)):
         note(problem)
     return 0

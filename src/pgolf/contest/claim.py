@@ -11,6 +11,8 @@ from pgolf.errors import UsageError
 RERUN = "records/rerun.json"
 """In a submission's folder: the record of the author's own re-run, whose calibration says how fast that machine was."""
 
+_SLOWEST, _FASTEST = 1e-6, 1e9  # TFLOP/s, GB/s and ms of any machine lie far inside
+
 
 @dataclass(frozen=True)
 class Claim:
@@ -35,11 +37,11 @@ def read(path: Path, bpb: float | None = None) -> Claim:
     if bpb is not None:
         raise UsageError(f"{path}: a submission's folder has a claim; leave out --claim")
     found = entry.read(path)
-    calibration, note = _calibration(path / RERUN)
-    return Claim(entry.artifact_file(path), found.bpb, len(found.seeds), found.track, calibration, note)
+    speed, note = calibration(path / RERUN)
+    return Claim(entry.artifact_file(path), found.bpb, len(found.seeds), found.track, speed, note)
 
 
-def _calibration(path: Path) -> tuple[Calibration | None, str | None]:
+def calibration(path: Path) -> tuple[Calibration | None, str | None]:
     """From the record of a re-run, and what is wrong with it."""
     if not path.exists():
         return None, None
@@ -49,4 +51,11 @@ def _calibration(path: Path) -> tuple[Calibration | None, str | None]:
         return None, f"{path}: is no record of a re-run, so it says nothing about the machine behind the claim"
     if record.rules != rules.VERSION:
         return None, f"{path}: was made under rules {record.rules}, these are {rules.VERSION}; it is not used"
-    return record.calibration, None
+    if (found := record.calibration) and not _is_possible(found):
+        return None, f"{path}: its calibration has figures that no machine has; it is not used"
+    return found, None
+
+
+def _is_possible(found: Calibration) -> bool:
+    rates = found.fp32_tflops, found.bf16_tflops, found.bandwidth_gb, found.naive_ms
+    return all(rate is None or _SLOWEST <= rate <= _FASTEST for rate in rates)

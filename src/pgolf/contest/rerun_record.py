@@ -166,7 +166,7 @@ def as_json(record: Rerun) -> dict[str, Any]:
 
 def write(record: Rerun, path: Path) -> None:
     """Write `record` as JSON under `path`, atomically."""
-    write_atomically(path, (json.dumps(as_json(record), indent=1) + "\n").encode())
+    write_atomically(path, (json.dumps(as_json(record), indent=1, allow_nan=False) + "\n").encode())
 
 
 def read(path: Path) -> Rerun:

@@ -440,5 +440,5 @@ def training_files(dataset: Dataset) -> tuple[dict[str, bytes], dict[str, Path]]
         "text": {"file": "withheld", "sha256": "", "bytes": 0, "documents": 0},
         "shards": [{"file": f"shards/{name}", "sha256": "", "tokens": shard.tokens} for name, shard in shards.items()],
     }
-    files = {INDEX: json.dumps(index).encode(), "tokenizer.model": tokenizer}
+    files = {INDEX: json.dumps(index, allow_nan=False).encode(), "tokenizer.model": tokenizer}
     return files, {name: shard.path for name, shard in shards.items()}

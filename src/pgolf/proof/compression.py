@@ -265,7 +265,9 @@ def text_file(texts: Sequence[bytes]) -> bytes:
     """What `pgolf decompress` writes: one document as it is, several as lines of JSON, {"text": ...} each."""
     if len(texts) == 1:
         return texts[0]
-    return b"".join(json.dumps({"text": text.decode()}, ensure_ascii=False).encode() + b"\n" for text in texts)
+    return b"".join(
+        json.dumps({"text": text.decode()}, ensure_ascii=False, allow_nan=False).encode() + b"\n" for text in texts
+    )
 
 
 @contextmanager

@@ -114,7 +114,7 @@ class Worker:
                     place = plain(stack, members, training)
                 self.copied, self.group, self.reveal = place.copied, place.group, place.reveal
                 setup = {**(config or {}), **_setup(role, device, shared, ring), "isolated": isolated, **place.setup}
-                command = [*place.command, sys.executable, "-I", "-c", _BOOT, json.dumps(setup)]
+                command = [*place.command, sys.executable, "-I", "-c", _BOOT, json.dumps(setup, allow_nan=False)]
                 self._process = self._start(command, [*shared, *place.descriptors], device, place)
             stack.callback(self._join)
             stack.callback(ours.close)  # with it end the descriptors that wait in it, and the reader with them

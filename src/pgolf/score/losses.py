@@ -23,6 +23,7 @@ UNSOUND = (OSError, ValueError, KeyError, EOFError, MemoryError, NotImplementedE
 
 LARGEST = 1 << 26
 """Bytes: ten times what the contest's 50,000 documents take."""
+_MOST_NATS, _MOST_SIZE = 1e15, 1 << 32  # of a document
 
 
 @dataclass(frozen=True)
@@ -84,6 +85,9 @@ def read(path: Path) -> Losses:
     shapes = losses.nats.shape, losses.sizes.shape
     if shapes != 2 * ((len(losses.nats),),) or losses.nats.dtype != float or losses.sizes.dtype != np.int64:
         raise UsageError(f"{path}: not a file of log-losses (shapes {shapes[0]} and {shapes[1]})")
+    sound = (np.abs(losses.nats) <= _MOST_NATS).all() and ((losses.sizes >= 0) & (losses.sizes <= _MOST_SIZE)).all()
+    if not sound or not losses.sizes.sum():  # NaN is not sound
+        raise UsageError(f"{path}: not a file of log-losses (it has figures that no text has)")
     return losses
 
 

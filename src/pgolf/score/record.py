@@ -175,7 +175,7 @@ def as_json(record: Record) -> dict[str, Any]:
 
 def write(record: Record, path: Path) -> None:
     """Write `record` as JSON under `path`, atomically."""
-    write_atomically(path, (json.dumps(as_json(record), indent=1) + "\n").encode())
+    write_atomically(path, (json.dumps(as_json(record), indent=1, allow_nan=False) + "\n").encode())
 
 
 def read(path: Path) -> Record:
@@ -240,16 +240,24 @@ def _contradicting_code(record: Record, bits: float) -> str | None:
 
 
 def typed(kind: Any, value: Any) -> Any:
-    """`value`, of JSON, as `kind`: a dataclass, a tuple or a type that JSON has. Raises TypeError when it is none."""
-    inner = get_args(kind)
-    if get_origin(kind) is UnionType:
+    """`value`, of JSON, as `kind`: a dataclass, a tuple, a mapping, or a type that JSON has; Any of it.
+
+    Raises TypeError when it is none, and for numbers that no record has: NaN, infinity, integers of more than 64 bits.
+    """
+    inner, origin = get_args(kind), get_origin(kind)
+    if origin is UnionType:
         return None if value is None else typed(inner[0], value)
     if isinstance(kind, type) and is_dataclass(kind) and isinstance(value, dict):
         return kind(**{name: typed(hint, value.get(name)) for name, hint in get_type_hints(kind).items()})
-    if get_origin(kind) is tuple and isinstance(value, list):
-        return tuple(typed(inner[0], item) for item in value)
-    if not isinstance(value, (int, float) if kind is float else get_origin(kind) or kind):
-        raise TypeError(f"{value!r} is no {kind}")
+    if isinstance(value, list) and (origin is tuple or kind is Any):
+        items = [typed(inner[0] if inner else Any, item) for item in value]
+        return tuple(items) if origin is tuple else items
+    if isinstance(value, dict) and (origin is Mapping or kind is Any):
+        return {name: typed(inner[1] if inner else Any, item) for name, item in value.items()}
+    if not isinstance(value, object if kind is Any else (int, float) if kind is float else origin or kind):
+        raise TypeError(f"{value!r:.60} is no {kind}")
+    if not (math.isfinite(value) if isinstance(value, float) else not isinstance(value, int) or abs(value) < 1 << 63):
+        raise TypeError("a number that no record has")
     return value
 
 

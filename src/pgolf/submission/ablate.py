@@ -43,7 +43,7 @@ def one_run(args: argparse.Namespace, settings: Sequence[str], seed: int) -> dic
     command += ["--preset", args.preset] if args.preset else []
     command += [f"--{setting}" for setting in settings]
     parts = [*command, str(args.data), args.documents, source(args.trainer), *["development"] * args.development]
-    key = hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:16]
+    key = hashlib.sha256(json.dumps(parts, allow_nan=False).encode()).hexdigest()[:16]
     record = args.out / f"{key}.json"
     if record.is_file():
         return dict(json.loads(record.read_text(encoding="utf-8")))
@@ -60,7 +60,7 @@ def one_run(args: argparse.Namespace, settings: Sequence[str], seed: int) -> dic
         "tokens": done.log["tokens"],
         "tokens_per_second": done.log["tokens"] / done.log["train_seconds"],
     }
-    write_atomically(record, (json.dumps(result, indent=1) + "\n").encode())
+    write_atomically(record, (json.dumps(result, indent=1, allow_nan=False) + "\n").encode())
     return result
 
 

@@ -96,7 +96,7 @@ def _changed(members: Mapping[str, bytes], code: Path | None, changes: Mapping[s
         changed |= given
     before = json.loads(members[MANIFEST])
     if (fields := before | dict(changes)) != before:
-        manifest = json.dumps(fields, indent=1).encode()
+        manifest = json.dumps(fields, indent=1, allow_nan=False).encode()
         try:
             artifact.parse_manifest(manifest)
         except Refused as error:

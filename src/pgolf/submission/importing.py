@@ -109,11 +109,13 @@ def import_submission(request: Request, runtime: Runtime) -> Imported:
         "autocast": "autocast(" in read.source,
     }
     members = {
-        MANIFEST: json.dumps({key: value for key, value in manifest.items() if value is not None}, indent=1).encode(),
+        MANIFEST: json.dumps(
+            {key: value for key, value in manifest.items() if value is not None}, indent=1, allow_nan=False
+        ).encode(),
         "predict.py": _TEMPLATE.read_bytes(),
         "train.py": _TRAIN.format(name=read.name.replace('"', "")).encode(),
         "build.py": (loader.source + _switched(loader.model, request.switches or {})).encode(),
-        "import.json": json.dumps(settings, indent=1).encode(),
+        "import.json": json.dumps(settings, indent=1, allow_nan=False).encode(),
     }
     given = {read.name: data, request.weights.name: _read(request.weights, rules.UNPACKED_BYTES)}
     given |= {request.tokenizer.name: _read(request.tokenizer, rules.UNPACKED_BYTES), **siblings}

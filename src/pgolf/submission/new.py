@@ -111,7 +111,8 @@ def _baseline(name: str) -> Path:
 
 def _named(code: dict[str, bytes], source: str, name: str, author: str) -> dict[str, bytes]:
     """The code, with the submission's name and author for its artifacts in place of a baseline's."""
-    before, after = f'"{source} baseline"'.encode(), f"{json.dumps(name)}, author={json.dumps(author)}".encode()
+    quoted = [json.dumps(words, allow_nan=False) for words in (name, author)]
+    before, after = f'"{source} baseline"'.encode(), f"{quoted[0]}, author={quoted[1]}".encode()
     if code["train.py"].count(before) != 1:
         return code
     return code | {"train.py": code["train.py"].replace(before, after)}

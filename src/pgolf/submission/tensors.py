@@ -37,6 +37,7 @@ _FLOATS = {"F64": "<f8", "F32": "<f4", "F16": "<f2"}
 _INTEGERS = {"I64": "<i8", "I32": "<i4", "I16": "<i2", "I8": "i1", "U64": "<u8", "U32": "<u4", "U16": "<u2", "U8": "u1"}
 _DTYPES = {**_FLOATS, **_INTEGERS, "BOOL": "u1", "BF16": "V2"}
 _MOST = 100_000  # tensors in a file
+_MOST_BITS = 1 << 53  # of a tensor
 _HEADER_BYTES = 1 << 24  # of a safetensors header, whose JSON takes many times its size in memory
 _DIMENSIONS = 64  # numpy's own limit
 
@@ -123,7 +124,7 @@ def figures(arrays: Mapping[str, Array]) -> list[Tensor]:
             continue
         stored = None
         if (bits := arrays.get(BITS + name)) is not None:
-            if bits.size != 1 or bits.dtype.kind not in "iuf" or not math.isfinite(bits.item()):
+            if bits.size != 1 or bits.dtype.kind not in "iuf" or not 0 <= bits.item() <= _MOST_BITS:
                 raise UsageError(f"{BITS}{name}: has to be one number, the bits that all weights of {name} take")
             stored = float(bits.item()) / array.size
         symbols = array.ravel()

@@ -62,12 +62,12 @@ class Log:
         self.curve: list[tuple[int, float]] = []
 
     def write(self, **line: Any) -> None:
-        """Add a line; a full disk is noted in `failure` and does not end the run."""
+        """Add a line; a full disk, or a figure that JSON has not, is noted in `failure` and does not end the run."""
         if self.file is None:
             return
         try:
-            self.file.write(json.dumps(line) + "\n")
-        except OSError as error:
+            self.file.write(json.dumps(line, allow_nan=False) + "\n")
+        except (OSError, ValueError) as error:
             self.fail(error)
 
     def close(self) -> None:
@@ -79,8 +79,8 @@ class Log:
         except OSError as error:
             self.fail(error)
 
-    def fail(self, error: OSError) -> None:
-        self.failure = error.strerror or str(error)
+    def fail(self, error: OSError | ValueError) -> None:
+        self.failure = getattr(error, "strerror", None) or str(error)
         file, self.file = self.file, None
         with contextlib.suppress(OSError):  # what it still holds cannot be written either
             if file is not None:

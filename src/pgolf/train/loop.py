@@ -328,5 +328,5 @@ def members(data: Dataset, track: str, source: Mapping[str, bytes], name: str, *
     }
     if data.transform is not None:
         manifest["transform"] = data.transform
-    text = json.dumps(manifest | changes, indent=1)
+    text = json.dumps(manifest | changes, indent=1, allow_nan=False)
     return dict(source) | {"submission.json": text.encode(), "tokenizer.model": data.tokenizer.read_bytes()}

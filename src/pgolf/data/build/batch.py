@@ -73,7 +73,9 @@ def _json_text(line: bytes, field: str, place: str) -> str:
     except (ValueError, RecursionError) as error:
         raise UsageError(f"{place}: not valid JSON ({first_line(error)}); each line must be one JSON object") from None
     if not isinstance(value, dict):
-        raise UsageError(f"{place}: not a JSON object; each line must be one, such as {{{json.dumps(field)}: ...}}")
+        raise UsageError(
+            f"{place}: not a JSON object; each line must be one, such as {{{json.dumps(field, allow_nan=False)}: ...}}"
+        )
     if field not in value:
         raise UsageError(missing_field(place, field, list(value)))
     return _text(value[field], field, place)

@@ -275,7 +275,10 @@ class Builder:
         with create(part) as file, _bar(path.stem) as bar:
             for batch, encoded in self._encoded(batches, canonical=True):
                 kept = encoded.without(known)
-                file.writelines(json.dumps({"text": t}, ensure_ascii=False).encode() + b"\n" for t in kept.canonical)
+                file.writelines(
+                    json.dumps({"text": t}, ensure_ascii=False, allow_nan=False).encode() + b"\n"
+                    for t in kept.canonical
+                )
                 add(kept)
                 _count(counts, kept)
                 counts["changed_by_tokenizer"] += encoded.changed

@@ -130,4 +130,4 @@ def _remove(out: Path, made: bool) -> None:
 
 def dumped(value: Json) -> bytes:
     """JSON. Bytes of a file name that are no text become escapes, which JSON has too."""
-    return (json.dumps(value, indent=1, ensure_ascii=False) + "\n").encode(errors="backslashreplace")
+    return (json.dumps(value, indent=1, ensure_ascii=False, allow_nan=False) + "\n").encode(errors="backslashreplace")

@@ -52,13 +52,13 @@ def build_demo(out: Path, workers: int, development: int | None = None) -> dict[
     if index is not None and index["build"].get("name") == _NAME:
         if not index.get("environment"):  # built before there was this mark
             index["environment"] = True
-            write_atomically(out / INDEX, (json.dumps(index, indent=1) + "\n").encode())
+            write_atomically(out / INDEX, (json.dumps(index, indent=1, allow_nan=False) + "\n").encode())
         return index
     documents = harvest(workers)
     held_out = _held_out(documents)
     with tempfile.TemporaryDirectory() as folder:
         corpus = Path(folder) / "installed-documentation.jsonl"
-        lines = (json.dumps({"id": name, "text": text}) + "\n" for name, text in documents)
+        lines = (json.dumps({"id": name, "text": text}, allow_nan=False) + "\n" for name, text in documents)
         corpus.write_text("".join(lines), encoding="utf-8")
         settings = Settings(_NAME, [FileSource(corpus, lines=False)], held_out, development, from_environment=True)
         return build(settings, out, workers)

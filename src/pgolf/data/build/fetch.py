@@ -212,7 +212,7 @@ class _Fetch:
         self._save()
 
     def _save(self) -> None:
-        write_atomically(self.out / STATE, (json.dumps(self.state, indent=1) + "\n").encode())
+        write_atomically(self.out / STATE, (json.dumps(self.state, indent=1, allow_nan=False) + "\n").encode())
 
     def _check(self) -> None:
         """Validation text and overlap, as far as they are not known from the last run."""
