@@ -8,6 +8,7 @@ from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
+from unittest.mock import Mock
 
 import pytest
 import sentencepiece as spm
@@ -16,6 +17,7 @@ import torch
 from pgolf import artifact, rules
 from pgolf.cli.main import main
 from pgolf.errors import PgolfError, Refused, UsageError
+from pgolf.sandbox import wire
 from pgolf.score.devices import Runtime
 from pgolf.submission import script
 from pgolf.submission.importing import Request, import_submission, made_up
@@ -253,6 +255,16 @@ class Code:
 def test_weights_with_code_are_refused(submission: Callable[..., Request]) -> None:
     request = submission(weights={"tok_emb.weight": Code()})
     with pytest.raises(Refused, match=r"final.ptz: a pickle that is more than tensors .*print"):
+        import_submission(request, RUNTIME)
+    assert not request.out.exists()
+
+
+def test_a_script_that_lies_on_the_wire_is_refused(
+    submission: Callable[..., Request], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(wire.Logits, "decode", Mock(side_effect=wire.WireError("a frame of no known kind")))
+    request = submission()
+    with pytest.raises(Refused, match="broke the wire protocol: a frame of no known kind"):
         import_submission(request, RUNTIME)
     assert not request.out.exists()
 

@@ -6,13 +6,16 @@ import sys
 from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
+from typing import Any
+from unittest.mock import Mock
 
 import numpy as np
 import pytest
 
-from conftest import CAUSAL, ROOT, MakeArtifact
+from conftest import CAUSAL, ROOT, UNIFORM, MakeArtifact
 from pgolf.cli.main import main
 from pgolf.data.dataset import open_dataset
+from pgolf.errors import EnvironmentBroken
 from pgolf.score import record, tokens
 from pgolf.score.record import Environment, Packed, Record
 from pgolf.score.tokens import TokenLosses
@@ -48,6 +51,58 @@ def test_tokens_spell_the_text_and_cost_the_score(dataset: Path, make_artifact: 
     for rows in (each.positions, each.classes):
         assert sum(row.bits_per_byte for row in rows) == pytest.approx(result.bpb, rel=1e-6)
     assert sum(row.tokens for row in each.lengths) == result.tokens
+
+
+LATE = b"""
+import gc
+from pgolf.sandbox import wire
+
+def encode(text):
+    return list(text.encode())
+
+def decode(ids):
+    if len(ids) == 1 and len(calls) == 0:  # what `check_decoding` does not begin with
+        FAULT
+    calls.append(1)
+    return bytes(v for v in ids if v < 256).decode("utf-8", "replace")
+
+calls = []
+"""
+LIES = b"[o for o in gc.get_objects() if isinstance(o, wire.Channel)][0].send(wire.Kind.TEXTS, bytes([9, 0, 0, 0]))"
+
+
+@pytest.mark.parametrize(
+    ("fault", "words"),
+    [
+        (LIES, "broke the wire protocol"),
+        (b"raise ValueError", "raised ValueError"),
+        ("machine", "was suspended"),
+        ("disk", "a.tokens.npz: No space left on device"),
+    ],
+    ids=["lies", "raises", "machine", "disk"],
+)
+def test_a_score_stands_without_its_tokens(
+    dataset: Path,
+    make_artifact: MakeArtifact,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+    fault: Any,
+    words: str,
+) -> None:
+    """A tokenizer that lies, or fails, for the log-losses by token only; a machine that fails then."""
+    source = LATE.replace(b"FAULT", fault if isinstance(fault, bytes) else b"pass")
+    path = make_artifact(UNIFORM, {"tok.py": source}, tokenizer="tok.py", vocab_size=300, bos=299)
+    errors = {"machine": EnvironmentBroken("the machine was suspended"), "disk": OSError(28, "No space left on device")}
+    if fault in errors:
+        monkeypatch.setattr(tokens, "write", Mock(side_effect=errors[fault]))
+    command = ["score", str(path), "--data", str(dataset), "--no-sandbox", "--device", "cpu", "--per-token"]
+    assert main(command) == 0
+    output = capsys.readouterr()
+    assert "practice score" in output.out
+    assert output.err.count("\n") == 1 and "the score stands, but there are no log-losses by token: " in output.err
+    assert words in output.err
+    scored = path.with_name("a.score.json")
+    assert record.read(scored).status == "ok" and not tokens.path(scored).exists()
 
 
 @pytest.mark.parametrize(

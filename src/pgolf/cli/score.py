@@ -20,7 +20,7 @@ from pgolf.cli.command import (
     shown_output,
 )
 from pgolf.data.dataset import default_dataset, open_dataset
-from pgolf.errors import EnvironmentBroken, Refused, UsageError
+from pgolf.errors import EnvironmentBroken, PgolfError, UsageError
 from pgolf.files import beside, check_replaceable, printable
 from pgolf.sandbox import lock, probe
 from pgolf.score import losses, record, tokens
@@ -85,13 +85,14 @@ def _score(args: argparse.Namespace) -> int:
 
 
 def _keep_tokens(found: Losses, args: argparse.Namespace, out: Path) -> None:
-    """Write the log-loss of each token. The score stands, so a tokenizer that fails here only loses this file."""
-    runtime = Runtime(find_device(args.device), not args.no_sandbox)
+    """Write the log-loss of each token. The score stands and is written: whatever fails here only loses this file."""
     try:
+        runtime = Runtime(find_device(args.device), not args.no_sandbox)
         packed = artifact.read(args.artifact, rules.ARTIFACT_BYTES)
         tokens.write(TokenLosses.of(found, packed, runtime), tokens.path(out))
-    except Refused as error:
-        print(f"pgolf: no log-losses by token: {printable(error)}", file=sys.stderr)
+    except (PgolfError, OSError) as error:
+        words = error if isinstance(error, PgolfError) else f"{tokens.path(out)}: {error.strerror}"
+        print(f"pgolf: the score stands, but there are no log-losses by token: {printable(words)}", file=sys.stderr)
 
 
 def add_doctor(commands: Commands) -> None:

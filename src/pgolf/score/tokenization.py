@@ -18,7 +18,7 @@ from pgolf.artifact import Artifact, Manifest
 from pgolf.errors import Refused
 from pgolf.sandbox import wire
 from pgolf.sandbox.box import Worker
-from pgolf.sandbox.wire import Ids, Kind
+from pgolf.sandbox.wire import Ids, Kind, WireError
 from pgolf.score.devices import Runtime
 
 Timed = AbstractContextManager[float]
@@ -98,7 +98,10 @@ def _worker(role: str, artifact: Artifact, runtime: Runtime, timed: Timed) -> It
     with Worker(role, files, isolated=runtime.isolated, config=config, packages=packages) as worker, timed as deadline:
         worker.channel.deadline = deadline
         worker.receive(Kind.READY, 0)
-        yield worker
+        try:
+            yield worker
+        except WireError as error:
+            raise Refused(f"the submission broke the wire protocol: {error}") from None
 
 
 def _groups(sizes: Sequence[int]) -> Iterator[tuple[int, int]]:

@@ -24,7 +24,7 @@ from pgolf.data.dataset import load_tokenizer
 from pgolf.errors import EnvironmentBroken, Refused, UsageError
 from pgolf.files import check_replaceable, printable, read_regular, write_atomically
 from pgolf.sandbox import lock
-from pgolf.sandbox.wire import Ids
+from pgolf.sandbox.wire import Ids, WireError
 from pgolf.score.devices import Runtime
 from pgolf.score.likelihood import log_losses
 from pgolf.score.predictors import Predictor
@@ -236,6 +236,8 @@ def _try(found: Artifact, runtime: Runtime) -> float:
             raise Refused("the model does not compute one window within the track's time for evaluation") from None
         except Refused as error:
             raise _explained(error, manifest.vocab_size) from None
+        except WireError as error:
+            raise Refused(f"the script broke the wire protocol: {error}") from None
         return float(log_losses(logits, ids, np.arange(1, manifest.context + 1)).mean())
 
 
