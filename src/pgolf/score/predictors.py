@@ -21,6 +21,10 @@ _DTYPES = {
     wire.Dtype.BFLOAT16: torch.bfloat16,
 }
 
+_LOGITS, _GPU_LOGITS = 4 << 20, 16 << 20
+"""Of a batch of windows: on a CPU blocks of 16 MiB in fp32, since the C library gives those of 32 MiB or more back, and
+the kernel has to clear the next ones; on a GPU more gained nothing."""
+
 
 class Predictor:
     """A context manager: entering starts the sandbox, leaving kills it. `load` comes before anything else."""
@@ -30,9 +34,10 @@ class Predictor:
         manifest = artifact.manifest
         self.width = manifest.vocab_size
         self.device = runtime.device
+        self.window_tokens = max(manifest.context, (_LOGITS if runtime.device == "cpu" else _GPU_LOGITS) // self.width)
         self.submitted = self.received = 0
         self.seconds = {"predictor": 0.0, "wire": 0.0}
-        most = manifest.lanes if manifest.form == "step" else max(manifest.context, window_tokens(self.width))
+        most = manifest.lanes if manifest.form == "step" else self.window_tokens
         self.ring = Ring.create(4 * self.width * most)
         arguments = {"lanes": manifest.lanes, "count": count} if manifest.form == "step" else {}
         try:
@@ -121,11 +126,6 @@ class Predictor:
         self.worker.send(kind, payload)
         self.submitted += 1
         self.seconds["wire"] += time.monotonic() - start
-
-
-def window_tokens(vocab_size: int) -> int:
-    """Tokens whose logits are about 64 MiB in fp32; larger batches of windows gained nothing on any device measured."""
-    return max(1, (16 << 20) // vocab_size)
 
 
 def progress(name: str, tokens: int) -> "tqdm[None]":

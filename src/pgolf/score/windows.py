@@ -17,7 +17,7 @@ from pgolf import rules
 from pgolf.artifact import Manifest
 from pgolf.sandbox.wire import Ids
 from pgolf.score.likelihood import Floats, log_losses
-from pgolf.score.predictors import Predictor, window_tokens
+from pgolf.score.predictors import Predictor
 from pgolf.score.record import SpotCheck
 from pgolf.score.schedule import Index
 
@@ -56,7 +56,7 @@ def predict(manifest: Manifest, documents: Sequence[Ids], predictor: Predictor, 
         nll[rows] = log_losses(predictor.receive(len(rows)), tokens, rows + 1)
         done(len(rows))
 
-    for batch in batches(windows, window_tokens(manifest.vocab_size)):
+    for batch in batches(windows, predictor.window_tokens):
         positions = batch.positions()
         predictor.submit_windows(tokens[positions], batch.first)
         pending.append(positions[:, batch.first :].reshape(-1))
@@ -78,7 +78,7 @@ def spot_check(manifest: Manifest, documents: Sequence[Ids], predictor: Predicto
     again = np.empty(len(rows))
     for length in np.unique(rows - start):
         group = np.flatnonzero(rows - start == length)
-        size = max(1, window_tokens(manifest.vocab_size) // (int(length) + 1))
+        size = predictor.window_tokens // (int(length) + 1)
         for part in np.split(group, range(size, len(group), size)):
             ids = tokens[start[part][:, None] + np.arange(length + 1)]
             predictor.submit_windows(ids, int(length))
