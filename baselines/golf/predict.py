@@ -61,7 +61,8 @@ def planned(predictor: "Predictor", trial: "Network", count: int, end: float) ->
 
     `trial` is a network to time, whose cache is spoilt.
     """
-    torch.set_num_threads(max(1, predictor.threads - 1))  # beside the network the mixer learns
+    # Beside the network the mixer learns. Whatever the plan: products may round differently with other threads.
+    torch.set_num_threads(max(1, predictor.threads - 1))
     plan = 0
     for _ in range(2):  # decide after a part of the prior, since a slow machine has no time for the rest; then again
         learning = predictor.beside.submit(next, predictor.prior)
@@ -109,8 +110,6 @@ class Predictor:
 
     def step(self, ids: Tensor, lane: Tensor) -> Tensor:
         """Log-probabilities (B, V), or logits, of the next token in each lane (B,), whose last token is in ids (B,)."""
-        # By the plan, also where another machine chose it: products may round differently with other threads.
-        torch.set_num_threads(max(1, self.threads - 1) if self.plan else self.threads)
         if not self.plan:
             return self.network.step(ids, lane)
         for _ in self.prior:  # what this machine left out, if the plan is a quicker one's
