@@ -430,6 +430,17 @@ def test_a_reader_that_is_gone_ends_nothing(naive: Any) -> None:
         stream.write("and the exit flushes in peace")
 
 
+def test_a_bar_on_a_lost_terminal_leaves_nothing_to_write(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    terminal, end = pty.openpty()
+    with os.fdopen(end, "w") as stream:
+        monkeypatch.setattr(sys, "stderr", stream)
+        log = Log(tmp_path / "a.jsonl", None, 100.0, 1, 1)
+        os.close(terminal)
+        log.step(1, 2.0, 50.0, 1.0)
+        log.close()
+        stream.flush()  # as at the exit of Python
+
+
 def test_a_lost_terminal_ends_training_with_an_artifact(dataset: Path, tmp_path: Path) -> None:
     """The kernel sends SIGHUP, and from then on every write to the terminal fails."""
     terminal, end = pty.openpty()

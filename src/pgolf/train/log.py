@@ -19,11 +19,18 @@ def say(line: str, stream: TextIO | None = None) -> None:
     """Print on stdout or `stream`, whatever its encoding. A terminal or a reader that is gone ends no run."""
     stream = stream or sys.stdout
     encoding = getattr(stream, "encoding", None) or "utf-8"
+    with contextlib.suppress(OSError):
+        print(line.encode(encoding, "backslashreplace").decode(encoding), file=stream)
+    flush(stream)
+
+
+def flush(stream: TextIO) -> None:
+    """Write what the stream holds, or point it at nothing: else the exit would try again, and fail."""
     try:
-        print(line.encode(encoding, "backslashreplace").decode(encoding), file=stream, flush=True)
+        stream.flush()
     except OSError:
         with contextlib.suppress(OSError), Path(os.devnull).open("w") as nowhere:
-            os.dup2(nowhere.fileno(), stream.fileno())  # or the exit would try again, and fail
+            os.dup2(nowhere.fileno(), stream.fileno())
 
 
 def open_alone(path: Path) -> TextIO:
@@ -73,6 +80,7 @@ class Log:
     def close(self) -> None:
         """Complete the file and take the bar from the screen."""
         self.bar.close()
+        flush(sys.stderr)  # where the bar was
         try:
             if self.file is not None:
                 self.file.close()
