@@ -504,7 +504,7 @@ def test_files_of_one_seed_are_none_of_another(case: Case) -> None:
 def test_a_submission_brings_its_finished_rerun_along(
     case: Case, tmp_path: Path, where: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """In the scratch folder of its own folder, in which the organizer works, or in a pull request's."""
+    """In the scratch folder of the submission, in which the organizer works, or in a pull request's."""
     monkeypatch.setattr("pgolf.cli.contest.Options", lambda **values: Options(**values, isolated=False))
     submission = tmp_path / "submission"
     submission.mkdir()
