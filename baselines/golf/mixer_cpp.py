@@ -8,12 +8,13 @@ SOURCE = r"""
 // Compression Explained, 4.3; Knoll and de Freitas, arXiv:1108.3298), from
 //   1. contexts: each hashes something about the past; it keeps an adaptive probability and a short history of the bits
 //      seen at each node, and a map learns which probability such a history deserves;
-//   2. two match models: the token that followed the last repetition of 5 tokens, and of 2, while they come true;
-//   3. the network: its probabilities summed over both subtrees, those of the document's own tokens raised before.
+//   2. two match models: the token that followed the last repetition of 7 tokens, and of 3;
+//   3. the network: its probabilities and each token's share of the text, summed over both subtrees, those of the
+//      document's own tokens raised before.
 // Logistic mixing (Mahoney 4.3.2) adds these up: the weights are the sum of one vector for the node, one for each of
-// the last two tokens and one for the contexts that know the node. All of it learns from each token once that has been
-// shown. Arithmetic is plain IEEE without contraction, logarithm and exponential are this file's own: so machines agree
-// on each bit, and one can decode the text that another one coded.
+// the last two tokens, one for the contexts that know the node and one for the length of the match. All of it learns
+// from each token once that has been shown. Arithmetic is plain IEEE without contraction, logarithm and exponential are
+// this file's own: so machines agree on each bit, and one can decode the text that another one coded.
 
 #include <sys/mman.h>
 
@@ -21,6 +22,7 @@ SOURCE = r"""
 #include <atomic>
 #include <cstdint>
 #include <cstring>
+#include <numeric>
 #include <optional>
 #include <string>
 #include <thread>
@@ -82,12 +84,15 @@ uint64_t hash(uint64_t a, uint64_t b) {
 
 // -------------------------------------------------------------------------------------------------------- lanes
 
-constexpr int REPEATED[2] = {5, 2};
+constexpr int REPEATED[2] = {7, 3};
 struct Match {  // a place in some lane's text whose last tokens are those of this lane
     uint64_t place = 0;  // lane + 1 and position of the token expected next; 0: none
-    int length = 0;      // how many tokens agree
+    int length = 0;      // how many tokens agree; fewer than REPEATED after a token that did not
+    int missed = 0;      // how many did not, since 16 did
     int leaf = -1;       // of the expected token
+    int size() const { return length < 16 ? length : std::min(12 + length / 4, 31); }
 };
+constexpr int MISSES = 8;  // after so many a match ends
 
 struct Lane {
     vector<uint16_t> text;
@@ -119,6 +124,7 @@ const Context CONTEXTS[] = {
     {"order 1", [](const Lane& l) { return l.order(1); }, 4},
     {"order 2", [](const Lane& l) { return l.order(2); }},
     {"order 3", [](const Lane& l) { return l.order(3); }},
+    {"order 5", [](const Lane& l) { return l.order(5); }},
     {"word", [](const Lane& l) { return l.word; }, 3},
     {"word and 1 before", [](const Lane& l) { return hash(l.word, l.word_before); }},
     {"document", [](const Lane& l) { return l.document; }, 4},
@@ -132,6 +138,11 @@ constexpr int C = sizeof CONTEXTS / sizeof *CONTEXTS;
 // (as in dynamic marginals: Kneser, Peters and Klakow, Eurospeech 1997). This alone reaches the subtrees below the
 // threshold, too.
 constexpr float RARE = 2000;
+
+// The share of each token in the text so far is added to the network's probabilities, with a weight that is learned: it
+// stays near 0 on text like the training text, which the network knows, and nears one half on text of another kind.
+constexpr float START_SHARES = 0.05f, RATE_SHARES = 0.001f;
+constexpr float FORGET = 0.1f;  // of the shares, what the training text counts for
 
 // ----------------------------------------------------------------------------------------------- what is learned
 
@@ -222,7 +233,7 @@ struct Vector {
 // would be the weight of LEARNED, which is always 0, counts how often the vector has learned.
 enum Input { NETWORK = C, MATCH, HISTORY = 16, BIAS = HISTORY + C, LEARNED };
 static_assert(MATCH + 1 < HISTORY && LEARNED < 2 * HISTORY);
-constexpr int SETS = 4;  // of weights; the sum of one vector of each is used
+constexpr int SETS = 5;  // of weights; the sum of one vector of each is used
 constexpr float START_DIRECT = 0.05f / SETS, START_HISTORY = 0.1f / SETS, START_MATCH = 0.15f / SETS;
 constexpr float START_NETWORK = 0.4f / SETS, OTHERS = 0.8f;  // what the rest is multiplied by when that joins
 
@@ -282,6 +293,7 @@ class Mixer {
     vector<Vector> weights[SETS];
     vector<float> shown;  // 0.5 + how often each leaf was shown
     double all;           // their sum over tokens
+    float shares = START_SHARES;  // the weight of `shown` beside the network
     static constexpr int PLACE_BITS = 22;
     vector<uint64_t> places[2];  // after the last occurrence of REPEATED tokens, by hash
 
@@ -301,7 +313,7 @@ class Mixer {
         first[MATCH] = first[MATCH + 1] = START_MATCH, first[NETWORK] = START_NETWORK;
         for (int i = 0; i < 2; i++)
             matches[i].assign(32 * depth, Estimate(i ? 0.7f : 0.8f)), places[i].resize(1 << PLACE_BITS);
-        const int sizes[SETS] = {leaves, 16 * tokens, tokens + 1, 1 << C};
+        const int sizes[SETS] = {leaves, 16 * tokens, tokens + 1, 1 << C, 1 + 2 * 32};
         for (int i = 0; i < SETS; i++) weights[i].assign(sizes[i], first);
     }
 
@@ -344,23 +356,31 @@ class Mixer {
         for (int i = 0; i < count; i++) {
             Lane& l = lanes[lane[i]];
             const int leaf = leaf_of[ids[i]];
-            if (!l.text.empty()) walk(l, [&](int level, float) { return leaf >> (depth - 1 - level) & 1; });
+            if (!l.text.empty()) {
+                const float part = weight_of_shown() * shown[leaf] * l.raised[leaf] / l.network[leaves + leaf];
+                shares = clamp(shares + RATE_SHARES * (part - shares), 0.001f, 0.9f);
+                walk(l, [&](int level, float) { return leaf >> (depth - 1 - level) & 1; });
+            }
             show(lane[i], ids[i]);
         }
     }
 
     // Turn the network's probabilities (count, V) of the lanes' next tokens into logarithms of the mixture's. Subtrees
     // less probable than `threshold` keep the network's shares. Nothing learns meanwhile, so threads change nothing.
-    void predict(const int64_t* lane, int count, float* p, float threshold, int threads) {
+    // Returns how many nodes were mixed.
+    long predict(const int64_t* lane, int count, float* p, float threshold, int threads) {
         std::atomic<int> next = 0;
+        std::atomic<long> nodes = 0;
         auto work = [&]() {
             vector<float> mixed(leaves);
-            for (int i; (i = next++) < count;) predict(lanes[lane[i]], p + size_t(i) * tokens, threshold, mixed.data());
+            for (int i; (i = next++) < count;)
+                nodes += predict(lanes[lane[i]], p + size_t(i) * tokens, threshold, mixed.data());
         };
         vector<std::thread> others;
         for (int i = 1; i < threads; i++) others.emplace_back(work);
         work();
         for (auto& thread : others) thread.join();
+        return nodes;
     }
 
   private:
@@ -371,9 +391,13 @@ class Mixer {
         return ones / all;
     }
 
+    float weight_of_shown() const { return shares / (1 - shares) / float(all); }
+
     // The training text was learned without the network (its input was 0), so its weights are still the first ones.
     // Scale down the others to make room.
     void hear_network() {
+        for (float& count : shown) count = std::max(0.5f, FORGET * count);
+        all = std::accumulate(shown.begin(), shown.begin() + tokens, 0.0);
         for (auto& set : weights)
             for (Vector& w : set) {
                 const float network = w[NETWORK], learned = w[LEARNED];
@@ -414,29 +438,33 @@ class Mixer {
         lane.word = c;
     }
 
-    // Keep the match while it comes true, else look for a new one of `least` tokens or more.
+    // Move the match on by the token just shown, whether it was the expected one or not (one word of a repetition may
+    // differ). Until `least` tokens agree again, look for a new match of that length.
     void follow(size_t number, Match& match, uint64_t& newest, int least) {
         const auto& text = lanes[number].text;
         const size_t n = text.size();
-        auto other = [&]() -> const vector<uint16_t>& { return lanes[(match.place >> 32) - 1].text; };
-        if (match.place && match.leaf == leaf_of[text.back()]) {
-            match.length++, match.place++;
-        } else {
-            match = Match();
+        auto of = [&](const Match& m) -> const vector<uint16_t>& { return lanes[(m.place >> 32) - 1].text; };
+        if (match.place) {
+            const bool right = match.leaf == leaf_of[text.back()];
+            match.place++;
+            match.length = right ? match.length + 1 : 0;
+            match.missed = match.length > 16 ? 0 : match.missed + !right;
+            if (match.missed > MISSES) match = Match();
         }
         if (n >= size_t(least)) {
-            if (!match.place && newest) {
-                match.place = newest;
-                const size_t at = uint32_t(match.place);
+            if (match.length < least && newest) {
+                Match found;
+                found.place = newest;
+                const size_t at = uint32_t(found.place);
                 const size_t most = std::min({at, n, size_t(32)});
-                while (match.length < int(most) && other()[at - 1 - match.length] == text[n - 1 - match.length])
-                    match.length++;
-                if (match.length < least) match = Match();  // another hash
+                while (found.length < int(most) && of(found)[at - 1 - found.length] == text[n - 1 - found.length])
+                    found.length++;
+                if (found.length >= least) match = found;  // else another hash
             }
             newest = uint64_t(number + 1) << 32 | n;
         }
-        if (match.place && uint32_t(match.place) < other().size())
-            match.leaf = leaf_of[other()[uint32_t(match.place)]];
+        if (match.place && uint32_t(match.place) < of(match).size())
+            match.leaf = leaf_of[of(match)[uint32_t(match.place)]];
         else
             match = Match();
     }
@@ -461,10 +489,12 @@ class Mixer {
         return node - leaves;
     }
 
-    void predict(Lane& lane, float* p, float threshold, float* mixed) {
+    int predict(Lane& lane, float* p, float threshold, float* mixed) {
         float* q = lane.network.data();
+        const float weight = weight_of_shown();
         const int* token = token_at.data();
-        for (int i = 0; i < tokens; i++) q[leaves + i] = std::max(p[token[i]], 1e-9f) * lane.raised[i];
+        for (int i = 0; i < tokens; i++)
+            q[leaves + i] = (std::max(p[token[i]], 1e-9f) + weight * shown[i]) * lane.raised[i];
         std::fill(q + leaves + tokens, q + 2 * leaves, 1e-12f);
         for (int width = leaves / 2; width; width /= 2) {
 #pragma GCC ivdep  // what is read lies beyond what is written
@@ -472,19 +502,20 @@ class Mixer {
         }
         Bucket* none[C];
         std::fill(none, none + C, &nothing);
-        expand(lane, 0, 1, 1, none, threshold, mixed);
+        const int nodes = expand(lane, 0, 1, 1, none, threshold, mixed);
         const int* leaf = leaf_of.data();
         for (int i = 0; i < tokens; i++) p[i] = std::max(mixed[leaf[i]], 1e-12f);
         for (int i = 0; i < tokens; i++) p[i] = natural_log(p[i]);
+        return nodes;
     }
 
-    // The mixture's probabilities of the leaves below a node, whose own is p.
-    void expand(const Lane& lane, int level, int node, float p, Bucket* const* above, float threshold, float* mixed) {
+    // The mixture's probabilities of the leaves below a node, whose own is p. Returns how many nodes were mixed.
+    int expand(const Lane& lane, int level, int node, float p, Bucket* const* above, float threshold, float* mixed) {
         if (p < threshold || level == depth) {
             const int first = node << (depth - level), last = first + (1 << (depth - level));
             const float scale = p / lane.network[node];
             for (int i = first; i < last; i++) mixed[i - leaves] = lane.network[i] * scale;
-            return;
+            return 0;
         }
         Bucket* found[C];
         if (level % DEPTH == 0) {
@@ -498,8 +529,8 @@ class Mixer {
         }
         Node at;
         evaluate(lane, level, node, above, at);
-        expand(lane, level + 1, 2 * node, p * (1 - at.p), above, threshold, mixed);
-        expand(lane, level + 1, 2 * node + 1, p * at.p, above, threshold, mixed);
+        const int left = expand(lane, level + 1, 2 * node, p * (1 - at.p), above, threshold, mixed);
+        return 1 + left + expand(lane, level + 1, 2 * node + 1, p * at.p, above, threshold, mixed);
     }
 
     // The prediction at a node.
@@ -509,7 +540,10 @@ class Mixer {
         at.inputs[BIAS] = 0.3f;
         for (int i = 0; i < 2; i++)
             at.matched[i] = expect(lane.matches[i], matches[i], level, node, at.inputs[MATCH + i], at.expected[i]);
-        const uint32_t chosen[SETS] = {uint32_t(node), lane.text.back() * 16u + level, uint32_t(lane.back(2)), been};
+        const auto& [longer, shorter] = lane.matches;
+        const int match = at.matched[0] ? 1 + longer.size() : at.matched[1] ? 33 + shorter.size() : 0;
+        const uint32_t chosen[SETS] = {uint32_t(node), lane.text.back() * 16u + level, uint32_t(lane.back(2)), been,
+                                       uint32_t(match)};
         Vector sum{};
         for (int i = 0; i < SETS; i++) sum.add(*(at.weights[i] = &weights[i][chosen[i]]), 1);
         at.p = clamp(squash_at(clamp(at.inputs.dot(sum), -12, 12)), 1e-4f, 1 - 1e-4f);
@@ -548,8 +582,7 @@ class Mixer {
     // What a match says at a node; null if the expected token is not below it.
     Estimate* expect(const Match& match, vector<Estimate>& estimates, int level, int node, float& input, bool& bit) {
         if (match.leaf < 0 || (match.leaf + leaves) >> (depth - level) != node) return nullptr;
-        const int length = match.length < 16 ? match.length : std::min(12 + match.length / 4, 31);
-        Estimate* estimate = &estimates[length * depth + level];
+        Estimate* estimate = &estimates[match.size() * depth + level];
         bit = match.leaf >> (depth - 1 - level) & 1;
         input = bit ? estimate->stretched() : -estimate->stretched();
         return estimate;
@@ -594,8 +627,8 @@ void mixer_decode(Mixer* mixer, const uint8_t* code, long size, long count, bool
     mixer->decode(code, size, count, all);
 }
 void mixer_learn(Mixer* mixer, const int64_t* ids, const int64_t* lane, int count) { mixer->learn(ids, lane, count); }
-void mixer_predict(Mixer* mixer, const int64_t* lane, int count, float* p, float threshold, int threads) {
-    mixer->predict(lane, count, p, threshold, threads);
+long mixer_predict(Mixer* mixer, const int64_t* lane, int count, float* p, float threshold, int threads) {
+    return mixer->predict(lane, count, p, threshold, threads);
 }
 }
 """

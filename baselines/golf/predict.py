@@ -25,17 +25,17 @@ from torch import Tensor
 BUDGET = {"laptop": 65.0}
 """Seconds that loading and all steps are to take, of the track's 120; 400 elsewhere, of 600."""
 LATE = 1.5
-"""The mixer is left out if even the quickest plan takes more than LATE times the seconds that are left."""
-PLANS = (
-    (float("nan"), 0.0),  # the network alone
-    *((0.2, 1.8), (0.05, 2.7), (0.03, 3.4), (0.02, 4.1), (0.014, 5.0), (0.01, 5.9), (0.007, 7.2), (0.005, 8.6)),
-    *((0.0035, 10.4), (0.0025, 12.5), (0.0018, 14.7), (0.0014, 16.3), (0.001, 18.4)),
-)
-"""Thresholds of `Mixer.predict`, and how many times as long a prediction then takes one thread as learning a token of
-the training text (docs/benchmarks/golf-mixer.md, Thresholds)."""
-BESIDE = 1.55
+"""The mixer is left out if even FEWEST nodes a token take more than LATE times the seconds that are left."""
+FEWEST, MOST = 15, 1000
+"""Nodes of the tree that a prediction may visit, on average."""
+PREDICTION, NODE = 1.2, 0.055
+"""How many times as long a prediction takes one thread as learning a token of the training text, and what each node
+adds (docs/benchmarks/golf-mixer.md, Thresholds)."""
+BESIDE = 1.5
 """Factor on the timed seconds: the scorer takes a part of both cores, and two threads mix less than twice as fast."""
 TRIAL_STEPS = 50
+SPEED = 0.001
+"""How fast the threshold follows: by so much for each token that visits a plan too many, or too few."""
 
 
 def load(root: Path, device: torch.device, lanes: int, count: int) -> "Network | Predictor":
@@ -57,9 +57,9 @@ def load(root: Path, device: torch.device, lanes: int, count: int) -> "Network |
 
 
 def planned(predictor: "Predictor", trial: "Network", count: int, end: float) -> int:
-    """The finest plan that predicts `count` tokens by `end` (see `finest`). Unless it is 0, the mixer knows the prior.
+    """The most nodes a token with which `count` tokens are predicted by `end` (see `affordable`).
 
-    `trial` is a network to time, whose cache is spoilt.
+    Unless it is 0, the mixer knows the prior. `trial` is a network to time, whose cache is spoilt.
     """
     # Beside the network the mixer learns. Whatever the plan: products may round differently with other threads.
     torch.set_num_threads(max(1, predictor.threads - 1))
@@ -69,21 +69,22 @@ def planned(predictor: "Predictor", trial: "Network", count: int, end: float) ->
         # Both at once, as in the steps: what two cores do together is not known from what one does alone.
         network = network_seconds(trial, count, learning.done)
         left, seconds = learning.result()
-        plan = finest(network, count * seconds, end - time.monotonic() - left * seconds, predictor.threads)
+        plan = affordable(network, count * seconds, end - time.monotonic() - left * seconds, predictor.threads)
         if not plan:
             break
     return plan
 
 
-def finest(network: float, learning: float, left: float, threads: int) -> int:
-    """The finest plan that takes at most `left` seconds, else the quickest; 0, no mixer, if that is too late by far.
+def affordable(network: float, learning: float, left: float, threads: int) -> int:
+    """The most nodes a token for which `left` seconds are enough, else FEWEST; 0, no mixer, if that is too late by far.
 
     `network`: seconds of all its steps; `learning`: seconds in which the mixer would learn as many tokens.
     """
-    seconds = [BESIDE * (max(network, learning) + learning * cost / threads) for _, cost in PLANS]
-    if seconds[1] > LATE * left:
+    fixed = max(network, learning) + learning * PREDICTION / threads
+    node = learning * NODE / threads
+    if BESIDE * (fixed + node * FEWEST) > LATE * left:
         return 0
-    return max((plan for plan, needed in enumerate(seconds) if plan and needed < left), default=1)
+    return min(max(int((left / BESIDE - fixed) / node), FEWEST), MOST)
 
 
 def network_seconds(network: "Network", count: int, done: Callable[[], bool]) -> float:
@@ -101,11 +102,12 @@ def network_seconds(network: "Network", count: int, done: Callable[[], bool]) ->
 
 
 class Predictor:
-    """Network and mixer. `plan` alone decides what is predicted; another machine may set it before the first step."""
+    """Network and mixer. `plan`, nodes a token, decides what is predicted; a decoder sets it before the first step."""
 
     def __init__(self, network: "Network", mixer: Mixer, prior: bytes) -> None:
         self.network, self.mixer, self.prior = network, mixer, mixer.decode(prior)
         self.plan, self.threads = 0, torch.get_num_threads()
+        self.threshold = 0.005  # of `Mixer.predict`
         self.beside = ThreadPoolExecutor(1)
 
     def step(self, ids: Tensor, lane: Tensor) -> Tensor:
@@ -118,8 +120,10 @@ class Predictor:
         learning = self.beside.submit(self.mixer.learn, shown, lanes)
         p = self.network.step(ids, lane).softmax(-1).cpu().contiguous()
         learning.result()
-        threshold, _ = PLANS[min(self.plan, len(PLANS) - 1)]
-        self.mixer.predict(lanes, p.numpy(), threshold, self.threads)
+        nodes = self.mixer.predict(lanes, p.numpy(), self.threshold, self.threads)
+        # Text that is easy to predict has fewer nodes above a threshold: then a lower one is affordable.
+        change = 1 + SPEED * (nodes / self.plan - len(lanes))
+        self.threshold = min(max(self.threshold * min(max(change, 0.5), 2), 1e-5), 0.5)
         return p
 
 

@@ -11,7 +11,8 @@ from collections import Counter
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from types import SimpleNamespace
+from typing import Any, ClassVar
 
 import numpy as np
 import pytest
@@ -504,12 +505,39 @@ def test_errors_are_one_sentence(
 
 
 def test_a_slower_machine_gets_a_coarser_plan(golf: Any) -> None:
-    thresholds = [threshold for threshold, _ in golf.predict.PLANS[1:]]
-    assert thresholds == sorted(thresholds, reverse=True)
-    plans = [golf.predict.finest(20.0 * slower, 6.0 * slower, 70.0, 2) for slower in (0.1, 0.5, 1, 1.2, 2, 8)]
-    assert plans[0] == len(thresholds) and plans[-1] == 0
-    assert plans == sorted(plans, reverse=True) and len(set(plans)) > 3
-    assert golf.predict.finest(20.0, 6.0, 70.0, 16) > golf.predict.finest(20.0, 6.0, 70.0, 2)
+    predict = golf.predict
+    plans = [predict.affordable(20.0 * slower, 6.0 * slower, 70.0, 2) for slower in (0.1, 0.5, 1, 1.2, 2, 8)]
+    assert plans[0] == predict.MOST and plans[-2:] == [predict.FEWEST, 0]
+    assert plans == sorted(plans, reverse=True) and len(set(plans)) > 4
+    assert predict.affordable(20.0, 6.0, 70.0, 16) > predict.affordable(20.0, 6.0, 70.0, 2)
+
+
+@pytest.mark.parametrize("plan", [4, 12])
+def test_predictions_visit_as_many_nodes_as_planned(plan: int, golf: Any) -> None:
+    """Also where half of all tokens are easy to predict: the threshold follows the text."""
+
+    class Counted:
+        nodes: ClassVar[list[float]] = []
+
+        def decode(self, prior: bytes) -> Any:
+            return iter(())
+
+        def learn(self, ids: Any, lanes: Any) -> None:
+            pass
+
+        def predict(self, lanes: Any, p: Any, threshold: float, threads: int) -> int:
+            self.nodes.append(int(len(lanes) * (1 if len(self.nodes) < 500 else 2) * threshold**-0.5))
+            return self.nodes[-1]
+
+    network = SimpleNamespace(step=lambda ids, lane: torch.zeros(len(ids), 8))
+    predictor = golf.predict.Predictor(network, Counted(), b"")
+    predictor.plan = plan
+    Counted.nodes.clear()
+    lanes = torch.arange(64)
+    for _ in range(1000):
+        predictor.step(lanes % 8, lanes)
+    assert np.mean(Counted.nodes[200:500]) / 64 == pytest.approx(plan, rel=0.05)
+    assert np.mean(Counted.nodes[700:]) / 64 == pytest.approx(plan, rel=0.05)
 
 
 def test_schedules(golf: Any) -> None:
