@@ -529,6 +529,9 @@ class Mixer {
         }
         Node at;
         evaluate(lane, level, node, above, at);
+        if ((level + 1) % DEPTH == 0 && level + 1 < depth && p * at.p >= threshold)
+            for (int i = 0; i < C; i++)  // the right subtree's buckets arrive while the left one is visited
+                if (above[i] != &nothing) tables[i].prefetch(hash(lane.contexts[i], 2 * node + 1));
         const int left = expand(lane, level + 1, 2 * node, p * (1 - at.p), above, threshold, mixed);
         return 1 + left + expand(lane, level + 1, 2 * node + 1, p * at.p, above, threshold, mixed);
     }
