@@ -26,8 +26,8 @@ BUDGET = {"laptop": 72.0}
 """Seconds that loading and all steps are to take, of the track's 120; 400 elsewhere, of 600."""
 LATE = 1.5
 """The mixer is left out if even FEWEST nodes a token take more than LATE times the seconds that are left."""
-FEWEST, MOST = 15, 1000
-"""Nodes of the tree that a prediction may visit, on average."""
+FEWEST, MOST = 15, 400
+"""Nodes of the tree that a prediction may visit, on average. More than MOST gain little."""
 PREDICTION, NODE = 1.2, 0.05
 """How many times as long a prediction takes one thread as learning a token of the training text, and what each node
 adds (docs/benchmarks/golf-mixer.md, Thresholds)."""
