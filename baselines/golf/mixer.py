@@ -18,7 +18,8 @@ import sentencepiece
 BUCKET_BITS = 23
 """The largest tables have up to 2^23 buckets of 64 bytes, all together 2.7 GB; less while there is less text."""
 # No contraction and no -ffast-math: another machine has to decode the text that this one codes. No clones: that takes
-# g++ a second less. Without interposition functions of a library are inlined: a prediction takes half the time.
+# g++ a second less. Without interposition a library's functions are inlined: what a prediction takes beside its nodes
+# is a fifth.
 FLAGS = ["-O3", "-fno-ipa-cp-clone", "-fno-semantic-interposition", "-march=native", "-mprefer-vector-width=512"]
 FLAGS += ["-ffp-contract=off", "-std=c++17", "-shared", "-fPIC", "-pthread"]
 HEADER = struct.Struct("<I")  # number of coded tokens
@@ -77,8 +78,8 @@ class Mixer:
     def predict(self, lane: Ids, p: npt.NDArray[np.float32], threshold: float, threads: int) -> int:
         """Turn the network's probabilities p (B, V) of each lane's next token, in place, into the mixture's log.
 
-        Subtrees less probable than `threshold` keep the network's shares. The number of threads changes nothing.
-        Returns how many nodes of the tree were mixed.
+        Subtrees less probable than `threshold` keep the shares that network and text give them. The number of threads
+        changes nothing. Returns how many nodes of the tree were mixed.
         """
         assert p.flags.c_contiguous and p.shape == (len(lane), self.vocab_size) and p.dtype == np.float32
         return int(self.library.mixer_predict(self.handle, address(lane), len(lane), address(p), threshold, threads))

@@ -88,11 +88,12 @@ constexpr int REPEATED[2] = {7, 3};
 struct Match {  // a place in some lane's text whose last tokens are those of this lane
     uint64_t place = 0;  // lane + 1 and position of the token expected next; 0: none
     int length = 0;      // how many tokens agree; fewer than REPEATED after a token that did not
-    int missed = 0;      // how many did not, since 16 did
+    int missed = 0;      // how many did not, since more than 16 in a row did
     int leaf = -1;       // of the expected token
-    int size() const { return length < 16 ? length : std::min(12 + length / 4, 31); }
+    static constexpr int SIZES = 32;  // classes of lengths
+    int size() const { return length < 16 ? length : std::min(12 + length / 4, SIZES - 1); }
 };
-constexpr int MISSES = 8;  // after so many a match ends
+constexpr int MISSES = 8;  // a match that has missed more ends
 
 struct Lane {
     vector<uint16_t> text;
@@ -312,8 +313,8 @@ class Mixer {
         for (int i = 0; i < C; i++) first[i] = START_DIRECT, first[HISTORY + i] = START_HISTORY;
         first[MATCH] = first[MATCH + 1] = START_MATCH, first[NETWORK] = START_NETWORK;
         for (int i = 0; i < 2; i++)
-            matches[i].assign(32 * depth, Estimate(i ? 0.7f : 0.8f)), places[i].resize(1 << PLACE_BITS);
-        const int sizes[SETS] = {leaves, 16 * tokens, tokens + 1, 1 << C, 1 + 2 * 32};
+            matches[i].assign(Match::SIZES * depth, Estimate(i ? 0.7f : 0.8f)), places[i].resize(1 << PLACE_BITS);
+        const int sizes[SETS] = {leaves, 16 * tokens, tokens + 1, 1 << C, 1 + 2 * Match::SIZES};
         for (int i = 0; i < SETS; i++) weights[i].assign(sizes[i], first);
     }
 
@@ -366,8 +367,8 @@ class Mixer {
     }
 
     // Turn the network's probabilities (count, V) of the lanes' next tokens into logarithms of the mixture's. Subtrees
-    // less probable than `threshold` keep the network's shares. Nothing learns meanwhile, so threads change nothing.
-    // Returns how many nodes were mixed.
+    // less probable than `threshold` keep the shares that network and text give them. Nothing learns meanwhile, so
+    // threads change nothing. Returns how many nodes were mixed.
     long predict(const int64_t* lane, int count, float* p, float threshold, int threads) {
         std::atomic<int> next = 0;
         std::atomic<long> nodes = 0;
@@ -394,7 +395,7 @@ class Mixer {
     float weight_of_shown() const { return shares / (1 - shares) / float(all); }
 
     // The training text was learned without the network (its input was 0), so its weights are still the first ones.
-    // Scale down the others to make room.
+    // Scale down the others to make room. Of how often tokens were shown keep a part: the lanes may show other text.
     void hear_network() {
         for (float& count : shown) count = std::max(0.5f, FORGET * count);
         all = std::accumulate(shown.begin(), shown.begin() + tokens, 0.0);
@@ -544,9 +545,13 @@ class Mixer {
         for (int i = 0; i < 2; i++)
             at.matched[i] = expect(lane.matches[i], matches[i], level, node, at.inputs[MATCH + i], at.expected[i]);
         const auto& [longer, shorter] = lane.matches;
-        const int match = at.matched[0] ? 1 + longer.size() : at.matched[1] ? 33 + shorter.size() : 0;
-        const uint32_t chosen[SETS] = {uint32_t(node), lane.text.back() * 16u + level, uint32_t(lane.back(2)), been,
-                                       uint32_t(match)};
+        uint32_t match = 0;  // neither says anything
+        if (at.matched[0])
+            match = 1 + longer.size();
+        else if (at.matched[1])
+            match = 1 + Match::SIZES + shorter.size();
+        const uint32_t last = lane.text.back(), before = lane.back(2);
+        const uint32_t chosen[SETS] = {uint32_t(node), last * 16 + level, before, been, match};
         Vector sum{};
         for (int i = 0; i < SETS; i++) sum.add(*(at.weights[i] = &weights[i][chosen[i]]), 1);
         at.p = clamp(squash_at(clamp(at.inputs.dot(sum), -12, 12)), 1e-4f, 1 - 1e-4f);

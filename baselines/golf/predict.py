@@ -35,7 +35,7 @@ BESIDE = 1.5
 """Factor on the timed seconds: the scorer takes a part of both cores, and two threads mix less than twice as fast."""
 TRIAL_STEPS = 50
 SPEED = 0.001
-"""How fast the threshold follows: by so much for each token that visits a plan too many, or too few."""
+"""The relative change of the threshold for each token that visits twice as many nodes as planned, or none at all."""
 
 
 def load(root: Path, device: torch.device, lanes: int, count: int) -> "Network | Predictor":
