@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from conftest import damaged
 from pgolf import rules
-from pgolf.artifact import Manifest, pack, parse, read, source_bytes
+from pgolf.artifact import Manifest, pack, parse, read, source_bytes, sources
 from pgolf.errors import Refused, UsageError
 from pgolf.submission.folder import folder_members
 
@@ -105,9 +105,10 @@ BAD_MEMBERS = {
     "duplicate of a folder": (info("predict.py/x"), "one of its folders is a file"),
     "backslash": (info("a\\b"), "backslashes"),
     "control character": (info("a\x1b[31m"), "control characters"),
-    "code with a name of other letters": (info("ä.py"), "name of a Python file"),
-    "code with a space": (info("my code/a.py"), "name of a Python file"),
-    "code with a long name": (info(f"{'a/' * 49}a.py"), "name of a Python file"),
+    "code with a name of other letters": (info("ä.py"), "name of a source file"),
+    "code with a space": (info("my code/a.py"), "name of a source file"),
+    "other code with a space": (info("my code/a.cpp"), "name of a source file"),
+    "code with a long name": (info(f"{'a/' * 49}a.py"), "name of a source file"),
 }
 
 
@@ -122,6 +123,12 @@ def test_names_of_files_that_no_trainer_gets_are_free(tmp_path: Path) -> None:
     names = ("my weights/ä.bin", f"{'a/' * 60}a.bin", f"{'a/' * 48}a.py")
     pack(GOOD | dict.fromkeys(names, b""), tmp_path / "a.zst", LIMIT)
     assert set(names) <= read(tmp_path / "a.zst", LIMIT).members.keys()
+
+
+def test_a_trainer_gets_code_and_manifest() -> None:
+    code = {"train.py", "a/b.py", "mixer.cpp", "kernel.cu", "kernel.h", "submission.json"}
+    others = {"weights.bin", "tokenizer.model", "settings.json", "py", "a.pyc", "a.hpp/b", "train.py/b"}
+    assert sources(dict.fromkeys(code | others, b"")).keys() == code
 
 
 def test_names_of_code_count_as_source() -> None:

@@ -1,4 +1,4 @@
-"""The context mixer (mixer_cpp.py): compiled, and called with numpy arrays."""
+"""The context mixer (mixer.cpp): compiled, and called with numpy arrays."""
 
 import ctypes
 import struct
@@ -10,7 +10,6 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-import mixer_cpp
 import numpy as np
 import numpy.typing as npt
 import sentencepiece
@@ -104,8 +103,7 @@ def pieces(tokenizer: Path) -> list[bytes]:
 def compiled() -> ctypes.CDLL:
     """The library. It takes g++ some seconds."""
     with tempfile.TemporaryDirectory() as folder:
-        source, library = Path(folder) / "mixer.cpp", Path(folder) / "mixer.so"
-        source.write_text(mixer_cpp.SOURCE, encoding="utf-8")
+        source, library = Path(__file__).with_name("mixer.cpp"), Path(folder) / "mixer.so"
         subprocess.run(["g++", *FLAGS, "-o", str(library), str(source)], check=True)
         loaded = ctypes.CDLL(str(library))
     pointer, size, number = ctypes.c_void_p, ctypes.c_long, ctypes.c_int

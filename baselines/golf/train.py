@@ -46,7 +46,7 @@ DIVERGED = "training diverged; lower the learning rates"
 LANES = 64
 """With a mixer. It learns a step's tokens after the step, so with fewer lanes it has learned more before each one."""
 DESCRIPTION = "Train the strong baseline under the clock and pack the artifact."
-SOURCE = {path.name: path.read_bytes() for path in Path(__file__).parent.glob("*.py")}  # what runs now
+SOURCE = loop.source_files(__file__)
 
 
 @dataclass(frozen=True)

@@ -92,7 +92,7 @@ MIDDLE = replace(
 )
 """For 3,000,000 bytes and half an hour on one core: --track unlimited --preset middle --seconds 2100."""
 DESCRIPTION = "Train the naive baseline under the clock and pack the artifact."
-SOURCE = {file.name: file.read_bytes() for file in Path(__file__).parent.glob("*.py")}  # what runs now
+SOURCE = loop.source_files(__file__)
 PRESETS = {"main": Settings(), "laptop": LAPTOP, "unlimited": Settings(), "middle": MIDDLE}
 
 

@@ -29,9 +29,11 @@ REQUIRED = (MANIFEST, "predict.py", "train.py")
 RETIRED_FORMS = ("simple", "streaming")
 DOCS = "docs/artifact.md"
 LEVEL = 22  # of zstd
+SOURCE_ENDINGS = (".py", ".cpp", ".cu", ".h")
+"""Of the members that a trainer gets beside the manifest."""
 
 _BLOCK = 512
-_PYTHON_NAME = 100  # characters
+_SOURCE_NAME = 100  # characters
 _CHUNK = 1024  # one chunk of compressed input grows to at most 32 MiB, so the cap is checked in time
 
 
@@ -246,9 +248,9 @@ def _member_name(raw: bytes, where: str) -> str:
         raise Refused(f"{name}: absolute paths are not allowed")
     if any(part in ("", ".", "..") for part in name.split("/")):
         raise Refused(f"{name!r}: empty, '.' and '..' path parts are not allowed")
-    if name.endswith(".py") and not re.fullmatch(rf"[\w./-]{{1,{_PYTHON_NAME}}}", name, re.ASCII):  # a trainer gets it
+    if is_source(name) and not re.fullmatch(rf"[\w./-]{{1,{_SOURCE_NAME}}}", name, re.ASCII):  # a trainer gets it
         raise Refused(
-            f"{name!r:.120}: the name of a Python file may have {_PYTHON_NAME} characters: letters, digits, '_', '-', "
+            f"{name!r:.120}: the name of a source file may have {_SOURCE_NAME} characters: letters, digits, '_', '-', "
             "'.' and '/'"
         )
     return name
@@ -346,9 +348,14 @@ def _require(key: str, values: dict[str, Any], holds: bool) -> None:
         raise Refused(f"{MANIFEST}: {key} is {shown}, which the format does not allow ({DOCS})")
 
 
+def is_source(name: str) -> bool:
+    """Whether a file of that name is code, which a trainer gets."""
+    return name.endswith(SOURCE_ENDINGS)
+
+
 def sources(members: Mapping[str, bytes]) -> dict[str, bytes]:
     """The members that train.py needs to train again: code and manifest, never weights or other blobs."""
-    return {name: data for name, data in members.items() if name.endswith(".py") or name == MANIFEST}
+    return {name: data for name, data in members.items() if is_source(name) or name == MANIFEST}
 
 
 def source_bytes(sources: Mapping[str, bytes]) -> int:

@@ -30,7 +30,7 @@ from trainers import finish, lines, load, losses, restore_signals, start, unpack
 
 GOLF = ROOT / "baselines" / "golf"
 TRAINER = GOLF / "train.py"
-MODULES = ("mixer_cpp", "mixer", "coder", "model", "cache", "quant", "predict", "train")
+MODULES = ("mixer", "coder", "model", "cache", "quant", "predict", "train")
 TINY = """
     context=64 layers=4 dim=32 heads=4 kv_heads=2 mlp_ratio=2 rope_dims=4 batch_tokens=512 xsa=2
     calibration_tokens=512 prior_bytes=0 ema=0.9 warmup_steps=2 compile=0 log_every=1

@@ -17,7 +17,7 @@ BOS, LANES = 1, 3
 
 @pytest.fixture(scope="module")
 def mixer() -> Iterator[Any]:
-    for modules in load(("mixer_cpp", "mixer"), ROOT / "baselines" / "golf"):
+    for modules in load(("mixer",), ROOT / "baselines" / "golf"):
         modules.mixer.BUCKET_BITS = 12
         yield modules.mixer
 

@@ -24,7 +24,7 @@ def naive() -> Iterator[Any]:
 
 @pytest.fixture
 def golf() -> Iterator[Any]:
-    yield from load(("mixer_cpp", "mixer", "coder", "model", "cache", "predict"), GOLF, NAIVE)
+    yield from load(("mixer", "coder", "model", "cache", "predict"), GOLF, NAIVE)
 
 
 def moved(model: Any) -> Any:

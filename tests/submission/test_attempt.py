@@ -198,7 +198,7 @@ def test_folders_that_are_none(data: Path, packed: MakeArtifact, tmp_path: Path)
         attempt(artifact, folder, {}, data, OPTIONS)
     folder.mkdir()
     (folder / "weights.bin").write_bytes(b"1")
-    with pytest.raises(UsageError, match="no Python file"):
+    with pytest.raises(UsageError, match="no source file"):
         attempt(artifact, folder, {}, data, OPTIONS)
     os.mkfifo(folder / "predict.py")
     with pytest.raises(UsageError, match=r"predict\.py: is a FIFO"):

@@ -338,7 +338,7 @@ def add_try(commands: Commands) -> None:
         _try,
     )
     parser.add_argument("artifact", type=Path, help="one .zst file")
-    parser.add_argument("--code", type=Path, metavar="FOLDER", help="its .py files replace those of the artifact")
+    parser.add_argument("--code", type=Path, metavar="FOLDER", help="its source files replace those of the artifact")
     parser.add_argument(
         "--set",
         type=_field,

@@ -131,7 +131,7 @@ def check(case: Case, folder: Folder) -> None:
         raise Refused(f"the submission is for track {track}, its artifact for {case.track.name}")
     if (size := case.given.source_bytes) > (most := case.track.source_bytes):
         raise Refused(
-            f"the sources (*.py and submission.json, names included, and what counts of the tokenizer) have {size:,} "
+            f"the sources (code and submission.json, names included, and what counts of the tokenizer) have {size:,} "
             f"bytes; the limit of track {case.track.name} is {most:,}"
         )
     check_installed(case.artifact.manifest.packages)

@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 
 import pgolf.train
+from pgolf.artifact import is_source
 from pgolf.errors import UsageError
 from pgolf.files import write_atomically
 from pgolf.score.score import Options
@@ -68,7 +69,7 @@ def source(trainer: Path) -> str:
     """Digest of the code: the trainer's folder and `pgolf.train`."""
     digest = hashlib.sha256()
     folders = trainer.resolve().parent, *map(Path, pgolf.train.__path__)
-    for path in sorted({path for folder in folders for path in folder.glob("*.py")}):
+    for path in sorted({path for folder in folders for path in folder.iterdir() if is_source(path.name)}):
         digest.update(path.read_bytes())
     return digest.hexdigest()
 

@@ -87,12 +87,12 @@ def attempt(
 
 
 def _changed(members: Mapping[str, bytes], code: Path | None, changes: Mapping[str, Any]) -> dict[str, bytes]:
-    """The members with the Python files of the folder `code` in place of those of the same names."""
+    """The members with the source files of the folder `code` in place of those of the same names."""
     changed = dict(members)
     if code is not None:
         given = {name: data for name, data in source_files(code).items() if name != MANIFEST}
         if not given:
-            raise UsageError(f"{code}: holds no Python file to try")
+            raise UsageError(f"{code}: holds no source file to try")
         changed |= given
     before = json.loads(members[MANIFEST])
     if (fields := before | dict(changes)) != before:

@@ -38,7 +38,7 @@ def folder_members(folder: Path) -> dict[str, bytes]:
 
 
 def source_files(folder: Path) -> dict[str, bytes]:
-    """The Python files of a folder, and its manifest if it has one.
+    """The source files of a folder, and its manifest if it has one.
 
     A link counts as what it leads to, if that lies in the folder or beside it. Raises UsageError for another link or
     something that is no file, EnvironmentBroken when one cannot be read.
@@ -50,14 +50,14 @@ def source_files(folder: Path) -> dict[str, bytes]:
     for path, what in listing.passed_over:
         if what.startswith("unreadable"):
             raise EnvironmentBroken(f"{path}: {what}")
-        if what == LINKED and path.suffix == ".py" and path.resolve().is_relative_to(folder.resolve().parent):
+        if what == LINKED and artifact.is_source(path.name) and path.resolve().is_relative_to(folder.resolve().parent):
             links.append(path)
-        elif what != HIDDEN and path.suffix == ".py":
+        elif what != HIDDEN and artifact.is_source(path.name):
             raise UsageError(f"{path}: is {what}{' to elsewhere' * (what == LINKED)}; put the file itself in its place")
     found: dict[str, bytes] = {}
     for path in (*listing.files, *links):
         name = path.relative_to(folder).as_posix()
-        if path.suffix == ".py" or name == artifact.MANIFEST:
+        if artifact.is_source(name) or name == artifact.MANIFEST:
             try:
                 found[name] = read_regular(path, rules.SOURCE_BYTES)
             except OSError as error:

@@ -11,7 +11,7 @@ from pathlib import Path
 import zstandard
 
 from pgolf import artifact, noise, repeat, rules
-from pgolf.artifact import MANIFEST, Artifact, sources
+from pgolf.artifact import MANIFEST, Artifact, is_source, sources
 from pgolf.errors import Refused
 from pgolf.files import printable
 from pgolf.repeat import Given
@@ -42,7 +42,7 @@ def role(found: Artifact, name: str) -> str:
     """What a member is for, as far as the harness can know: which of the other files are weights is their author's."""
     if name == found.manifest.tokenizer:
         return TOKENIZER
-    return CODE if name.endswith(".py") or name == MANIFEST else OTHER
+    return CODE if is_source(name) or name == MANIFEST else OTHER
 
 
 def compressed(found: Artifact) -> dict[str, int]:
@@ -145,7 +145,7 @@ def _unused(found: Artifact) -> Iterator[Finding]:
 def _too_large(given: Given, limit: int) -> Finding:
     """What an organizer gets to train again has more bytes than the track allows."""
     largest = max(given.sources, key=lambda name: len(given.sources[name]))
-    what = f"the Python files and {MANIFEST}, with their names, have {artifact.source_bytes(given.sources):,} bytes"
+    what = f"the source files and {MANIFEST}, with their names, have {artifact.source_bytes(given.sources):,} bytes"
     if given.tokenizer and given.tokenizer.source_bytes:
         what += f" and the tokenizer {given.tokenizer.source_bytes:,} that count"
     what += f"; the track's limit is {limit:,}, and more is not looked at"

@@ -11,6 +11,6 @@ def decode():
 """
 MEMBERS = {
     "as_base64.py": b"WEIGHTS = '" + base64.b64encode(weights[0]) + b"'",
-    "as_array.py": weights[1],
+    "as_array.h": weights[1],
     "as_docstring.py": f'"""{docstring}"""\n{decode}'.encode(),
 }

@@ -1,6 +1,3 @@
-"""golf's context mixer in C++, which mixer.py compiles. A Python file, since a trainer's sandbox gets no others."""
-
-SOURCE = r"""
 // golf's context mixer: predicts the next token of each lane from all text shown so far, one bit at a time.
 //
 // Tokens are leaves of a binary tree, sorted by their text, so that one node's leaves share a prefix. A token is coded
@@ -639,4 +636,3 @@ long mixer_predict(Mixer* mixer, const int64_t* lane, int count, float* p, float
     return mixer->predict(lane, count, p, threshold, threads);
 }
 }
-"""
