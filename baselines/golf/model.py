@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 MAY_BE_ZERO = ("xsa", "leak", "softcap", "rope_dims")
-GATE_INPUTS = 12  # channels that the gates of heads and of smear look at
+GATE_INPUTS = 12  # channels that the gate of smear looks at
 
 
 @dataclass(frozen=True)
@@ -40,8 +40,6 @@ class GPTConfig:
     """Slope of the MLP's squared ReLU below zero (contest, LeakyReLU^2): -0.008 ± 0.007; 0: as arXiv:2109.08668."""
     xsa: int = 11
     """This many last layers attend exclusively (XSA, contest): -0.009 ± 0.006; see `Attention.exclude`."""
-    gate: bool = True
-    """Each head's output is scaled by 2 sigmoid(first channels of the input) (modded-nanogpt): -0.005 ± 0.008."""
     smear: bool = True
     """Each embedding takes up a learned, gated share of the one before (modded-nanogpt): -0.014 ± 0.011."""
 
@@ -57,7 +55,7 @@ class GPTConfig:
         if self.rope_dims % 2 or self.rope_dims > self.dim // self.heads:
             raise ValueError(f"rope_dims {self.rope_dims} is odd or wider than a head of {self.dim // self.heads}")
         if self.dim < GATE_INPUTS:
-            raise ValueError(f"dim {self.dim} is below the {GATE_INPUTS} channels that the gates look at")
+            raise ValueError(f"dim {self.dim} is below the {GATE_INPUTS} channels that the gate looks at")
 
 
 class Linear(nn.Linear):
@@ -117,7 +115,6 @@ class Attention(nn.Module):
         self.value = Linear(config.dim, self.kv_heads * self.width)
         self.out = Linear(config.dim, config.dim, zero=True)
         self.gain = nn.Parameter(torch.full((config.heads,), config.qk_gain))
-        self.gate = nn.Parameter(torch.zeros(config.heads, GATE_INPUTS)) if config.gate else None
 
     def forward(self, x: Tensor, cos: Tensor, sin: Tensor, ahead: Tensor) -> Tensor:
         B, T, C = x.shape
@@ -129,8 +126,6 @@ class Attention(nn.Module):
         y = attend(q, k, v, ahead)
         if self.exclusive:
             y = self.exclude(y, v)
-        if self.gate is not None:
-            y = y * 2 * torch.sigmoid(F.linear(x[..., :GATE_INPUTS], self.gate.to(x.dtype)))[..., None]
         out: Tensor = self.out(y.reshape(B, T, C))
         return out
 

@@ -175,7 +175,6 @@ class Layer:
         self.attn, self.leak = attn, mlp.leak
         self.qkv = torch.cat([attn.query.weight, attn.key.weight, attn.value.weight]).detach().to(dtype)
         self.gain = attn.gain.detach().to(dtype)[:, None]
-        self.gate = None if attn.gate is None else attn.gate.detach().to(dtype)
         self.out = (block.attn_scale[:, None] * attn.out.weight).detach().to(dtype)
         self.up = mlp.up.weight.detach().to(dtype)
         self.down = (block.mlp_scale[:, None] * mlp.down.weight).detach().to(dtype)
@@ -195,6 +194,4 @@ class Layer:
         y = cache.attend(number, qk[:, : attn.heads] * self.gain, qk[:, attn.heads :], v)  # (B, H, D)
         if attn.exclusive:
             y = attn.exclude(y[:, None], v[:, None]).squeeze(1)
-        if self.gate is not None:
-            y = y * 2 * torch.sigmoid(F.linear(x[:, :GATE_INPUTS], self.gate))[..., None]
         return y.flatten(1)

@@ -96,7 +96,7 @@ def test_every_parameter_takes_part(golf: Any) -> None:
     assert all(p.grad is not None and p.grad.abs().max() > 0 for p in model.parameters())
 
 
-@pytest.mark.parametrize("off", ["xsa", "leak", "gate", "smear", "rope_dims"])
+@pytest.mark.parametrize("off", ["xsa", "leak", "smear", "rope_dims"])
 def test_each_switch_changes_the_model(golf: Any, off: str) -> None:
     on, changed = tiny_model(golf), tiny_model(golf, **{off: type(getattr(golf.model.GPTConfig(), off))(0)})
     changed.load_state_dict({k: v for k, v in on.state_dict().items() if k in changed.state_dict()})
@@ -479,7 +479,7 @@ def test_artifact_fills_the_limit_it_is_given(golf: Any, dataset: Path, tmp_path
         (["--dimm=3"], 2, "Unrecognized options"),
         (["--dim=30"], 2, "does not split into 4 heads"),
         (["--matrix_lr=nan"], 2, "must be finite"),
-        (["--gate=2"], 2, "a switch is 0 or 1"),
+        (["--smear=2"], 2, "a switch is 0 or 1"),
         (["--rope_dims=3"], 2, "odd or wider"),
         (["--dim=8", "--rope_dims=2"], 2, "below the 12 channels"),
         (["--prior_bytes=3"], 2, "prior_bytes is 3; it must be 0, or at least 64"),

@@ -107,7 +107,7 @@ def test_steps_in_bf16(naive: Any) -> None:
     assert (rounded - exact).abs().mean() < 0.1 < exact.std()
 
 
-OFF = [{}, {"xsa": 0}, {"leak": 0.0}, {"gate": False}, {"smear": False}, {"rope_dims": 0}]
+OFF = [{}, {"xsa": 0}, {"leak": 0.0}, {"smear": False}, {"rope_dims": 0}]
 
 
 @pytest.mark.parametrize("change", [*OFF, {"softcap": 0.0, "kv_heads": 1}])
