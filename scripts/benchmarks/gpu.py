@@ -360,17 +360,18 @@ def settings_of(bench: Bench, name: str) -> Figures:
 def stages(full: bool) -> dict[str, Callable[[Bench], Figures]]:
     """By name, the most valuable first."""
     found: dict[str, Callable[[Bench], Figures]] = {"environment": environment, "data": data}
-    for baseline in ("naive", "golf"):
-        found[f"{baseline} steps"] = partial(steps, baseline)
-        found[f"{baseline} timed"] = partial(timed, baseline)
-        found[f"{baseline} score"] = partial(score, baseline)
-    found["contest timed"] = contest
+    found |= of("naive", steps, timed) | {"contest timed": contest} | of("naive", score)
+    found |= of("golf", steps, timed, score)
     for kind in (torchrun, equal_tokens, quantise):
-        for baseline in ("naive", "golf"):
-            found[f"{baseline} {kind.__name__}"] = partial(kind, baseline)
+        found |= of("naive", kind) | of("golf", kind)
     if full:
         found |= {f"{baseline} 600 s": partial(timed, baseline, seconds=600) for baseline in ("naive", "golf")}
     return found
+
+
+def of(baseline: str, *kinds: Callable[[str, Bench], Figures]) -> dict[str, Callable[[Bench], Figures]]:
+    """Stages of a baseline, by name."""
+    return {f"{baseline} {kind.__name__}": partial(kind, baseline) for kind in kinds}
 
 
 def bench_gpu(args: argparse.Namespace) -> None:
