@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from conftest import damaged
 from pgolf import rules
-from pgolf.artifact import Manifest, pack, parse, read, source_bytes, sources
+from pgolf.artifact import Manifest, code_in, pack, parse, read, source_bytes, sources
 from pgolf.errors import Refused, UsageError
 from pgolf.submission.folder import folder_members
 
@@ -129,6 +129,25 @@ def test_a_trainer_gets_code_and_manifest() -> None:
     code = {"train.py", "a/b.py", "mixer.cpp", "kernel.cu", "kernel.h", "submission.json"}
     others = {"weights.bin", "tokenizer.model", "settings.json", "py", "a.pyc", "a.hpp/b", "train.py/b"}
     assert sources(dict.fromkeys(code | others, b"")).keys() == code
+
+
+def test_code_in_a_folder(tmp_path: Path) -> None:
+    """What an editor leaves there, such as the link ".#a.py" to nowhere, is not the trainer's."""
+    (tmp_path / "a.py").write_bytes(b"1")
+    (tmp_path / "b.cpp").write_bytes(b"2")
+    (tmp_path / "weights.bin").write_bytes(b"3")
+    (tmp_path / "._a.py").write_bytes(b"4")
+    (tmp_path / ".#a.py").symlink_to("nowhere")
+    (tmp_path / "folder.h").mkdir()
+    assert code_in(tmp_path) == {"a.py": b"1", "b.cpp": b"2"}
+    assert code_in(tmp_path / "nowhere") == {}
+
+
+def test_other_code_is_no_tokenizer(tmp_path: Path) -> None:
+    """Its bytes would be source and tokenizer at once."""
+    members = GOOD | {"t.h": b"", "submission.json": json.dumps(MANIFEST | {"tokenizer": "t.h"}).encode()}
+    with pytest.raises(Refused, match=r"tokenizer is 't\.h'"):
+        pack(members, tmp_path / "a.zst", LIMIT)
 
 
 def test_names_of_code_count_as_source() -> None:

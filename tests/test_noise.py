@@ -4,6 +4,7 @@ import base64
 import random
 
 from conftest import ROOT
+from pgolf.artifact import code_in
 from pgolf.noise import noisy
 from pgolf.rules import NOISE_RATE
 
@@ -13,7 +14,9 @@ NOISE = base64.b64encode(random.Random(1).randbytes(6000))
 
 def test_code_is_no_noise() -> None:
     """Nor are the baselines, alone or together."""
-    baselines = {str(path): path.read_bytes() for path in ROOT.glob("baselines/*/*.py")}
+    baselines = {
+        f"{folder.name}/{name}": code for folder in ROOT.glob("baselines/*") for name, code in code_in(folder).items()
+    }
     assert not list(noisy(CODE)) and not list(noisy(baselines))
     assert not any(list(noisy({name: data})) for name, data in baselines.items())
 

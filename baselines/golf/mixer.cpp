@@ -95,10 +95,10 @@ constexpr int MISSES = 8;  // a match that has missed more ends
 struct Lane {
     vector<uint16_t> text;
     uint64_t document = 0;      // its number, hashed
-    uint64_t word = 0;          // hash of the word that has begun; between words the last character
+    uint64_t word = 0;          // hash of the word that has begun and the character before it; between words that one
     uint64_t word_before = 0;   // hash of the last whole one
     vector<uint64_t> contexts;  // hashes
-    vector<float> network;      // the network's probability of each node's leaves, not normalised; leaves come last
+    vector<float> mass;         // what network and shares give each node's leaves, not normalised; leaves come last
     vector<float> raised;       // by how much it is multiplied at each leaf
     Match matches[2];           // after repetitions of REPEATED tokens
 
@@ -231,6 +231,7 @@ struct Vector {
 // would be the weight of LEARNED, which is always 0, counts how often the vector has learned.
 enum Input { NETWORK = C, MATCH, HISTORY = 16, BIAS = HISTORY + C, LEARNED };
 static_assert(MATCH + 1 < HISTORY && LEARNED < 2 * HISTORY);
+constexpr int LEVELS = 16;  // of a tree of at most 2^16 leaves
 constexpr int SETS = 5;  // of weights; the sum of one vector of each is used
 constexpr float START_DIRECT = 0.05f / SETS, START_HISTORY = 0.1f / SETS, START_MATCH = 0.15f / SETS;
 constexpr float START_NETWORK = 0.4f / SETS, OTHERS = 0.8f;  // what the rest is multiplied by when that joins
@@ -290,20 +291,21 @@ class Mixer {
     vector<Estimate> histories, matches[2];
     vector<Vector> weights[SETS];
     vector<float> shown;  // 0.5 + how often each leaf was shown
-    double all;           // their sum over tokens
-    float shares = START_SHARES;  // the weight of `shown` beside the network
+    double total_shown;   // their sum over tokens
+    float share_weight = START_SHARES;  // of `shown` beside the network
     static constexpr int PLACE_BITS = 22;
     vector<uint64_t> places[2];  // after the last occurrence of REPEATED tokens, by hash
+    std::atomic<bool> enough = false;
 
   public:
     Mixer(int tokens, int lanes, const int* leaf, const char* const* texts, const int* lengths, int bos, int bits,
           uint64_t off)
         : tokens(tokens), depth(32 - __builtin_clz(tokens - 1)), leaves(1 << depth), bos(bos), off(off),
           leaf_of(leaf, leaf + tokens), token_at(leaves, -1), lanes(lanes + 1), histories(C * depth * STATES),
-          shown(leaves, 0.5f), all(0.5 * tokens) {
+          shown(leaves, 0.5f), total_shown(0.5 * tokens) {
         for (int i = 0; i < tokens; i++) token_at[leaf_of[i]] = i, pieces.emplace_back(texts[i], lengths[i]);
         for (Lane& lane : this->lanes)
-            lane.contexts.resize(C), lane.network.assign(2 * leaves, 1), lane.raised.assign(leaves, 1);
+            lane.contexts.resize(C), lane.mass.assign(2 * leaves, 1), lane.raised.assign(leaves, 1);
         for (int i = 0; i < C; i++) tables[i].open(off >> i & 1 ? 1 : std::max(1, bits - CONTEXTS[i].halved));
         for (size_t i = 0; i < histories.size(); i++) histories[i] = Estimate(expected(i % STATES));
         Vector first{};
@@ -311,17 +313,18 @@ class Mixer {
         first[MATCH] = first[MATCH + 1] = START_MATCH, first[NETWORK] = START_NETWORK;
         for (int i = 0; i < 2; i++)
             matches[i].assign(Match::SIZES * depth, Estimate(i ? 0.7f : 0.8f)), places[i].resize(1 << PLACE_BITS);
-        const int sizes[SETS] = {leaves, 16 * tokens, tokens + 1, 1 << C, 1 + 2 * Match::SIZES};
+        const int sizes[SETS] = {leaves, LEVELS * tokens, tokens + 1, 1 << C, 1 + 2 * Match::SIZES};
         for (int i = 0; i < SETS; i++) weights[i].assign(sizes[i], first);
     }
 
-    // Code tokens of the training text until they take `limit` bytes; learn from them. Returns how many were coded.
+    // Code tokens of the training text until they take `limit` bytes, or another thread calls `stop`; learn from them.
+    // Returns how many were coded.
     long encode(const uint16_t* text, long count, size_t limit, uint8_t* out, long* size) {
         Encoder encoder;
         Lane& lane = lanes.back();
         show(lanes.size() - 1, bos);
         long done = 0;
-        for (; done < count && encoder.bytes.size() + 32 < limit; done++) {
+        for (; done < count && encoder.bytes.size() + 32 < limit && !enough; done++) {
             const int leaf = leaf_of[text[done]];
             walk(lane, [&](int level, float p) {
                 const bool bit = leaf >> (depth - 1 - level) & 1;
@@ -337,8 +340,10 @@ class Mixer {
         return done;
     }
 
-    // Learn from the next `count` tokens that `encode` coded. With `all` they are the last: the lanes come next.
-    void decode(const uint8_t* code, size_t size, long count, bool all) {
+    void stop() { enough = true; }
+
+    // Learn from the next `count` tokens that `encode` coded. After the `last` of them the lanes come.
+    void decode(const uint8_t* code, size_t size, long count, bool last) {
         Lane& lane = lanes.back();
         if (!decoder) decoder.emplace(code, size), show(lanes.size() - 1, bos);
         for (long i = 0; i < count; i++) {
@@ -346,7 +351,7 @@ class Mixer {
             if (token_at[leaf] < 0) break;  // not what `encode` made
             show(lanes.size() - 1, token_at[leaf]);
         }
-        if (all) hear_network();
+        if (last) hear_network();
     }
 
     // Learn from the tokens that the lanes show.
@@ -355,8 +360,9 @@ class Mixer {
             Lane& l = lanes[lane[i]];
             const int leaf = leaf_of[ids[i]];
             if (!l.text.empty()) {
-                const float part = weight_of_shown() * shown[leaf] * l.raised[leaf] / l.network[leaves + leaf];
-                shares = clamp(shares + RATE_SHARES * (part - shares), 0.001f, 0.9f);
+                // Which part of its mass came from the shares: their weight moves towards it (an EM step).
+                const float part = weight_of_shown() * shown[leaf] * l.raised[leaf] / l.mass[leaves + leaf];
+                share_weight = clamp(share_weight + RATE_SHARES * (part - share_weight), 0.001f, 0.9f);
                 walk(l, [&](int level, float) { return leaf >> (depth - 1 - level) & 1; });
             }
             show(lane[i], ids[i]);
@@ -372,10 +378,10 @@ class Mixer {
         auto work = [&]() {
             vector<float> mixed(leaves);
             for (int i; (i = next++) < count;)
-                nodes += predict(lanes[lane[i]], p + size_t(i) * tokens, threshold, mixed.data());
+                nodes += predict_lane(lanes[lane[i]], p + size_t(i) * tokens, threshold, mixed.data());
         };
         vector<std::thread> others;
-        for (int i = 1; i < threads; i++) others.emplace_back(work);
+        for (int i = 1; i < std::min(threads, count); i++) others.emplace_back(work);
         work();
         for (auto& thread : others) thread.join();
         return nodes;
@@ -389,13 +395,13 @@ class Mixer {
         return ones / all;
     }
 
-    float weight_of_shown() const { return shares / (1 - shares) / float(all); }
+    float weight_of_shown() const { return share_weight / (1 - share_weight) / float(total_shown); }
 
     // The training text was learned without the network (its input was 0), so its weights are still the first ones.
     // Scale down the others to make room. Of how often tokens were shown keep a part: the lanes may show other text.
     void hear_network() {
         for (float& count : shown) count = std::max(0.5f, FORGET * count);
-        all = std::accumulate(shown.begin(), shown.begin() + tokens, 0.0);
+        total_shown = std::accumulate(shown.begin(), shown.begin() + tokens, 0.0);
         for (auto& set : weights)
             for (Vector& w : set) {
                 const float network = w[NETWORK], learned = w[LEARNED];
@@ -416,8 +422,8 @@ class Mixer {
         } else {
             for (uint8_t c : pieces[token]) read(lane, c);
             const int leaf = leaf_of[token];
-            lane.raised[leaf] += float(all / (RARE * shown[leaf]));
-            shown[leaf]++, all++;
+            lane.raised[leaf] += float(total_shown / (RARE * shown[leaf]));
+            shown[leaf]++, total_shown++;
         }
         uint64_t* place[2];
         for (int i = 0; i < 2; i++)
@@ -481,14 +487,14 @@ class Mixer {
             Node at;
             evaluate(lane, level, node, buckets, at);
             const bool bit = decide(level, at.p);
-            learn(at, bit);
+            update(at, bit);
             node = 2 * node + bit;
         }
         return node - leaves;
     }
 
-    int predict(Lane& lane, float* p, float threshold, float* mixed) {
-        float* q = lane.network.data();
+    int predict_lane(Lane& lane, float* p, float threshold, float* mixed) {
+        float* q = lane.mass.data();
         const float weight = weight_of_shown();
         const int* token = token_at.data();
         for (int i = 0; i < tokens; i++)
@@ -511,8 +517,8 @@ class Mixer {
     int expand(const Lane& lane, int level, int node, float p, Bucket* const* above, float threshold, float* mixed) {
         if (p < threshold || level == depth) {
             const int first = node << (depth - level), last = first + (1 << (depth - level));
-            const float scale = p / lane.network[node];
-            for (int i = first; i < last; i++) mixed[i - leaves] = lane.network[i] * scale;
+            const float scale = p / lane.mass[node];
+            for (int i = first; i < last; i++) mixed[i - leaves] = lane.mass[i] * scale;
             return 0;
         }
         Bucket* found[C];
@@ -537,7 +543,7 @@ class Mixer {
     // The prediction at a node.
     void evaluate(const Lane& lane, int level, int node, Bucket* const* buckets, Node& at) {
         const uint32_t been = look(level, node, buckets, at);
-        at.inputs[NETWORK] = clamp(natural_log(lane.network[2 * node + 1] / lane.network[2 * node]), -12, 12);
+        at.inputs[NETWORK] = clamp(natural_log(lane.mass[2 * node + 1] / lane.mass[2 * node]), -12, 12);
         at.inputs[BIAS] = 0.3f;
         for (int i = 0; i < 2; i++)
             at.matched[i] = expect(lane.matches[i], matches[i], level, node, at.inputs[MATCH + i], at.expected[i]);
@@ -548,7 +554,7 @@ class Mixer {
         else if (at.matched[1])
             match = 1 + Match::SIZES + shorter.size();
         const uint32_t last = lane.text.back(), before = lane.back(2);
-        const uint32_t chosen[SETS] = {uint32_t(node), last * 16 + level, before, been, match};
+        const uint32_t chosen[SETS] = {uint32_t(node), last * LEVELS + level, before, been, match};
         Vector sum{};
         for (int i = 0; i < SETS; i++) sum.add(*(at.weights[i] = &weights[i][chosen[i]]), 1);
         at.p = clamp(squash_at(clamp(at.inputs.dot(sum), -12, 12)), 1e-4f, 1 - 1e-4f);
@@ -593,7 +599,7 @@ class Mixer {
         return estimate;
     }
 
-    void learn(Node& at, bool bit) {
+    void update(Node& at, bool bit) {
         for (Vector* weights : at.weights) {
             const float rate = 0.0006f + 0.004f / (1 + (*weights)[LEARNED]++ / 300);
             weights->add(at.inputs, (bit - at.p) * rate);
@@ -603,11 +609,11 @@ class Mixer {
         for (int i = 0; i < C; i++) {
             if (off >> i & 1) continue;
             if (at.slots[i]->n) at.histories[i]->learn(bit);
-            learn(*at.slots[i], bit);
+            update(*at.slots[i], bit);
         }
     }
 
-    static void learn(Slot& slot, bool bit) {
+    static void update(Slot& slot, bool bit) {
         const float p = slot.p + ((bit ? 65535.f : 0.f) - slot.p) * TABLES.rate_of[slot.n];
         slot.p = uint16_t(clamp(p, 32, 65503));
         slot.n = std::min(slot.n + 1, LIMIT);
@@ -622,14 +628,19 @@ int mixer_contexts() { return C; }
 const char* mixer_context(int i) { return CONTEXTS[i].name; }
 Mixer* mixer_new(int tokens, int lanes, const int* leaf, const char* const* texts, const int* lengths, int bos,
                  int bits, uint64_t off) {
-    return new Mixer(tokens, lanes, leaf, texts, lengths, bos, bits, off);
+    try {
+        return new Mixer(tokens, lanes, leaf, texts, lengths, bos, bits, off);
+    } catch (const std::bad_alloc&) {
+        return nullptr;
+    }
 }
 void mixer_free(Mixer* mixer) { delete mixer; }
 long mixer_encode(Mixer* mixer, const uint16_t* text, long count, long limit, uint8_t* out, long* size) {
     return mixer->encode(text, count, limit, out, size);
 }
-void mixer_decode(Mixer* mixer, const uint8_t* code, long size, long count, bool all) {
-    mixer->decode(code, size, count, all);
+void mixer_stop(Mixer* mixer) { mixer->stop(); }
+void mixer_decode(Mixer* mixer, const uint8_t* code, long size, long count, bool last) {
+    mixer->decode(code, size, count, last);
 }
 void mixer_learn(Mixer* mixer, const int64_t* ids, const int64_t* lane, int count) { mixer->learn(ids, lane, count); }
 long mixer_predict(Mixer* mixer, const int64_t* lane, int count, float* p, float threshold, int threads) {

@@ -15,7 +15,7 @@ import numpy.typing as npt
 import sentencepiece
 
 BUCKET_BITS = 23
-"""The largest tables have up to 2^23 buckets of 64 bytes, all together 2.7 GB; less while there is less text."""
+"""The largest tables have up to 2^23 buckets of 64 bytes, all together 2.7 GB."""
 # No contraction and no -ffast-math: another machine has to decode the text that this one codes. No clones: that takes
 # g++ a second less. Without interposition a library's functions are inlined: what a prediction takes beside its nodes
 # is a fifth.
@@ -44,9 +44,11 @@ class Mixer:
         switches = sum(1 << names.index(name) for name in off)
         addresses = address(leaf), (ctypes.c_char_p * len(texts))(*texts), address(lengths)
         self.handle = self.library.mixer_new(len(texts), lanes, *addresses, bos, BUCKET_BITS, switches)
+        if not self.handle:
+            raise MemoryError("the mixer's tables do not fit")
 
     def __del__(self) -> None:
-        if hasattr(self, "handle"):
+        if getattr(self, "handle", None):
             self.library.mixer_free(self.handle)
 
     def encode(self, tokens: npt.NDArray[Any], limit: int) -> bytes:
@@ -57,6 +59,10 @@ class Mixer:
         )
         return HEADER.pack(count) + out[: size.value].tobytes()
 
+    def stop(self) -> None:
+        """End `encode`, which another thread has called, with the tokens that it has."""
+        self.library.mixer_stop(self.handle)
+
     def decode(self, data: bytes) -> Iterator[tuple[int, float]]:
         """Learn from what `encode` returned, in two parts, the first of them short.
 
@@ -64,10 +70,10 @@ class Mixer:
         """
         (count,) = HEADER.unpack_from(data)
         code = np.frombuffer(data, np.uint8, offset=HEADER.size)
-        for part in (count // FIRST, count - count // FIRST):
+        for part, last in ((count // FIRST, False), (count - count // FIRST, True)):
             begun = time.monotonic()
             count -= part
-            self.library.mixer_decode(self.handle, address(code), len(code), part, not count)
+            self.library.mixer_decode(self.handle, address(code), len(code), part, last)
             yield count, (time.monotonic() - begun) / max(1, part)
 
     def learn(self, ids: Ids, lane: Ids) -> None:
@@ -104,7 +110,9 @@ def compiled() -> ctypes.CDLL:
     """The library. It takes g++ some seconds."""
     with tempfile.TemporaryDirectory() as folder:
         source, library = Path(__file__).with_name("mixer.cpp"), Path(folder) / "mixer.so"
-        subprocess.run(["g++", *FLAGS, "-o", str(library), str(source)], check=True)
+        done = subprocess.run(["g++", *FLAGS, "-o", str(library), str(source)], capture_output=True, text=True)
+        if done.returncode:
+            raise OSError(f"g++ cannot compile mixer.cpp: {done.stderr.strip().partition(chr(10))[0]}")
         loaded = ctypes.CDLL(str(library))
     pointer, size, number = ctypes.c_void_p, ctypes.c_long, ctypes.c_int
     for name, result, *arguments in (
@@ -113,6 +121,7 @@ def compiled() -> ctypes.CDLL:
         ("mixer_new", pointer, number, number, pointer, pointer, pointer, number, number, ctypes.c_uint64),
         ("mixer_free", None, pointer),
         ("mixer_encode", size, pointer, pointer, size, size, pointer, pointer),
+        ("mixer_stop", None, pointer),
         ("mixer_decode", None, pointer, pointer, size, size, ctypes.c_bool),
         ("mixer_learn", None, pointer, pointer, pointer, number),
         ("mixer_predict", size, pointer, pointer, number, pointer, ctypes.c_float, number),

@@ -2,7 +2,8 @@
 
 Kept from naive: RMSNorm without weights, QK-norm with a gain per head, grouped-query attention, the embedding mixed
 into every block, output projections that start at zero, one matrix for embedding and head, logits capped by tanh. Each
-switch names its source and the bpb that it gains the network alone on the laptop track (docs/benchmarks/golf.md).
+switch names its source and, where that was measured, by how much it changes the bpb of the network alone on the laptop
+track; negative is better (docs/benchmarks/golf.md).
 """
 
 from dataclasses import dataclass, fields
@@ -184,7 +185,7 @@ class GPT(nn.Module):
         cos, sin = rope_tables(config.context, config.rope_dims or config.dim // config.heads, config.rope_base)
         self.register_buffer("cos", cos, persistent=False)
         self.register_buffer("sin", sin, persistent=False)
-        ahead = torch.full((config.context, config.context), -torch.inf).triu(1)  # attention adds it to the weights
+        ahead = torch.full((config.context, config.context), -torch.inf).triu(1)  # attention adds it to its scores
         self.register_buffer("ahead", ahead, persistent=False)
 
     def forward(self, ids: Tensor, targets: Tensor | None = None) -> Tensor:
@@ -206,9 +207,13 @@ class GPT(nn.Module):
         x = rms_norm(self.embed(ids).to(self.dtype))
         if self.smear is None:
             return x
-        smear = self.smear.to(x.dtype)
-        gate = torch.sigmoid(F.linear(x[..., :GATE_INPUTS], smear[None, 1:]))  # (B, T, 1)
-        return rms_norm(x + smear[0] * gate * F.pad(x[:, :-1], (0, 0, 1, 0)))
+        return smeared(x, F.pad(x[:, :-1], (0, 0, 1, 0)), self.smear.to(x.dtype))
+
+
+def smeared(x: Tensor, before: Tensor, smear: Tensor) -> Tensor:
+    """x (..., C) and a gated share of what is before each, normalised. `smear`: the share, the gate's weights."""
+    gate = torch.sigmoid(F.linear(x[..., :GATE_INPUTS], smear[None, 1:]))  # (..., 1)
+    return rms_norm(x + smear[0] * gate * before)
 
 
 def cap(logits: Tensor, softcap: float) -> Tensor:

@@ -19,7 +19,7 @@ import torch
 import torch.nn.functional as F
 from cache import Cache, linear
 from mixer import NO_CONTEXTS, Mixer, switched_off
-from model import GATE_INPUTS, GPT, Block, GPTConfig, cap, rms_norm, rope_tables, rotate
+from model import GPT, Block, GPTConfig, cap, rms_norm, rope_tables, rotate, smeared
 from torch import Tensor
 
 BUDGET = {"laptop": 72.0}
@@ -61,7 +61,7 @@ def planned(predictor: "Predictor", trial: "Network", count: int, end: float) ->
 
     Unless it is 0, the mixer knows the prior. `trial` is a network to time, whose cache is spoilt.
     """
-    # Beside the network the mixer learns. Whatever the plan: products may round differently with other threads.
+    # The other core is the mixer's. Set even if it is left out: products may round differently with other threads.
     torch.set_num_threads(max(1, predictor.threads - 1))
     plan = 0
     for _ in range(2):  # decide after a part of the prior, since a slow machine has no time for the rest; then again
@@ -114,7 +114,7 @@ class Predictor:
         """Log-probabilities (B, V), or logits, of the next token in each lane (B,), whose last token is in ids (B,)."""
         if not self.plan:
             return self.network.step(ids, lane)
-        for _ in self.prior:  # what this machine left out, if the plan is a quicker one's
+        for _ in self.prior:  # where this machine would leave the mixer out, but the plan is the encoder's
             pass
         shown, lanes = ids.cpu().numpy(), lane.cpu().numpy()
         learning = self.beside.submit(self.mixer.learn, shown, lanes)
@@ -153,18 +153,12 @@ class Network:
         """Logits (B, V) of the next token in each lane (B,), whose last token is in ids (B,)."""
         order, places, cos, sin = self.cache.enter(lane)
         before, self.last[lane] = self.last[lane], ids
-        x = x0 = self.embedding(ids[order], before[order])  # (B, C)
+        x = x0 = self.embed[ids[order]]  # (B, C)
+        if self.smear is not None:
+            x = x0 = smeared(x, self.embed[before[order]], self.smear)
         for number, layer in enumerate(self.layers):
             x = layer(x, x0, cos, sin, self.cache, number)
         return cap(linear(rms_norm(x)[places], self.head).float(), self.config.softcap)
-
-    def embedding(self, ids: Tensor, before: Tensor) -> Tensor:
-        """Normalised embedding (B, C) of ids (B,) and the ones before them (B,)."""
-        x = self.embed[ids]
-        if self.smear is None:
-            return x
-        gate = torch.sigmoid(F.linear(x[:, :GATE_INPUTS], self.smear[None, 1:]))  # (B, 1)
-        return rms_norm(x + self.smear[0] * gate * self.embed[before])
 
 
 class Layer:

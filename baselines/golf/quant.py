@@ -116,7 +116,7 @@ def row_steps(
     is 1: so the size at a given step hardly depends on the model.
     """
     largest = max(float(s.mean()) for s in sensitivity.values())
-    deviations = {name: row_deviations(weight.flatten()[None]) for name, weight in tensors.items()}
+    deviations = {name: row_deviations(weight.flatten()[None]) for name, weight in tensors.items()}  # of one long row
     logs = {}
     for name in tensors:
         k = sensitivity[name].lerp(sensitivity[name].mean(), SHRINKAGE).clamp_min(max(1e-12 * largest, 1e-30))
@@ -195,14 +195,14 @@ MOST_TRIES = 20
 """Before the coarsest step is tried, as nothing else fits."""
 
 
-def fit(dump: Callable[[float], bytes], limit: int, weights: int, finest: float) -> tuple[bytes, float]:
+def fit(dump: Callable[[float], bytes], limit: int, weights: int) -> tuple[bytes, float]:
     """The largest of `dump(step)` with at most `limit` bytes that a few tries find, and its step.
 
     Secant method within a bracket, over `bits(step)`, in which the size is nearly linear. Unless the finest step fits,
     all tries are made, and more if none fits: so packing for practice takes as long as under the clock. Raises
     ValueError, with the size, when even the coarsest is too large.
     """
-    coarsest, top = bits(COARSEST), bits(finest)
+    coarsest, top = bits(COARSEST), bits(FINEST)
     fits, too_large, best, tries = coarsest, math.inf, (b"", 0.0), 0
     slope = weights / 8  # bytes for each bit, at first as for normal weights
     last, at = (0.0, 0), min(max(coarsest, limit / slope), top)

@@ -30,14 +30,14 @@ from model import GPT, GPTConfig
 from torch import Tensor
 
 from pgolf import rules
-from pgolf.artifact import pack
+from pgolf.artifact import code_in, pack
 from pgolf.data.shards import first_tokens
 from pgolf.errors import Refused, UsageError
 from pgolf.train import loop, optim
 from pgolf.train.ranks import Ranks
 from pgolf.train.settings import FromData, Options
 
-CALIBRATION_BATCHES = 16
+CALIBRATION_BATCHES = 16  # at least, if there are so many sequences
 FRAMING = 1024
 """Bytes that packing adds to the weights: padding of the tar, and zstd's block headers, 3 bytes per 128 KiB."""
 SMALLEST_PRIOR = 64  # bytes: the mixer's coder keeps some in reserve
@@ -46,7 +46,7 @@ DIVERGED = "training diverged; lower the learning rates"
 LANES = 64
 """With a mixer. It learns a step's tokens after the step, so with fewer lanes it has learned more before each one."""
 DESCRIPTION = "Train the strong baseline under the clock and pack the artifact."
-SOURCE = loop.source_files(__file__)
+SOURCE = code_in(Path(__file__).parent)  # what runs now
 
 
 @dataclass(frozen=True)
@@ -78,8 +78,6 @@ class Settings(GPTConfig):
     """Training tokens, one rank's, that show how much each weight matters; inside the clock."""
     balance: bool = True
     """Finer steps for rows whose rounding changes most what the model predicts, not by deviation: -0.040 ± 0.015."""
-    finest: float = 0.02
-    """Smallest step in standard deviations, when there is room to spare: about 7.7 bits per weight."""
     prior_bytes: int = 0
     """Training text that the mixer learns before it predicts, in bytes of the artifact (see mixer.py); 0: no mixer."""
     off: str = ""
@@ -106,8 +104,6 @@ class Settings(GPTConfig):
             raise ValueError(f"prior_bytes is {self.prior_bytes}; it must be 0, or at least {SMALLEST_PRIOR}")
         if self.batch_tokens % self.context:
             raise ValueError(f"batch_tokens {self.batch_tokens} is not a multiple of the context {self.context}")
-        if not quant.FINEST <= self.finest <= quant.COARSEST:
-            raise ValueError(f"finest {self.finest} is not between {quant.FINEST} and {quant.COARSEST}")
 
     def lr_scale(self, progress: float) -> float:
         """Factor for the learning rates when `progress` of the run is done."""
@@ -147,6 +143,10 @@ class Trainer:
                 self.mixer = Mixer(run.data.tokenizer, run.data.bos, 0, switched_off(s.off) - NO_CONTEXTS)
             except ValueError as error:
                 raise UsageError(f"off is {s.off!r}: {error}") from None
+            if self.mixer.vocab_size != s.vocab_size:
+                raise UsageError(
+                    f"{run.data.tokenizer}: has {self.mixer.vocab_size} pieces, the dataset {s.vocab_size}"
+                )
         # Encoding takes a core for the first part of the run. torch's threads wait for each other, so one on that core
         # would slow down all of them: until the prior is encoded, torch has one thread less.
         every = torch.get_num_threads()
@@ -216,7 +216,7 @@ class Trainer:
             return coder.dumps(asdict(run.model.config), quant.quantize(matrices, used, step, rows), vectors)
 
         try:
-            weights, step = quant.fit(quantise, limit - taken - FRAMING, count, s.finest)
+            weights, step = quant.fit(quantise, limit - taken - FRAMING, count)
         except ValueError as error:
             raise Refused(
                 f"the artifact cannot fit its limit of {limit:,} bytes: code, tokenizer and prior take {taken:,}, "
@@ -226,7 +226,7 @@ class Trainer:
         facts = {"artifact_bytes": size, "weights_bytes": len(weights), "bits": round(bits, 3), "step": round(step, 4)}
         return facts, (
             f"{size:,} bytes of {limit:,}, weights in {bits:.2f} bits each and steps of {step:.3f} standard deviations "
-            f"(finest {s.finest:g})"
+            f"(finest {quant.FINEST:g})"
         )
 
     def members(self, training: dict[str, Any]) -> dict[str, bytes]:
@@ -236,7 +236,9 @@ class Trainer:
         if self.settings.prior_bytes and track != "main":
             changes["lanes"] = LANES
         members = loop.members(run.data, track, SOURCE, "golf baseline", **changes)
-        if self.prior:
+        if self.prior and self.mixer:
+            if not run.options.steps:  # training is over, and the clock runs
+                self.mixer.stop()
             members["prior.bin"] = self.prior.result()
             torch.set_num_threads(self.threads[-1])
         elif self.settings.prior_bytes:  # in the warm-up: as large as it gets, and as hard to compress

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from pgolf import rules
-from pgolf.artifact import pack
+from pgolf.artifact import code_in, pack
 from pgolf.data.dataset import open_dataset
 from pgolf.errors import EnvironmentBroken, PgolfError, UsageError
 from pgolf.submission.modules import loaded
@@ -57,8 +57,7 @@ def main() -> int:
 
 def convert(args: argparse.Namespace) -> int:
     weights, data = contest_weights(args.model), open_dataset(args.data)
-    source = {path.name: path.read_bytes() for path in NAIVE.glob("*.py")}
-    members = loop.members(data, "main", source, args.model.name)
+    members = loop.members(data, "main", code_in(NAIVE), args.model.name)
     with loaded(NAIVE, names=("model", "quant")) as naive:
         config = naive.model.GPTConfig(**shape(weights), context=args.context)
         naive.model.GPT(config).load_state_dict(weights)  # names and shapes all fit

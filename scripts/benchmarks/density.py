@@ -52,7 +52,7 @@ def main_shape(golf: Any) -> bytes:
     def dump(step: float) -> bytes:
         return bytes(golf.coder.dumps({}, golf.quant.quantize(weights, {}, step), {}))
 
-    return bytes(golf.quant.fit(dump, MAIN_ROOM, count, 0.04)[0])
+    return bytes(golf.quant.fit(dump, MAIN_ROOM, count)[0])
 
 
 def report(coder: Any, data: bytes) -> None:

@@ -61,7 +61,7 @@ def bench_quantise(args: argparse.Namespace) -> None:
         for way, (used, rows) in ways.items():
             dump = lambda step, c=used, r=rows: coder.dumps({}, quant.quantize(weights, c, step, r), {})  # noqa: E731
             try:
-                packed, _ = quant.fit(dump, round(count * bits / 8), count, quant.FINEST)
+                packed, _ = quant.fit(dump, round(count * bits / 8), count)
             except ValueError as error:
                 raise UsageError(f"--bits {bits:g}: {count:,} weights {error}") from None
             coded = coder.parse(packed)[1]

@@ -31,6 +31,7 @@ DOCS = "docs/artifact.md"
 LEVEL = 22  # of zstd
 SOURCE_ENDINGS = (".py", ".cpp", ".cu", ".h")
 """Of the members that a trainer gets beside the manifest."""
+TOKENIZER_ENDINGS = (".model", ".json", ".py")
 
 _BLOCK = 512
 _SOURCE_NAME = 100  # characters
@@ -283,6 +284,7 @@ def parse_manifest(data: bytes) -> Manifest:
         value = values.get(key)
         _require(key, values, isinstance(value, str) and 0 < len(value) <= 100 and value.isprintable())
     _require("track", values, values["track"] in rules.TRACKS)
+    _require("tokenizer", values, values["tokenizer"].endswith(TOKENIZER_ENDINGS) or values["tokenizer"] == "bytes")
     _require("transform", values, values.get("transform") in (None, *TRANSFORMS))
     _require("vocab_size", values, _is_int(values.get("vocab_size"), 2, rules.VOCAB_SIZE))
     _require("bos", values, _is_int(values.get("bos"), 0, values["vocab_size"] - 1))
@@ -356,6 +358,12 @@ def is_source(name: str) -> bool:
 def sources(members: Mapping[str, bytes]) -> dict[str, bytes]:
     """The members that train.py needs to train again: code and manifest, never weights or other blobs."""
     return {name: data for name, data in members.items() if is_source(name) or name == MANIFEST}
+
+
+def code_in(folder: Path) -> dict[str, bytes]:
+    """The code that lies in a folder, without what editors hide there."""
+    paths = (path for path in folder.glob("[!.]*") if is_source(path.name) and path.is_file())
+    return {path.name: path.read_bytes() for path in paths}
 
 
 def source_bytes(sources: Mapping[str, bytes]) -> int:

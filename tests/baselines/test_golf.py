@@ -1,4 +1,4 @@
-"""The strong baseline: model and switches, optimizer, coder, quantiser, counts, trainer."""
+"""The strong baseline: model and switches, optimizer, coder, quantiser, trainer."""
 
 import itertools
 import lzma
@@ -285,14 +285,14 @@ def test_fit_lands_just_under_the_limit(golf: Any, tails: int, beside: int, limi
         return golf.coder.dumps({}, golf.quant.quantize(weights, {}, step), {}) + bytes(beside)
 
     for limit in limits:
-        data, step = golf.quant.fit(dump, limit, 512 * 256, 0.04)
+        data, step = golf.quant.fit(dump, limit, 512 * 256)
         assert len(data) <= limit
         assert dump(step) == data
-        assert step == pytest.approx(0.04) or len(data) > 0.998 * limit, limit
+        assert step == pytest.approx(golf.quant.FINEST) or len(data) > 0.998 * limit, limit
 
 
 def test_fit_finds_what_only_coarse_steps_reach(golf: Any) -> None:
-    data, step = golf.quant.fit(lambda step: b"x" * max(10, round(900 - 10 * step)), 300, 1000, 0.04)
+    data, step = golf.quant.fit(lambda step: b"x" * max(10, round(900 - 10 * step)), 300, 1000)
     assert len(data) <= 300
     assert step >= 60
 
@@ -306,16 +306,13 @@ def test_fit_fills_the_limit_however_the_size_grows(golf: Any, power: float, lim
     def size(step: float) -> int:
         return 10 + round(weights / 8 * quant.bits(step) ** power)
 
-    data, step = quant.fit(lambda step: b"x" * size(step), limit, weights, quant.FINEST)
+    data, step = quant.fit(lambda step: b"x" * size(step), limit, weights)
     assert 0.93 * min(limit, size(quant.FINEST)) < len(data) == size(step) <= limit
 
 
 def test_fit_says_when_nothing_does(golf: Any) -> None:
     with pytest.raises(ValueError, match="500 bytes at the coarsest"):
-        golf.quant.fit(lambda step: b"x" * 500, 499, 1000, 0.04)
-
-
-# Counts
+        golf.quant.fit(lambda step: b"x" * 500, 499, 1000)
 
 
 # Trainer

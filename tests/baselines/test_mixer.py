@@ -1,6 +1,10 @@
 """golf's context mixer: a distribution, causal, the same from run to run, and better for what it has learned."""
 
+import subprocess
+import sys
+import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -117,6 +121,50 @@ def test_code_fits_its_limit(mixer: Any, tokenizer: Path) -> None:
     one = made(mixer, tokenizer)
     text = np.random.default_rng(7).integers(2, one.vocab_size, 3000)
     assert 450 < len(one.encode(text, 500)) <= 500
+
+
+@pytest.mark.parametrize("wait", [0, 0.2])
+def test_coding_can_be_stopped(mixer: Any, tokenizer: Path, wait: float) -> None:
+    """When training is over, at any time. What was coded until then is what was learned."""
+    coder, decoder = (made(mixer, tokenizer) for _ in range(2))
+    text = np.random.default_rng(12).integers(2, coder.vocab_size, 1 << 20)
+    with ThreadPoolExecutor(1) as beside:
+        coding = beside.submit(coder.encode, text, 4 * len(text))
+        time.sleep(wait)
+        coder.stop()
+        code = coding.result()
+    assert mixer.HEADER.unpack_from(code)[0] < len(text)
+    assert [*decoder.decode(code)][-1][0] == 0
+    seen = text_of(13, 30, coder.vocab_size)
+    assert np.array_equal(stepped(coder, seen), stepped(decoder, seen))
+
+
+SHORT_OF_MEMORY = """
+import resource, sys
+from pathlib import Path
+sys.path.insert(0, sys.argv[1])
+import mixer
+mixer.compiled()
+resource.setrlimit(resource.RLIMIT_AS, (2 << 30, 2 << 30))
+try:
+    mixer.Mixer(Path(sys.argv[2]), 1, 1)
+except MemoryError as error:
+    print(error)
+"""
+
+
+def test_tables_that_do_not_fit_are_a_failure_of_python(tokenizer: Path) -> None:
+    """An exception that leaves C++ would end the process."""
+    arguments = str(ROOT / "baselines" / "golf"), str(tokenizer)
+    done = subprocess.run([sys.executable, "-c", SHORT_OF_MEMORY, *arguments], capture_output=True, text=True)
+    assert (done.returncode, done.stdout) == (0, "the mixer's tables do not fit\n"), done.stderr
+
+
+def test_what_the_compiler_says_is_the_machines_fault(mixer: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """An OSError ends the trainer with exit code 3."""
+    monkeypatch.setattr(mixer, "FLAGS", ["--no-such-flag"])
+    with pytest.raises(OSError, match=r"g\+\+ cannot compile mixer.cpp: .*no-such-flag"):
+        mixer.compiled.__wrapped__()
 
 
 def test_damaged_code_ends(mixer: Any, tokenizer: Path) -> None:

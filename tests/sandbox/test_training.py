@@ -125,11 +125,11 @@ def test_a_baseline_trains_in_the_sandbox(dataset: Path, monkeypatch: pytest.Mon
     tiny = ("--context=16", "--layers=2", "--dim=16", "--batch_tokens=256", "--warmup_steps=1", "--compile=0")
     arguments = ("--out", "/tmp/artifact.zst", "--track", "laptop", "--seed", "5", "--steps=2", *tiny)
 
-    sources = {path.name: path.read_bytes() for path in NAIVE.glob("*.py")}
+    sources = artifact.code_in(NAIVE)
     done = training.train(Job(sources, files, shards, arguments, processes=2), Limits(300.0, 300.0, 1_000_000))
     assert done.log and b'"steps": 2' in done.log.splitlines()[-1]
     first = artifact.parse(done.artifact, 1_000_000)
     declared = first.manifest.training
     assert declared and (declared.steps, declared.tokens) == (2, 512)
     assert set(declared.arguments) == {"--steps=2", *tiny}
-    assert artifact.sources(first.members).keys() == {p.name for p in NAIVE.glob("*.py")} | {"submission.json"}
+    assert artifact.sources(first.members).keys() == sources.keys() | {"submission.json"}

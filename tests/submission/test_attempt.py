@@ -16,6 +16,7 @@ from conftest import COUNTS, ROOT, UNIFORM, MakeArtifact
 from pgolf.cli.main import main
 from pgolf.data.dataset import open_dataset
 from pgolf.errors import Refused, UsageError
+from pgolf.rules import SOURCE_BYTES
 from pgolf.score.losses import Losses
 from pgolf.score.score import Options
 from pgolf.submission.attempt import as_json, attempt, quarters, table
@@ -202,6 +203,10 @@ def test_folders_that_are_none(data: Path, packed: MakeArtifact, tmp_path: Path)
         attempt(artifact, folder, {}, data, OPTIONS)
     os.mkfifo(folder / "predict.py")
     with pytest.raises(UsageError, match=r"predict\.py: is a FIFO"):
+        attempt(artifact, folder, {}, data, OPTIONS)
+    (folder / "predict.py").unlink()
+    (folder / "table.h").write_bytes(bytes(SOURCE_BYTES + 1))
+    with pytest.raises(Refused, match=r"table\.h: has more than"):
         attempt(artifact, folder, {}, data, OPTIONS)
 
 

@@ -26,4 +26,4 @@ def test_claim_is_borne_out(folder: Path) -> None:
     assert all(record.read(folder / seed.record).eligible for seed in found.seeds)
     sources = artifact.sources(packed.members)
     del sources[artifact.MANIFEST]
-    assert sources == {path.name: path.read_bytes() for path in (folder / "code").glob("*.py")}
+    assert sources == artifact.code_in(folder / "code")

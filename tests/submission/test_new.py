@@ -38,8 +38,10 @@ def test_code_of_a_baseline_trains_from_its_folder(baseline: str, data: Path, tm
     assert done.returncode == 0, done.stderr
     found = artifact.read(folder / "artifact.zst", ARTIFACT_BYTES)
     assert (found.manifest.name, found.manifest.author) == ('A "new" idea', "Zoë")
-    code = {path.name: path.read_bytes() for path in (folder / "code").glob("*.py")}
-    assert code == {name: content for name, content in found.members.items() if name.endswith(".py")}
+    sources = artifact.sources(found.members)
+    del sources[artifact.MANIFEST]
+    assert sources == artifact.code_in(folder / "code")
+    assert sources.keys() == artifact.code_in(ROOT / "baselines" / baseline).keys()
 
 
 def test_code_of_an_artifact_a_folder_and_a_submission(make_artifact: MakeArtifact, tmp_path: Path) -> None:

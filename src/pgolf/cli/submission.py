@@ -159,7 +159,7 @@ def add_ablate(commands: Commands) -> None:
         "ablate",
         "measure what settings of a trainer are worth",
         ablate.__doc__ or "",
-        "pgolf ablate xsa=0 gate=0,smear=0 --data data/demo --steps 200 --seeds 1 2 3",
+        "pgolf ablate xsa=0 leak=0,smear=0 --data data/demo --steps 200 --seeds 1 2 3",
         _ablate,
     )
     parser.add_argument(

@@ -10,6 +10,7 @@ from pathlib import Path
 import torch
 
 import pgolf
+from pgolf.artifact import code_in
 from pgolf.contest.rerun_record import Calibration
 from pgolf.data.dataset import Dataset, training_files
 from pgolf.errors import PgolfError
@@ -74,7 +75,7 @@ def naive_step(dataset: Dataset, track: Track, device: str, processes: int, isol
 
     Its own log says when a step ended. It is the checkout's code, so that may be believed.
     """
-    sources = {path.name: path.read_bytes() for path in BASELINE.glob("*.py")}
+    sources = code_in(BASELINE)
     if "train.py" not in sources:
         return None
     options = f"--out=/tmp/a.zst --track={track.name} --steps={_STEPS} --log_every=1"

@@ -1,6 +1,6 @@
 """Ablations: train a base and variants of it with the same seeds and budget, and compare them seed by seed.
 
-A variant is one or more settings of the trainer, joined by commas: `xsa=0` or `gate=0,smear=0`. Every run is
+A variant is one or more settings of the trainer, joined by commas: `xsa=0` or `leak=0,smear=0`. Every run is
 kept in --out under its settings, so the table can be extended, and a call that was cut short goes on where it stopped.
 """
 
@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 
 import pgolf.train
-from pgolf.artifact import is_source
+from pgolf.artifact import code_in
 from pgolf.errors import UsageError
 from pgolf.files import write_atomically
 from pgolf.score.score import Options
@@ -69,8 +69,9 @@ def source(trainer: Path) -> str:
     """Digest of the code: the trainer's folder and `pgolf.train`."""
     digest = hashlib.sha256()
     folders = trainer.resolve().parent, *map(Path, pgolf.train.__path__)
-    for path in sorted({path for folder in folders for path in folder.iterdir() if is_source(path.name)}):
-        digest.update(path.read_bytes())
+    for folder in folders:
+        for _, code in sorted(code_in(folder).items()):
+            digest.update(code)
     return digest.hexdigest()
 
 

@@ -41,7 +41,8 @@ def source_files(folder: Path) -> dict[str, bytes]:
     """The source files of a folder, and its manifest if it has one.
 
     A link counts as what it leads to, if that lies in the folder or beside it. Raises UsageError for another link or
-    something that is no file, EnvironmentBroken when one cannot be read.
+    something that is no file, Refused for one that alone exceeds the limit on source, EnvironmentBroken when one cannot
+    be read.
     """
     if not folder.is_dir():
         raise UsageError(f"{folder}: no such folder")
@@ -61,5 +62,8 @@ def source_files(folder: Path) -> dict[str, bytes]:
             try:
                 found[name] = read_regular(path, rules.SOURCE_BYTES)
             except OSError as error:
+                if error.errno == errno.EFBIG:
+                    most = f"{rules.SOURCE_BYTES:,} bytes"
+                    raise Refused(f"{path}: has more than {most}, the most that all source may have") from None
                 raise EnvironmentBroken(f"{path}: cannot be read ({error.strerror})") from None
     return found

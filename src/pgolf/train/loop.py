@@ -24,7 +24,6 @@ import torch
 from torch import Tensor
 
 from pgolf import __version__, rules
-from pgolf.artifact import is_source
 from pgolf.data.dataset import Dataset, open_dataset
 from pgolf.errors import EnvironmentBroken, PgolfError, Refused, UsageError
 from pgolf.files import beside
@@ -310,11 +309,6 @@ def declared(run: Run, arguments: Sequence[str], steps: int) -> dict[str, Any]:
     parameters = sum(p.numel() for p in run.model.parameters())
     counts = {"steps": steps, "tokens": steps * s.batch_tokens, "parameters": parameters}
     return {"arguments": list(arguments), "settings": asdict(s), **counts}
-
-
-def source_files(trainer: str) -> dict[str, bytes]:
-    """What lies beside the trainer's file, and runs now."""
-    return {path.name: path.read_bytes() for path in Path(trainer).parent.iterdir() if is_source(path.name)}
 
 
 def members(data: Dataset, track: str, source: Mapping[str, bytes], name: str, **changes: Any) -> dict[str, bytes]:
