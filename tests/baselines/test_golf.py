@@ -338,6 +338,27 @@ def test_training_text_is_coded_with_the_contexts_that_will_read_it(golf: Any, d
         golf.train.Trainer(built(golf, dataset, tmp_path, "--prior_bytes=2000", "--off=order 7"))
 
 
+@pytest.mark.parametrize(("until", "stops"), [("--seconds=9", 1), ("--steps=3", 0)])
+def test_encoding_ends_with_a_timed_training(
+    golf: Any, dataset: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, until: str, stops: int
+) -> None:
+    """Counted steps make the same artifact on any machine."""
+    calls: list[int] = []
+    trainer = golf.train.Trainer(built(golf, dataset, tmp_path, "--prior_bytes=2000", until))
+    monkeypatch.setattr(trainer.mixer, "stop", lambda: calls.append(1))
+    trainer.begin()
+    assert trainer.members({})["prior.bin"]
+    assert len(calls) == stops
+
+
+def test_index_that_contradicts_its_tokenizer(golf: Any, dataset: Path, tmp_path: Path) -> None:
+    """Tokens that the mixer does not have would be written beyond its tables."""
+    run = built(golf, dataset, tmp_path, "--prior_bytes=2000")
+    more = replace(run.settings, vocab_size=run.settings.vocab_size + 1)
+    with pytest.raises(UsageError, match=r"has \d+ pieces, the dataset"):
+        golf.train.Trainer(replace(run, settings=more))
+
+
 def test_warm_up_is_undone_bit_for_bit(golf: Any, dataset: Path, tmp_path: Path) -> None:
     train = golf.train
     run = built(golf, dataset, tmp_path)
