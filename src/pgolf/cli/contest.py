@@ -46,7 +46,7 @@ def add_rerun(commands: Commands) -> None:
         "train a submission again from its sources and judge its claim",
         "Train a submission again in a sandbox that gets its sources and the training data only, once for each seed; "
         "score what comes out, and say whether the claimed score reproduces. Killed and started again, it goes on.",
-        "pgolf rerun submissions/2026-11-27_naive-2 --seeds 3 --data data/fineweb --score-data data/secret\n\n"
+        "pgolf rerun submissions/2026-11-28_naive-3 --seeds 3 --data data/fineweb --score-data data/secret\n\n"
         "exit codes: 0 reproduces, inconclusive, quarantined or no claim; 1 does not reproduce, or refused;\n"
         "            2 wrong usage; 3 this machine or the data is broken, and a later start goes on",
         _rerun,
