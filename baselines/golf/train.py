@@ -37,7 +37,7 @@ from pgolf.train import loop, optim
 from pgolf.train.ranks import Ranks
 from pgolf.train.settings import FromData, Options
 
-CALIBRATION_BATCHES = 16  # at least, if there are so many sequences
+CALIBRATION_BATCHES = 16  # at least, unless they would be shorter than one sequence
 FRAMING = 1024
 """Bytes that packing adds to the weights: padding of the tar, and zstd's block headers, 3 bytes per 128 KiB."""
 SMALLEST_PRIOR = 64  # bytes: the mixer's coder keeps some in reserve

@@ -360,17 +360,17 @@ def settings_of(bench: Bench, name: str) -> Figures:
 def stages(full: bool) -> dict[str, Callable[[Bench], Figures]]:
     """By name, the most valuable first."""
     found: dict[str, Callable[[Bench], Figures]] = {"environment": environment, "data": data}
-    found |= of("naive", steps, timed) | {"contest timed": contest} | of("naive", score)
-    found |= of("golf", steps, timed, score)
+    found |= stages_of("naive", steps, timed) | {"contest timed": contest} | stages_of("naive", score)
+    found |= stages_of("golf", steps, timed, score)
     for kind in (torchrun, equal_tokens, quantise):
-        found |= of("naive", kind) | of("golf", kind)
+        found |= stages_of("naive", kind) | stages_of("golf", kind)
     if full:
         found |= {f"{baseline} 600 s": partial(timed, baseline, seconds=600) for baseline in ("naive", "golf")}
     return found
 
 
-def of(baseline: str, *kinds: Callable[[str, Bench], Figures]) -> dict[str, Callable[[Bench], Figures]]:
-    """Stages of a baseline, by name."""
+def stages_of(baseline: str, *kinds: Callable[[str, Bench], Figures]) -> dict[str, Callable[[Bench], Figures]]:
+    """By name."""
     return {f"{baseline} {kind.__name__}": partial(kind, baseline) for kind in kinds}
 
 

@@ -29,8 +29,7 @@ REQUIRED = (MANIFEST, "predict.py", "train.py")
 RETIRED_FORMS = ("simple", "streaming")
 DOCS = "docs/artifact.md"
 LEVEL = 22  # of zstd
-SOURCE_ENDINGS = (".py", ".cpp", ".cu", ".h")
-"""Of the members that a trainer gets beside the manifest."""
+CODE_ENDINGS = (".py", ".cpp", ".cu", ".h")
 TOKENIZER_ENDINGS = (".model", ".json", ".py")
 
 _BLOCK = 512
@@ -249,7 +248,7 @@ def _member_name(raw: bytes, where: str) -> str:
         raise Refused(f"{name}: absolute paths are not allowed")
     if any(part in ("", ".", "..") for part in name.split("/")):
         raise Refused(f"{name!r}: empty, '.' and '..' path parts are not allowed")
-    if is_source(name) and not re.fullmatch(rf"[\w./-]{{1,{_SOURCE_NAME}}}", name, re.ASCII):  # a trainer gets it
+    if is_code(name) and not re.fullmatch(rf"[\w./-]{{1,{_SOURCE_NAME}}}", name, re.ASCII):  # a trainer gets it
         raise Refused(
             f"{name!r:.120}: the name of a source file may have {_SOURCE_NAME} characters: letters, digits, '_', '-', "
             "'.' and '/'"
@@ -350,19 +349,24 @@ def _require(key: str, values: dict[str, Any], holds: bool) -> None:
         raise Refused(f"{MANIFEST}: {key} is {shown}, which the format does not allow ({DOCS})")
 
 
+def is_code(name: str) -> bool:
+    """Whether a file of that name is code."""
+    return name.endswith(CODE_ENDINGS)
+
+
 def is_source(name: str) -> bool:
-    """Whether a file of that name is code, which a trainer gets."""
-    return name.endswith(SOURCE_ENDINGS)
+    """Whether train.py needs a member of that name to train again: code and manifest, never weights or other blobs."""
+    return is_code(name) or name == MANIFEST
 
 
 def sources(members: Mapping[str, bytes]) -> dict[str, bytes]:
-    """The members that train.py needs to train again: code and manifest, never weights or other blobs."""
-    return {name: data for name, data in members.items() if is_source(name) or name == MANIFEST}
+    """The members that a trainer gets."""
+    return {name: data for name, data in members.items() if is_source(name)}
 
 
 def code_in(folder: Path) -> dict[str, bytes]:
     """The code that lies in a folder, without what editors hide there."""
-    paths = (path for path in folder.glob("[!.]*") if is_source(path.name) and path.is_file())
+    paths = (path for path in folder.glob("[!.]*") if is_code(path.name) and path.is_file())
     return {path.name: path.read_bytes() for path in paths}
 
 

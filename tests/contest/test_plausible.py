@@ -10,7 +10,7 @@ import pytest
 from conftest import ROOT
 from contest.fakes import CALIBRATION
 from pgolf import rules
-from pgolf.artifact import is_source
+from pgolf.artifact import is_code
 from pgolf.contest import plausible
 from pgolf.contest.rerun_record import Declared, entropy
 from pgolf.contest.verdict import Speed
@@ -21,9 +21,7 @@ NOISE = np.random.default_rng(0).bytes(9000)
 
 def test_code_is_no_noise() -> None:
     """All code of the project, file by file."""
-    files = [
-        path for name in ("src", "baselines", "tests") for path in (ROOT / name).rglob("*") if is_source(path.name)
-    ]
+    files = [path for name in ("src", "baselines", "tests") for path in (ROOT / name).rglob("*") if is_code(path.name)]
     assert len(files) > 100
     assert [*plausible.sources({str(path): path.read_bytes() for path in files})] == []
 

@@ -47,7 +47,7 @@ def made(tmp_path_factory: pytest.TempPathFactory, tokenizer_model: Path, datase
         (folder / "logs" / f"{seed}.jsonl").write_text(json.dumps({"seed": seed}) + "\n")
     (folder / "artifact.zst").write_bytes(packed.read_bytes())
     for name, content in artifact.read(packed, ARTIFACT_BYTES).members.items():
-        if artifact.is_source(name):
+        if artifact.is_code(name):
             (folder / "code" / name).write_bytes(content)
     values = json.loads((folder / entry.FILE).read_text())
     (folder / entry.FILE).write_text(json.dumps(values | {"blurb": "a test"}))

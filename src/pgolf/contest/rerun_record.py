@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from pgolf import rules
-from pgolf.artifact import MANIFEST, Artifact, is_source, sources
+from pgolf.artifact import Artifact, is_source, sources
 from pgolf.contest.verdict import Verdict
 from pgolf.files import printable, read_regular, write_atomically
 from pgolf.score.record import Environment, Packed, Submission, Text, typed
@@ -207,7 +207,7 @@ def _head(record: Rerun) -> list[str]:
         name, author = map(printable, (record.submission.name, record.submission.author))
         values = {"submission": f"{name} by {author}, track {record.track}", **values}
     given = [member for member in record.members if member.source]
-    code = [member for member in given if is_source(member.name) or member.name == MANIFEST]
+    code = [member for member in given if is_source(member.name)]
     tokenizer = [f", and {_member(member)}" for member in given if member not in code]
     size = sum(member.bytes for member in code)
     values["trained on"] = f"{size:,} bytes of source in {len(code)} files" + "".join(tokenizer)

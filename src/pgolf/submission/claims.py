@@ -11,7 +11,7 @@ from statistics import fmean
 from typing import Any
 
 from pgolf import entry, rules
-from pgolf.artifact import Artifact, is_source
+from pgolf.artifact import Artifact, is_code
 from pgolf.entry import Entry, Packed, Seed
 from pgolf.errors import Refused, UsageError
 from pgolf.files import open_regular, printable, read_regular
@@ -128,7 +128,7 @@ def _artifact(folder: Path, found: Entry, packed: Artifact) -> Iterator[Finding]
         if inside != outside:
             what = f"{field} is {inside!r} in the artifact and {outside!r} in the entry"
             yield Finding("name-differs", WARNING, entry.FILE, None, what, "write the same name into both")
-    own = {name: data for name, data in packed.members.items() if is_source(name)}
+    own = {name: data for name, data in packed.members.items() if is_code(name)}
     code = folder / entry.CODE
     for name in sorted(own):
         try:

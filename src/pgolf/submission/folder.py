@@ -25,13 +25,8 @@ def folder_members(folder: Path) -> dict[str, bytes]:
     members: dict[str, bytes] = {}
     left = rules.UNPACKED_BYTES
     for path in listing.files:
-        try:
-            data = read_regular(path, left)
-        except OSError as error:
-            if error.errno == errno.EFBIG:
-                most = f"{rules.UNPACKED_BYTES:,} bytes"
-                raise Refused(f"{folder}: holds more than {most}, the most an artifact unpacks to") from None
-            raise EnvironmentBroken(f"{path}: cannot be read ({error.strerror})") from None
+        most = rules.UNPACKED_BYTES
+        data = _read(path, left, f"{folder}: holds more than {most:,} bytes, the most an artifact unpacks to")
         left -= len(data)
         members[path.relative_to(folder).as_posix()] = data
     return members
@@ -51,19 +46,24 @@ def source_files(folder: Path) -> dict[str, bytes]:
     for path, what in listing.passed_over:
         if what.startswith("unreadable"):
             raise EnvironmentBroken(f"{path}: {what}")
-        if what == LINKED and artifact.is_source(path.name) and path.resolve().is_relative_to(folder.resolve().parent):
+        if what == LINKED and artifact.is_code(path.name) and path.resolve().is_relative_to(folder.resolve().parent):
             links.append(path)
-        elif what != HIDDEN and artifact.is_source(path.name):
+        elif what != HIDDEN and artifact.is_code(path.name):
             raise UsageError(f"{path}: is {what}{' to elsewhere' * (what == LINKED)}; put the file itself in its place")
     found: dict[str, bytes] = {}
     for path in (*listing.files, *links):
         name = path.relative_to(folder).as_posix()
-        if artifact.is_source(name) or name == artifact.MANIFEST:
-            try:
-                found[name] = read_regular(path, rules.SOURCE_BYTES)
-            except OSError as error:
-                if error.errno == errno.EFBIG:
-                    most = f"{rules.SOURCE_BYTES:,} bytes"
-                    raise Refused(f"{path}: has more than {most}, the most that all source may have") from None
-                raise EnvironmentBroken(f"{path}: cannot be read ({error.strerror})") from None
+        if artifact.is_source(name):
+            most = rules.SOURCE_BYTES
+            found[name] = _read(path, most, f"{path}: has more than {most:,} bytes, the most that all source may have")
     return found
+
+
+def _read(path: Path, most: int, too_large: str) -> bytes:
+    """A file's contents. Raises Refused(`too_large`) for more than `most` bytes, else EnvironmentBroken."""
+    try:
+        return read_regular(path, most)
+    except OSError as error:
+        if error.errno == errno.EFBIG:
+            raise Refused(too_large) from None
+        raise EnvironmentBroken(f"{path}: cannot be read ({error.strerror})") from None

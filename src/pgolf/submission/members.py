@@ -42,7 +42,7 @@ def role(found: Artifact, name: str) -> str:
     """What a member is for, as far as the harness can know: which of the other files are weights is their author's."""
     if name == found.manifest.tokenizer:
         return TOKENIZER
-    return CODE if is_source(name) or name == MANIFEST else OTHER
+    return CODE if is_source(name) else OTHER
 
 
 def compressed(found: Artifact) -> dict[str, int]:
